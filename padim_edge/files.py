@@ -1,0 +1,74 @@
+"""Files that are either whole or not there: written beside the target, synced, renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from padim_edge.errors import PadimEdgeError
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a temporary file beside ``path`` that takes its place when the block succeeds.
+
+    Enter it before long work, and an unwritable target is reported before the work, not after.
+    When the block raises (Ctrl-C too), ``path`` is left as it was and nothing stays behind.
+
+    Raises:
+        PadimEdgeError: the folder is missing, not writable or full, or ``path`` is a folder.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise PadimEdgeError(f"cannot write {target}: it is a folder; name a file")
+    # Replacing a link would leave the file it points to as it was: follow it.
+    target = Path(os.path.realpath(target))
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(name, _mode(target))
+        os.replace(name, target)
+        _sync_folder(target.parent)
+    except BaseException as error:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        if isinstance(error, OSError):
+            raise _cannot_write(path, error) from error
+        raise
+
+
+def _cannot_write(path: str | Path, error: OSError) -> PadimEdgeError:
+    return PadimEdgeError(
+        f"cannot write {path}: {error.strerror or error}; choose a folder that exists, "
+        "is writable and has room"
+    )
+
+
+def _mode(target: Path) -> int:
+    """Permissions of the file being replaced, or those any new file would get."""
+    try:
+        return target.stat().st_mode & 0o777
+    except OSError:
+        mask = os.umask(0)
+        os.umask(mask)
+        return 0o666 & ~mask
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable, where the system can open folders."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
