@@ -1,10 +1,10 @@
 """PaDiM anomaly detection, from a folder of good photos to an edge device.
 
-    from padim_edge import Detector
+from padim_edge import Detector
 
-    detector = Detector("padim.onnx")
-    result = detector(frame)          # H x W x 3 uint8, RGB, any size
-    print(result.score, result.threshold, result.is_anomalous)
+detector = Detector("padim.onnx")
+result = detector(frame)          # H x W x 3 uint8, RGB, any size
+print(result.score, result.threshold, result.is_anomalous)
 """
 
 from __future__ import annotations

@@ -1,0 +1,112 @@
+"""The detector: a frame of any size in, score, decision and map out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from padim_edge import gaussian
+from padim_edge.errors import ModelError, UsageError
+from padim_edge.model import Detection, read
+from padim_edge.runtime import open_engine
+
+Frame = NDArray[np.uint8] | Image.Image
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a detector says of one frame.
+
+    Attributes:
+        score: maximum of the score map; a smoothed Mahalanobis distance, not normalised.
+        threshold: the model's; a good frame exceeds it at the model's false-alarm rate.
+        is_anomalous: score > threshold.
+        percentile: per cent of the good images of the fit (each scored as if left out of it)
+            that score no higher.
+        score_map: float32 [H, W] over the part of the frame that the graph sees
+            (`Detector.region`).
+    """
+
+    score: float
+    threshold: float
+    is_anomalous: bool
+    percentile: float
+    score_map: NDArray[np.float32]
+
+
+class Detector:
+    """A padim.onnx opened in an engine.
+
+        with Detector("padim.onnx") as detector:
+            result = detector(frame)
+
+    Args:
+        path: a file made by ``padim-edge fit``.
+        engine: a name from `padim_edge.runtime.ENGINES`, or "auto".
+        threads: of the engine; 0 for all cores.
+
+    Raises:
+        PadimEdgeError: the file is not such a model, or the engine does not run here.
+    """
+
+    def __init__(self, path: str | Path, engine: str = "auto", threads: int = 0) -> None:
+        self.model = read(path, "padim")
+        self.engine = open_engine(engine, self.model, threads)
+
+    @property
+    def detection(self) -> Detection:
+        """Preprocessing, threshold and everything else that fit put into the file."""
+        if self.model.detection is None:
+            raise ModelError("an embedding is no detector")
+        return self.model.detection
+
+    def __call__(self, frame: Frame) -> Result:
+        """Judge one frame: uint8 [h, w, 3] RGB of any size, or a Pillow image."""
+        return self.batch([frame])[0]
+
+    def batch(self, frames: Sequence[Frame]) -> list[Result]:
+        """Judge several frames, of any sizes, in one run of the engine."""
+        if not frames:
+            raise UsageError("no frames were given: a batch needs at least one")
+        return self.judge(np.stack([self.detection.preprocess(frame) for frame in frames]))
+
+    def judge(self, images: NDArray[np.uint8]) -> list[Result]:
+        """Judge frames that are prepared already: uint8 [N, H, W, 3] of the graph's size."""
+        scores, maps = self.engine.infer(images)
+        limit = self.detection.threshold
+        return [
+            Result(
+                score=float(score),
+                threshold=limit,
+                # A score that is not a number is no proof of a good part.
+                is_anomalous=not score <= limit,
+                percentile=gaussian.percentile(self.detection.good_scores, float(score)),
+                score_map=one,
+            )
+            for score, one in zip(scores, maps, strict=True)
+        ]
+
+    def region(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """(left, top, right, bottom) of what the graph sees of a frame of this size."""
+        return self.detection.preprocess.region(width, height)
+
+    def close(self) -> None:
+        """Free the engine. Closing twice is harmless."""
+        self.engine.close()
+
+    def __enter__(self) -> Detector:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,125 @@
+"""The export command: build, choose, trace, validate, write."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from padim_edge.errors import PadimEdgeError
+from padim_edge.export import backbone as backbones
+from padim_edge.export import channels
+from padim_edge.export.onnx import assemble
+from padim_edge.files import atomic_write
+from padim_edge.model import Model, write
+from padim_edge.runtime.ort import Graph
+
+# Largest difference between graph and network, relative to the largest value of the embedding.
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A written embedding.onnx: its model, its size in bytes, and how far it is from torch."""
+
+    model: Model
+    size: int
+    difference: float
+
+
+def export(
+    output: str | Path,
+    backbone: str = "resnet18",
+    layers: tuple[str, ...] | None = None,
+    dims: tuple[int, ...] | None = None,
+    channels_file: Path | None = None,
+    image_size: tuple[int, int] = (224, 224),
+    weights: str = "default",
+    seed: int = 1024,
+) -> Exported:
+    """Export a backbone with its channel selection to ``output``.
+
+    Args:
+        output: the file to write.
+        backbone: a classification network of torchvision.
+        layers: its nodes to use; None for the defaults.
+        dims: channels to choose, in all (one number) or per layer; None for the default.
+        channels_file: an explicit list of channels instead.
+        image_size: (H, W), multiples of 32.
+        weights: "default", "random" or a file.
+        seed: of the choice of channels and of random weights.
+
+    Raises:
+        PadimEdgeError: bad arguments, weights that cannot be had, or a graph that differs from
+            the network; nothing is written then.
+    """
+    with atomic_write(output) as stream:
+        network = backbones.load(backbone, layers, weights, image_size, seed)
+        default = backbones.DEFAULTS.get(backbone, ((), 100))[1]
+        chosen, selection = channels.choose(network.channels, dims, channels_file, seed, default)
+        model = assemble(network, chosen, selection)
+        size = write(stream, model)
+        difference = validate(model, network, seed)
+    return Exported(model, size, difference)
+
+
+def validate(model: Model, network: backbones.Backbone, seed: int) -> float:
+    """Compare the graph in ONNX Runtime with the network in torch on random images.
+
+    Batches of 1 and 3, so that a batch dimension that is dynamic in name only is found.
+
+    Returns:
+        The largest difference, relative to the largest value of the embedding.
+
+    Raises:
+        PadimEdgeError: it exceeds `TOLERANCE`.
+    """
+    generator = np.random.default_rng(seed)
+    worst = 0.0
+    with Graph(model.proto.SerializeToString()) as graph:
+        for batch in (1, 3):
+            shape = (batch, *network.image_size, 3)
+            image = generator.integers(0, 256, shape, dtype=np.uint8)
+            ours = graph.run({"image": image}, ["embedding"])[0]
+            theirs = embed(network, model.embedding.channels, image).numpy()
+            if ours.shape != theirs.shape or not np.isfinite(theirs).all():
+                raise PadimEdgeError(
+                    f"the network gives NaN or another shape ({theirs.shape}) than the graph "
+                    f"({ours.shape}): check the weights"
+                )
+            scale = max(float(np.abs(theirs).max()), np.finfo(np.float32).tiny)
+            worst = max(worst, float(np.abs(ours - theirs).max()) / scale)
+    if worst > TOLERANCE:
+        raise PadimEdgeError(
+            f"the exported graph differs from torch by {worst:.1e} of the largest value "
+            f"({TOLERANCE:.0e} is allowed), so nothing was written; please report this with "
+            "the versions of torch and onnxruntime"
+        )
+    return worst
+
+
+@torch.inference_mode()
+def embed(
+    network: backbones.Backbone, chosen: tuple[int, ...], image: np.ndarray
+) -> Tensor:
+    """The embedding by torch alone, the way PaDiM defines it: repeat, concatenate, then select.
+
+    Args:
+        network: the truncated backbone.
+        chosen: channels of the concatenation.
+        image: uint8 [N, H, W, 3].
+
+    Returns:
+        float32 [N, d, h, w].
+    """
+    pixels = torch.from_numpy(image).permute(0, 3, 1, 2).float() / 255
+    mean = torch.tensor(backbones.MEAN).view(1, 3, 1, 1)
+    std = torch.tensor(backbones.STD).view(1, 3, 1, 1)
+    maps = network.network((pixels - mean) / std)
+    finest = max(tuple(m.shape[2:]) for m in maps)
+    repeated = [functional.interpolate(m, size=finest, mode="nearest") for m in maps]
+    return torch.cat(repeated, dim=1)[:, list(chosen)]

@@ -1,0 +1,121 @@
+"""ONNX Runtime on the CPU: the engine that runs everywhere, and graphs for export and fit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from padim_edge.errors import MissingDependencyError, PadimEdgeError
+from padim_edge.graph import cut
+from padim_edge.model import Model
+from padim_edge.runtime import STAGES
+
+try:
+    import onnxruntime
+except ImportError as error:
+    raise MissingDependencyError("running a graph on the CPU", "onnxruntime", "cpu") from error
+
+
+class Graph:
+    """An ONNX graph in an ONNX Runtime session on the CPU.
+
+    Args:
+        data: the file's bytes.
+        threads: threads within an operator; 0 lets ONNX Runtime take every core.
+    """
+
+    def __init__(self, data: bytes, threads: int = 0) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(
+                data, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's errors share no base but Exception
+            reason = str(error).splitlines()[0]
+            raise PadimEdgeError(f"ONNX Runtime cannot load the graph: {reason}") from error
+
+    def run(self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[Any]:
+        """Run the graph; the returned arrays belong to the caller."""
+        results: list[Any] = self._session.run(list(outputs), dict(inputs))
+        return results
+
+    def close(self) -> None:
+        """Free the session. Closing twice is harmless."""
+        self._session = None
+
+    def __enter__(self) -> Graph:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class OrtEngine:
+    """The whole of padim.onnx in ONNX Runtime on the CPU."""
+
+    name = "ort"
+
+    def __init__(self, model: Model, threads: int = 0) -> None:
+        self._model = model
+        self._threads = threads
+        self._graph = Graph(model.data, threads)
+        self._parts: list[tuple[str, Graph, list[str]]] = []
+
+    def infer(
+        self, images: NDArray[np.uint8]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Score a batch; see `padim_edge.runtime.Engine`."""
+        scores, maps = self._graph.run({"image": images}, ["score", "score_map"])
+        return scores, maps
+
+    def stages(self, images: NDArray[np.uint8]) -> dict[str, float]:
+        """Run the graph in three pieces, cut at its fixed names, and time each.
+
+        The pieces are opened on first use; their sum exceeds the whole by what ONNX Runtime
+        saves across the cuts.
+        """
+        if not self._parts:
+            self._parts = self._cut()
+        tensors: dict[str, Any] = {"image": images}
+        inputs = ["image"]
+        seconds = {}
+        for stage, graph, outputs in self._parts:
+            feed = {name: tensors[name] for name in inputs}
+            start = time.perf_counter()
+            results = graph.run(feed, outputs)
+            seconds[stage] = time.perf_counter() - start
+            tensors.update(zip(outputs, results, strict=True))
+            inputs = outputs
+        return seconds
+
+    def _cut(self) -> list[tuple[str, Graph, list[str]]]:
+        names = [["image"], self._model.feature_names(), ["distance_map"], ["score", "score_map"]]
+        parts = []
+        for stage, inputs, outputs in zip(STAGES, names[:-1], names[1:], strict=True):
+            data = cut(self._model.proto, inputs, outputs).SerializeToString()
+            parts.append((stage, Graph(data, self._threads), outputs))
+        return parts
+
+    def describe(self) -> str:
+        """Library, version and threads."""
+        threads = self._threads or "all"
+        return f"ONNX Runtime {onnxruntime.__version__} on the CPU, {threads} threads"
+
+    def close(self) -> None:
+        """Free all sessions. Closing twice is harmless."""
+        self._graph.close()
+        for _, graph, _ in self._parts:
+            graph.close()
+        self._parts = []
