@@ -187,7 +187,8 @@ def leave_one_out(squared: Array, count: int) -> Array:
     c = count / (count - 1) ** 2
     # c q < 1 for every image of the fit; rounding alone could bring it to 1.
     rest = np.maximum(1.0 - c * squared, np.finfo(np.float64).eps)
-    return (count / (count - 1)) ** 2 * squared / (a * rest)
+    left_out: Array = (count / (count - 1)) ** 2 * squared / (a * rest)
+    return left_out
 
 
 def smoothing_matrix(size: int, positions: int, sigma: float) -> Array:

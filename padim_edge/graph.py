@@ -24,7 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from padim_edge.errors import PadimEdgeError
 from padim_edge.gaussian import smoothing_matrix
-from padim_edge.model import FEATURES, IR_VERSION, OPSET, Embedding
+from padim_edge.model import FEATURES, IR_VERSION, NORMALISED, OPSET, Embedding
 from padim_edge.pyramid import Layer, Level, Pyramid
 
 CONSTANTS = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
@@ -221,7 +221,9 @@ def detector(
     embedding_proto: onnx.ModelProto, embedding: Embedding, parts: list[Nodes]
 ) -> onnx.ModelProto:
     """The whole padim.onnx: the backbone of embedding.onnx followed by the scoring parts."""
-    features = [FEATURES + layer.name for layer in embedding.pyramid_layers()]
+    layers = embedding.pyramid_layers()
+    features = [FEATURES + layer.name for layer in layers]
+    finest = max(layers, key=lambda layer: layer.height)
     base = cut(embedding_proto, ["image"], features).graph
     height, width = embedding.image_size
     graph = helper.make_graph(
@@ -233,7 +235,14 @@ def detector(
             helper.make_tensor_value_info("score_map", TensorProto.FLOAT, ["N", height, width]),
         ],
         list(base.initializer),
-        value_info=list(base.output),
+        # What can be cut at must be declared.
+        value_info=[
+            *base.output,
+            helper.make_tensor_value_info(NORMALISED, TensorProto.FLOAT, ["N", 3, height, width]),
+            helper.make_tensor_value_info(
+                "distance_map", TensorProto.FLOAT, ["N", finest.height, finest.width]
+            ),
+        ],
     )
     for part in parts:
         graph.node.extend(part.nodes)

@@ -1,0 +1,30 @@
+# Everything runs from a fresh clone: the environment is made on first use, in .venv.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.ready          ## synthetic photos -> export -> fit -> run -> eval -> bench
+	$(BIN)/padim-edge demo --folder demo
+
+test: lint                    ## everything that CI runs
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.ready         ## the figures of benchmarks/README.md
+	$(BIN)/python benchmarks/frame.py
+	$(BIN)/python benchmarks/fit.py
+
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e ".[cpu,export,eval,dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo build *.egg-info

@@ -1,0 +1,547 @@
+"""The command line: parse, import what is needed, one call, print."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from padim_edge import __version__
+from padim_edge.errors import ImageError, PadimEdgeError, UsageError
+
+if TYPE_CHECKING:
+    from padim_edge.bench import Report
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="padim-edge",
+    help="PaDiM anomaly detection: from a folder of good photos to a detector at the edge.",
+    epilog="Start here:  padim-edge demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ModelFile = Annotated[Path, typer.Argument(help="Detector made by 'padim-edge fit'.")]
+EngineName = Annotated[
+    str, typer.Option("--engine", help="auto, or ort (ONNX Runtime on the CPU).")
+]
+Threads = Annotated[int, typer.Option("--threads", min=0, help="Threads; 0 takes all cores.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first unreadable image.")]
+
+
+def main() -> None:
+    """Run the command line: 0 ok, 1 the work failed, 2 wrong use, 130 interrupted."""
+    # A service manager's SIGTERM unwinds like Ctrl-C, so that no temporary file stays behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # --debug is looked up in sys.argv, so it may stand anywhere.
+    app([argument for argument in sys.argv[1:] if argument != "--debug"])
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    _debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"padim-edge {__version__}")
+        raise typer.Exit
+
+
+F = TypeVar("F", bound=Callable[..., None])
+
+
+def _command(name: str, example: str) -> Callable[[F], F]:
+    """Register a command whose errors become one line on stderr and an exit code."""
+
+    def register(function: F) -> F:
+        @functools.wraps(function)
+        def reported(*arguments: Any, **options: Any) -> None:
+            try:
+                function(*arguments, **options)
+            except KeyboardInterrupt:
+                _say("interrupted: no file was changed")
+                raise typer.Exit(INTERRUPTED) from None
+            except BrokenPipeError:
+                raise  # the reader went away, as in `padim-edge run ... | head`
+            except (PadimEdgeError, OSError, MemoryError) as error:
+                if "--debug" in sys.argv:
+                    raise
+                _say(f"error: {str(error) or type(error).__name__}")
+                raise typer.Exit(getattr(error, "exit_code", 1)) from None
+
+        app.command(name, epilog=f"Example:  {example}")(reported)
+        return function
+
+    return register
+
+
+def _say(text: str) -> None:
+    """One line on stderr, so that stdout holds results alone."""
+    typer.echo(text, err=True)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Progress bars on stderr, one per stage; silent when stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    bars: dict[str, Any] = {}
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in bars:
+                bars[stage] = progress.add_task(stage, total=total)
+            progress.update(bars[stage], completed=done, total=total)
+
+        yield show
+
+
+class _Skipped:
+    """Counts images that could not be read, and says each; stops at the first if strict."""
+
+    def __init__(self, strict: bool) -> None:
+        self.strict = strict
+        self.errors: list[tuple[Path, ImageError]] = []
+
+    def __call__(self, path: Path, error: ImageError) -> None:
+        if self.strict:
+            raise error
+        self.errors.append((path, error))
+        _say(f"warning: left out: {error}")
+
+    def summary(self) -> None:
+        """Say how many there were, if any."""
+        if self.errors:
+            _say(f"warning: {len(self.errors)} unreadable image(s) were left out")
+
+
+def _table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...]) -> None:
+    """Print aligned columns; text is left of a column, numbers right."""
+    cells = [header, *rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    for row in cells:
+        parts = [
+            cell.ljust(width) if place == 0 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        typer.echo("  ".join(parts).rstrip())
+
+
+def _write_json(path: Path, value: Any) -> None:
+    from padim_edge.files import atomic_write
+
+    with atomic_write(path) as stream:
+        stream.write((json.dumps(value, indent=2) + "\n").encode())
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    """'layer1,layer2' as names."""
+    return None if text is None else tuple(part.strip() for part in text.split(","))
+
+
+def _integers(option: str, text: str | None) -> tuple[int, ...] | None:
+    """'6,28,66' as integers."""
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{option} {text}: integers with commas between are needed") from None
+
+
+@_command(
+    "export", "padim-edge export --backbone resnet18 --dims 100 --weights default -o embedding.onnx"
+)
+def export(
+    backbone: Annotated[
+        str, typer.Option("--backbone", help="A classification network of torchvision.")
+    ] = "resnet18",
+    layers: Annotated[
+        str | None, typer.Option("--layers", help="Its layers, fine to coarse: layer1,layer2,...")
+    ] = None,
+    dims: Annotated[
+        str | None,
+        typer.Option(
+            "--dims", help="Channels to choose: 100 of all at random, or 6,28,66 per layer."
+        ),
+    ] = None,
+    channels: Annotated[
+        Path | None,
+        typer.Option("--channels", help="File with the channels to take instead (JSON or text)."),
+    ] = None,
+    weights: Annotated[
+        str,
+        typer.Option(
+            "--weights",
+            help="default (ImageNet, from torchvision's cache or the network), a file, or random.",
+        ),
+    ] = "default",
+    seed: Annotated[
+        int, typer.Option("--seed", help="Of the choice of channels and of random weights.")
+    ] = 1024,
+    image_size: Annotated[
+        str, typer.Option("--image-size", help="N or HxW, in multiples of 32.")
+    ] = "224",
+    output: Annotated[Path, typer.Option("-o", "--output", help="File to write.")] = Path(
+        "embedding.onnx"
+    ),
+) -> None:
+    """Export a backbone with its channel selection to one ONNX graph (needs torch).
+
+    Once per backbone, on any machine; fit and run need no torch.
+    """
+    from padim_edge.images import parse_size
+
+    size = parse_size(image_size)
+    names, numbers = _names(layers), _integers("--dims", dims)
+    with _export_extra():
+        from padim_edge.export.export import export as run_export
+
+        if weights == "random":
+            _say(f"warning: RANDOM weights (seed {seed}): for trials; real parts need real weights")
+        done = run_export(output, backbone, names, numbers, channels, size, weights, seed)
+    info = done.model.embedding
+    typer.echo(f"{output}: {done.size / 1e6:.1f} MB")
+    typer.echo(f"  backbone    {info.backbone}, {', '.join(info.layers)}, {info.weights}")
+    typer.echo(f"  channels    {info.selection}")
+    typer.echo(f"  validated   differs from torch by {done.difference:.1e} of the largest value")
+
+
+@contextlib.contextmanager
+def _export_extra() -> Iterator[None]:
+    from padim_edge.errors import MissingDependencyError
+
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if str(error.name).split(".")[0] in ("torch", "torchvision", "onnxscript"):
+            raise MissingDependencyError(
+                "padim-edge export", str(error.name), "export,cpu"
+            ) from error
+        raise
+
+
+@_command("fit", "padim-edge fit embedding.onnx photos/ --false-alarm-rate 0.05 -o padim.onnx")
+def fit(
+    embedding: Annotated[Path, typer.Argument(help="Graph made by 'padim-edge export'.")],
+    images: Annotated[
+        Path,
+        typer.Argument(help="Good images: a folder, a pattern, or a data set with train/good."),
+    ],
+    preprocess: Annotated[
+        str,
+        typer.Option(
+            "--preprocess",
+            help="whole: the entire image, resized. reference: shorter side 256, centre crop 224.",
+        ),
+    ] = "whole",
+    resize: Annotated[
+        str | None,
+        typer.Option("--resize", help="Instead of a preset: shorter side N, or HxW."),
+    ] = None,
+    crop: Annotated[
+        str | None, typer.Option("--crop", help="Centre crop after the resize: N or HxW.")
+    ] = None,
+    interpolation: Annotated[
+        str | None,
+        typer.Option("--interpolation", help="lanczos (default), bicubic, bilinear or box."),
+    ] = None,
+    covariance: Annotated[
+        str,
+        typer.Option(
+            "--covariance",
+            help="sample (np.cov + eps I), or ledoit-wolf (a larger file).",
+        ),
+    ] = "sample",
+    eps: Annotated[
+        float, typer.Option("--eps", help="Added to the diagonal of the sample covariance.")
+    ] = 0.01,
+    sigma: Annotated[
+        float, typer.Option("--sigma", help="Of the Gaussian filter, in pixels of the score map.")
+    ] = 4.0,
+    constants: Annotated[
+        str, typer.Option("--constants", help="Storage: float16, float32 or int8.")
+    ] = "float16",
+    false_alarm_rate: Annotated[
+        float | None,
+        typer.Option(
+            "--false-alarm-rate",
+            help="Share of good parts that may raise an alarm "
+            "[default: 0.01, or the lowest rate that the images allow].",
+        ),
+    ] = None,
+    save_moments: Annotated[
+        Path | None,
+        typer.Option("--save-moments", help="Also save the moments (.npz), for --update later."),
+    ] = None,
+    update: Annotated[
+        Path | None,
+        typer.Option("--update", help="Go on from saved moments; IMAGES are the new ones."),
+    ] = None,
+    strict: Strict = False,
+    threads: Threads = 0,
+    output: Annotated[Path, typer.Option("-o", "--output", help="File to write.")] = Path(
+        "padim.onnx"
+    ),
+) -> None:
+    """Fit a detector on good images: means, whitening and threshold, in one ONNX file."""
+    from padim_edge.dataset import train_images
+    from padim_edge.fit import Settings
+    from padim_edge.fit import fit as run_fit
+    from padim_edge.images import Preprocess
+    from padim_edge.model import read
+
+    size = read(embedding, "embedding").embedding.image_size
+    settings = Settings(
+        Preprocess.choose(size, preprocess, resize, crop, interpolation),
+        covariance,
+        constants,
+        eps,
+        sigma,
+        false_alarm_rate,
+    )
+    skipped = _Skipped(strict)
+    with _progress() as progress:
+        done = run_fit(
+            embedding,
+            train_images(images),
+            output,
+            settings,
+            update=update,
+            save_moments=save_moments,
+            threads=threads,
+            on_error=skipped,
+            progress=progress,
+        )
+    skipped.summary()
+    detection = done.model.detection
+    if detection is None:
+        raise PadimEdgeError("the fit gave no detector")
+    if false_alarm_rate is None and detection.false_alarm_rate > 0.01:
+        _say(
+            f"warning: {len(detection.good_scores)} images are too few for a false-alarm rate of "
+            f"0.01 (99 are needed): the threshold is set for {detection.false_alarm_rate:.3g}"
+        )
+    typer.echo(f"{output}: {done.size / 1e6:.1f} MB, fitted on {detection.images} images")
+    typer.echo(
+        f"  threshold   {detection.threshold:.3f} for a false-alarm rate of "
+        f"{detection.false_alarm_rate:.3g} ({detection.calibration})"
+    )
+    typer.echo(
+        f"  seconds     {done.seconds_features:.1f} features, {done.seconds_statistics:.1f} "
+        "statistics and file"
+    )
+
+
+@_command("run", "padim-edge run padim.onnx photos/new/ --save-maps maps/ --jsonl scores.jsonl")
+def run(
+    model: ModelFile,
+    source: Annotated[str, typer.Argument(help="An image, a folder, or a pattern in quotes.")],
+    engine: EngineName = "auto",
+    save_maps: Annotated[
+        Path | None,
+        typer.Option("--save-maps", help="Write each image with heat map and contour here."),
+    ] = None,
+    jsonl: Annotated[
+        Path | None,
+        typer.Option("--jsonl", help="Write one JSON object per image; - for stdout, no table."),
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images per run of the engine.")] = 8,
+    strict: Strict = False,
+    threads: Threads = 0,
+) -> None:
+    """Judge images: score, threshold, decision, and percentile among good images."""
+    from padim_edge.detector import Detector
+    from padim_edge.files import atomic_write
+    from padim_edge.images import find_images
+    from padim_edge.run import judge
+
+    paths = find_images(source)
+    on_stdout = jsonl is not None and str(jsonl) == "-"
+    skipped = _Skipped(strict)
+    anomalous = total = 0
+    with contextlib.ExitStack() as stack:
+        lines = stack.enter_context(atomic_write(jsonl)) if jsonl and not on_stdout else None
+        detector = stack.enter_context(Detector(model, engine, threads))
+        if not on_stdout:
+            typer.echo(f"{'score':>10}  {'threshold':>10}  {'percentile':>10}  decision   image")
+        for verdict in judge(detector, paths, batch, skipped, save_maps, root=Path(source)):
+            total += 1
+            record = verdict.to_json()
+            if lines:
+                lines.write((json.dumps(record) + "\n").encode())
+            if on_stdout:
+                typer.echo(json.dumps(record))
+            elif "error" not in record:
+                decision = "ANOMALY" if record["is_anomalous"] else "ok"
+                typer.echo(
+                    f"{record['score']:10.3f}  {record['threshold']:10.3f}  "
+                    f"{record['percentile']:10.1f}  {decision:<9}  {record['path']}"
+                )
+            anomalous += bool(record.get("is_anomalous"))
+    skipped.summary()
+    good = total - len(skipped.errors) - anomalous
+    _say(f"{good} ok, {anomalous} anomalous, {len(skipped.errors)} unreadable")
+    if len(skipped.errors) == total:
+        raise PadimEdgeError(f"none of the {total} image(s) could be read")
+
+
+@_command("eval", "padim-edge eval padim.onnx mvtec/bottle --json bottle.json")
+def evaluate(
+    model: ModelFile,
+    dataset: Annotated[Path, typer.Argument(help="Data set with test/ and ground_truth/.")],
+    engine: EngineName = "auto",
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the results as JSON.")
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images per run of the engine.")] = 8,
+    strict: Strict = False,
+    threads: Threads = 0,
+) -> None:
+    """Measure a detector on images with known defects: AUROC, PRO, F1, false alarms."""
+    from padim_edge.dataset import test_samples
+    from padim_edge.detector import Detector
+    from padim_edge.run import evaluate as run_evaluate
+
+    samples = test_samples(dataset)
+    skipped = _Skipped(strict)
+    with Detector(model, engine, threads) as detector, _progress() as progress:
+        metrics = run_evaluate(detector, samples, batch, skipped, progress)
+    skipped.summary()
+    if json_file:
+        _write_json(json_file, metrics.to_json())
+
+    def number(value: float | None) -> str:
+        return "no masks" if value is None else f"{value:.4f}"
+
+    _table(
+        [
+            ("image AUROC", number(metrics.image_auroc)),
+            ("pixel AUROC", number(metrics.pixel_auroc)),
+            ("PRO (to 0.3)", number(metrics.pro)),
+            ("best F1", number(metrics.best_f1)),
+            (f"F1 at {metrics.threshold:.3f}", number(metrics.f1)),
+            ("precision", number(metrics.precision)),
+            ("recall", number(metrics.recall)),
+            ("false-alarm rate", number(metrics.false_alarm_rate)),
+        ],
+        (f"{metrics.good} good, {metrics.defective} defective", ""),
+    )
+    if metrics.images_without_mask:
+        _say(f"{metrics.images_without_mask} defective image(s) have no mask: left out of pixels")
+
+
+@_command("bench", "padim-edge bench padim.onnx --batch 1,32 --json bench.json")
+def bench(
+    model: ModelFile = Path("padim.onnx"),
+    engine: EngineName = "auto",
+    batch: Annotated[str, typer.Option("--batch", help="Batch sizes: 1 or 1,8,32.")] = "1",
+    calls: Annotated[
+        int, typer.Option("--calls", min=10, help="Counted calls at batch 1, fewer at larger ones.")
+    ] = 100,
+    frame: Annotated[
+        str, typer.Option("--frame", help="Size of the camera's frames, N or HxW.")
+    ] = "900",
+    threads: Threads = 0,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the results as JSON.")
+    ] = None,
+) -> None:
+    """Measure latency by stage, beside the bare backbone in the same runtime and run."""
+    from padim_edge.bench import bench as run_bench
+    from padim_edge.images import parse_size
+
+    sizes = _integers("--batch", batch) or (1,)
+    if min(sizes) < 1:
+        raise UsageError(f"--batch {batch}: sizes of at least 1 are needed")
+    with _progress() as progress:
+        report = run_bench(model, engine, sizes, threads, calls, parse_size(frame), progress)
+    if json_file:
+        _write_json(json_file, report.to_json())
+    _print_bench(report)
+
+
+def _print_bench(report: Report) -> None:
+    typer.echo(f"{report.model['file']}: {report.engine_description}")
+    typer.echo(f"{report.machine['processor']}, {report.machine['cores']} cores, {report.date}")
+    for result in report.results:
+        typer.echo("")
+        rows = [
+            (name, *(f"{x:.2f}" for x in (one.p50, one.p95, one.p99)), f"{one.throughput:.1f}")
+            for name, one in (
+                *result.stages.items(),
+                ("graph: image to score", result.graph),
+                ("total: frame to score", result.total),
+                ("bare backbone", result.bare),
+            )
+        ]
+        header = (f"batch {result.batch}, ms per call", "p50", "p95", "p99", "frames/s")
+        _table(rows, header)
+        typer.echo(f"graph / bare backbone = {result.ratio:.3f}   ({result.calls} calls each)")
+    typer.echo("")
+    typer.echo(
+        f"file {report.file_bytes / 1e6:.1f} MB, peak memory {report.peak_memory_bytes / 1e6:.0f} "
+        f"MB, process start to first score {report.cold_start_seconds:.2f} s"
+    )
+
+
+@_command("inspect", "padim-edge inspect padim.onnx")
+def inspect(
+    model: Annotated[Path, typer.Argument(help="A file made by padim-edge fit or export.")],
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write everything as JSON.")
+    ] = None,
+) -> None:
+    """Show what is in a file, and what takes how much room."""
+    from padim_edge.inspect import describe
+
+    description = describe(model)
+    if json_file:
+        _write_json(json_file, description)
+    for name, value in description["fields"].items():
+        typer.echo(f"{name:<18}{_short(value)}")
+    typer.echo("")
+    rows = [(part, f"{size / 1e6:.3f}") for part, size in description["bytes"].items()]
+    _table(rows, ("part", "MB"))
+
+
+def _short(value: Any) -> str:
+    """A value in one line; long lists by their ends."""
+    if isinstance(value, list) and len(value) > 8:
+        return f"{len(value)} values: {value[0]}, {value[1]}, ... {value[-1]}"
+    return str(value)
+
+
+@_command("demo", "padim-edge demo --folder demo")
+def demo(
+    folder: Annotated[Path, typer.Option("--folder", help="Folder to work in.")] = Path("demo"),
+) -> None:
+    """Show the whole way on synthetic images: export, fit, run, eval, bench (needs torch)."""
+    from padim_edge.demo import steps
+    from padim_edge.synthetic import make_dataset
+
+    make_dataset(folder / "photos")
+    typer.echo(f"synthetic cloth with known defects: {folder / 'photos'}")
+    for arguments in steps(folder):
+        typer.echo(f"\n$ padim-edge {shlex.join(arguments)}")
+        code = app(arguments, standalone_mode=False)
+        if code:
+            raise typer.Exit(code)
+    typer.echo(f"\nLook at {folder / 'maps'}: every test image with its heat map and contour.")

@@ -1,0 +1,26 @@
+"""The demo: the whole way from photos to a bench, on synthetic images, as commands to copy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def steps(folder: Path) -> list[list[str]]:
+    """The arguments of `padim-edge` for each step, in order, after the images were made.
+
+    Weights are random, because the demo must run without a network. Random weights still see
+    textures, which is enough for synthetic cloth; use real ones for real parts.
+    """
+    photos, embedding, model = (
+        str(folder / name) for name in ("photos", "embedding.onnx", "padim.onnx")
+    )
+    test = str(folder / "photos" / "test")
+    return [
+        ["export", "--backbone", "resnet18", "--weights", "random", "-o", embedding],
+        # 60 photos cannot promise the default rate of 1 %; they can promise 5 %.
+        ["fit", embedding, photos, "--false-alarm-rate", "0.05", "-o", model],
+        ["inspect", model],
+        ["run", model, test, "--save-maps", str(folder / "maps")],
+        ["eval", model, photos],
+        ["bench", model, "--engine", "ort", "--calls", "50"],
+    ]

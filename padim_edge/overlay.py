@@ -1,0 +1,202 @@
+"""A picture for people: the frame, where it is anomalous, and the verdict."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from padim_edge.errors import UsageError
+
+Region = tuple[float, float, float, float]
+
+#: Pixels on the long side; larger frames are scaled down for the picture.
+MAX_SIDE = 1600
+
+_TOP = 1.5  # the colour scale ends at this multiple of the threshold,
+_OPACITY = 0.75  # where the frame shines through by a quarter
+_DIMMED = 0.35  # brightness outside of the region
+
+_ALARM = (228, 52, 44)
+_GOOD = (32, 148, 84)
+_BAR = (24, 24, 27)
+_TEXT = (244, 244, 245)
+
+# "Inferno" (Smith and van der Walt, matplotlib), perceptually uniform, as the polynomial of
+# degree 6 that Matt Zucker fitted to it (shadertoy.com/view/WlfXRN, CC0): one row per power of
+# the position in [0, 1], columns red, green, blue.
+_INFERNO = np.array(
+    [
+        [0.000219, 0.001651, -0.019481],
+        [0.106513, 0.563956, 3.932712],
+        [11.602493, -3.972854, -15.942394],
+        [-41.703996, 17.436399, 44.354145],
+        [77.162936, -33.402359, -81.807309],
+        [-71.319428, 32.626064, 73.209520],
+        [25.131126, -12.242669, -23.070325],
+    ]
+)
+
+
+def overlay(
+    frame: NDArray[np.uint8],
+    score_map: NDArray[np.float32],
+    region: Region,
+    threshold: float,
+    score: float,
+    low: float,
+) -> Image.Image:
+    """Draw a score map over its frame, on a colour scale that is the same for every frame.
+
+    Scores up to ``low`` leave the frame as it is; from there colour and opacity grow up to 1.5
+    times the threshold. A line surrounds the parts above the threshold, what lies outside of
+    ``region`` is darkened, and a bar below the frame states score, threshold and verdict.
+
+    Args:
+        frame: uint8 [h, w, 3], RGB. Not modified.
+        score_map: float32 [H, W], at any resolution.
+        region: (left, top, right, bottom) of the part of the frame that the map covers, in
+            pixels of the frame; (0, 0, w, h) is all of it.
+        threshold: the score that an anomalous image exceeds.
+        score: the image score.
+        low: a score usual for good parts, from 0 to less than ``threshold``.
+
+    Returns:
+        An RGB picture: the frame at its own size, but at most 1600 pixels on the long side,
+        and the bar below it.
+
+    Raises:
+        UsageError: wrong shapes or types, an empty region, NaN or infinite scores, or ``low``
+            not in [0, threshold).
+    """
+    _check(frame, score_map, region, threshold, score, low)
+    picture, region = _at_most_max_side(Image.fromarray(frame), region)
+    scores, covered = _at_resolution_of(picture, score_map, region)
+
+    position = np.where(covered, (scores - low) / (_TOP * threshold - low), 0).clip(0, 1)
+    colours = _colour_table()[np.rint(position * 255).astype(np.uint8)]
+    pixels = np.asarray(picture, np.float32)
+    pixels = pixels + (_OPACITY * position)[..., None] * (colours - pixels)
+    pixels[~covered] *= _DIMMED
+
+    # A light line just inside, a dark one just outside: one of the two is seen on any frame.
+    inner, outer = _outline(covered & (scores > threshold), max(1, round(max(picture.size) / 800)))
+    pixels[outer] *= 0.3
+    pixels[inner] = 255
+    return _with_caption(np.rint(pixels).astype(np.uint8), score, threshold)
+
+
+def _at_most_max_side(picture: Image.Image, region: Region) -> tuple[Image.Image, Region]:
+    """Scale a large frame down, and the region with it."""
+    shrink = MAX_SIDE / max(picture.size)
+    if shrink >= 1:
+        return picture, region
+    width, height = (max(1, round(side * shrink)) for side in picture.size)
+    across, down = width / picture.width, height / picture.height
+    left, top, right, bottom = region
+    scaled = left * across, top * down, right * across, bottom * down
+    return picture.resize((width, height), Image.Resampling.BOX), scaled
+
+
+def _at_resolution_of(
+    picture: Image.Image, score_map: NDArray[np.float32], region: Region
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Interpolate the map at the centre of every pixel: float32 and "is covered", bool [h, w]."""
+    left, top, right, bottom = region
+    rows, columns = score_map.shape
+    across, down = columns / (right - left), rows / (bottom - top)
+    scores = Image.fromarray(np.asarray(score_map, np.float32)).transform(
+        picture.size,
+        Image.Transform.AFFINE,
+        (across, 0, -left * across, 0, down, -top * down),
+        Image.Resampling.BILINEAR,
+    )
+    x = np.arange(picture.width) + 0.5
+    y = np.arange(picture.height)[:, None] + 0.5
+    covered: NDArray[np.bool_] = (left < x) & (x < right) & (top < y) & (y < bottom)
+    return np.asarray(scores), covered
+
+
+def _outline(
+    mask: NDArray[np.bool_], thickness: int
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Lines along the border of a mask, inside and outside of it; closed at the frame's edge."""
+    grown = np.pad(mask, thickness)
+    rest = ~grown
+    for _ in range(thickness):
+        grown, rest = _dilated(grown), _dilated(rest)
+    middle = np.s_[thickness:-thickness, thickness:-thickness]
+    return rest[middle] & mask, grown[middle] & ~mask
+
+
+def _dilated(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """A mask and its four neighbours."""
+    result: NDArray[np.bool_] = mask.copy()
+    result[1:] |= mask[:-1]
+    result[:-1] |= mask[1:]
+    result[:, 1:] |= mask[:, :-1]
+    result[:, :-1] |= mask[:, 1:]
+    return result
+
+
+def _colour_table() -> NDArray[np.float32]:
+    """The colour scale: float32 [256, 3], RGB from 0 to 255."""
+    powers = np.linspace(0, 1, 256)[:, None] ** np.arange(len(_INFERNO))
+    table: NDArray[np.float32] = (255 * (powers @ _INFERNO).clip(0, 1)).astype(np.float32)
+    return table
+
+
+def _with_caption(pixels: NDArray[np.uint8], score: float, threshold: float) -> Image.Image:
+    """Add the bar below the frame, where it cannot hide a defect."""
+    height, width = pixels.shape[:2]
+    bar = max(20, round(0.04 * max(width, height)))
+    result = Image.new("RGB", (width, height + bar), _BAR)
+    result.paste(Image.fromarray(pixels), (0, 0))
+
+    verdict, colour = ("ANOMALY", _ALARM) if score > threshold else ("OK", _GOOD)
+    numbers = f"score {score:.4g}   threshold {threshold:.4g}"
+    gap = 0.4 * bar
+    size = 0.55 * bar
+    font = _font(size)
+    needed = font.getbbox(verdict)[2] + font.getbbox(numbers)[2] + 4 * gap
+    if needed > width:
+        gap, font = gap * width / needed, _font(max(1, size * width / needed))
+    badge = font.getbbox(verdict)[2] + 2 * gap
+    draw = ImageDraw.Draw(result)
+    draw.rectangle((0, height, round(badge) - 1, height + bar), fill=colour)
+    _, cap_top, _, cap_bottom = font.getbbox("A")
+    y = height + (bar - cap_top - cap_bottom) / 2
+    draw.text((gap, y), verdict, fill=_TEXT, font=font)
+    draw.text((badge + gap, y), numbers, fill=_TEXT, font=font)
+    return result
+
+
+def _font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The font that comes with Pillow, at ``size`` pixels where that is possible."""
+    try:
+        return ImageFont.load_default(size)
+    except (TypeError, ImportError):  # Pillow before 10.1, or built without FreeType
+        return ImageFont.load_default()
+
+
+def _check(
+    frame: NDArray[np.uint8],
+    score_map: NDArray[np.float32],
+    region: Region,
+    threshold: float,
+    score: float,
+    low: float,
+) -> None:
+    if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8 or not frame.size:
+        raise UsageError(f"frame must be uint8 [h, w, 3], RGB; got {frame.dtype} {frame.shape}")
+    if score_map.ndim != 2 or not score_map.size:
+        raise UsageError(f"score map must be float32 [H, W]; got shape {score_map.shape}")
+    if not (np.isfinite(score_map).all() and np.isfinite([score, threshold, low]).all()):
+        raise UsageError("NaN or infinite values in score, threshold, low or the score map")
+    left, top, right, bottom = region
+    if not (left < right and top < bottom):
+        raise UsageError(f"region must be (left, top, right, bottom) and not empty; got {region}")
+    if not 0 <= low < threshold:
+        raise UsageError(
+            f"low must be from 0 to less than the threshold {threshold:g}; got {low:g}"
+        )
