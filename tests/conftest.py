@@ -16,3 +16,38 @@ def data() -> Path:
     if not (root / "data").is_dir():
         pytest.skip(f"no real images at {root}: set PADIM_EDGE_TEST_DATA to the folder of them")
     return root
+
+
+@pytest.fixture(scope="session")
+def embedding_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small embedding.onnx: ResNet-18 with random weights, 64 x 64, 20 channels. Read only."""
+    pytest.importorskip("torch")
+    from padim_edge.export.export import export
+
+    path = tmp_path_factory.mktemp("embedding") / "embedding.onnx"
+    export(path, "resnet18", dims=(20,), image_size=(64, 64), weights="random")
+    return path
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 good synthetic photos to fit, 4 good and 2 of each of 3 defects to test. Read only."""
+    from padim_edge.synthetic import make_dataset
+
+    folder = tmp_path_factory.mktemp("photos")
+    make_dataset(folder, train=12, good=4, per_defect=2, size=96)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model_file(
+    tmp_path_factory: pytest.TempPathFactory, embedding_file: Path, photos: Path
+) -> Path:
+    """A padim.onnx fitted on `photos` with the defaults (float16). Read only."""
+    from padim_edge.dataset import train_images
+    from padim_edge.fit import Settings, fit
+    from padim_edge.images import Preprocess
+
+    path = tmp_path_factory.mktemp("model") / "padim.onnx"
+    fit(embedding_file, train_images(photos), path, Settings(Preprocess.whole((64, 64))))
+    return path
