@@ -8,6 +8,7 @@ import json
 import shlex
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -45,6 +46,8 @@ def main() -> None:
     """Run the command line: 0 ok, 1 the work failed, 2 wrong use, 130 interrupted."""
     # A service manager's SIGTERM unwinds like Ctrl-C, so that no temporary file stays behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Pillow's doubts about large files and odd EXIF; what cannot be read is reported anyway.
+    warnings.filterwarnings("ignore", module="PIL")
     # --debug is looked up in sys.argv, so it may stand anywhere.
     app([argument for argument in sys.argv[1:] if argument != "--debug"])
 
