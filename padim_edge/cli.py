@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import json
 import shlex
 import signal
@@ -11,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import typer
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from padim_edge.bench import Report
 
 INTERRUPTED = 130
+# The class of all complaints of typer about arguments; it has no public name.
+_WrongArguments = cast("type[Exception]", typer.BadParameter.__base__)
 
 app = typer.Typer(
     name="padim-edge",
@@ -38,7 +41,9 @@ ModelFile = Annotated[Path, typer.Argument(help="Detector made by 'padim-edge fi
 EngineName = Annotated[
     str, typer.Option("--engine", help="auto, or ort (ONNX Runtime on the CPU).")
 ]
-Threads = Annotated[int, typer.Option("--threads", min=0, help="Threads; 0 takes all cores.")]
+Threads = Annotated[
+    int, typer.Option("--threads", min=0, max=1024, help="Threads; 0 takes all cores.")
+]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first unreadable image.")]
 
 
@@ -48,18 +53,39 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # Pillow's doubts about large files and odd EXIF; what cannot be read is reported anyway.
     warnings.filterwarnings("ignore", module="PIL")
+    # File names may hold bytes that are no text in the encoding of stdout.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     # --debug is looked up in sys.argv, so it may stand anywhere.
-    app([argument for argument in sys.argv[1:] if argument != "--debug"])
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        sys.exit(app(arguments or ["--help"], standalone_mode=False))
+    except _WrongArguments as error:  # which typer would report in four lines
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "padim-edge"
+        _say(f"error: {error.format_message().rstrip('.')}; see  {command} --help")  # type: ignore[attr-defined]
+        sys.exit(UsageError.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(INTERRUPTED)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"padim-edge {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version."
+        ),
+    ] = False,
     _debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
 ) -> None:
-    if version:
-        typer.echo(f"padim-edge {__version__}")
-        raise typer.Exit
+    pass
 
 
 F = TypeVar("F", bound=Callable[..., None])
@@ -197,7 +223,13 @@ def export(
         ),
     ] = "default",
     seed: Annotated[
-        int, typer.Option("--seed", help="Of the choice of channels and of random weights.")
+        int,
+        typer.Option(
+            "--seed",
+            min=0,
+            max=2**63 - 1,
+            help="Of the choice of channels and of random weights.",
+        ),
     ] = 1024,
     image_size: Annotated[
         str, typer.Option("--image-size", help="N or HxW, in multiples of 32.")
@@ -428,8 +460,6 @@ def evaluate(
     with Detector(model, engine, threads) as detector, _progress() as progress:
         metrics = run_evaluate(detector, samples, batch, skipped, progress)
     skipped.summary()
-    if json_file:
-        _write_json(json_file, metrics.to_json())
 
     def number(value: float | None) -> str:
         return "no masks" if value is None else f"{value:.4f}"
@@ -449,6 +479,8 @@ def evaluate(
     )
     if metrics.images_without_mask:
         _say(f"{metrics.images_without_mask} defective image(s) have no mask: left out of pixels")
+    if json_file:
+        _write_json(json_file, metrics.to_json())
 
 
 @_command("bench", "padim-edge bench padim.onnx --batch 1,32 --json bench.json")
@@ -476,9 +508,9 @@ def bench(
         raise UsageError(f"--batch {batch}: sizes of at least 1 are needed")
     with _progress() as progress:
         report = run_bench(model, engine, sizes, threads, calls, parse_size(frame), progress)
+    _print_bench(report)
     if json_file:
         _write_json(json_file, report.to_json())
-    _print_bench(report)
 
 
 def _print_bench(report: Report) -> None:

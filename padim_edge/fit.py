@@ -17,12 +17,14 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from padim_edge import gaussian, graph
 from padim_edge.errors import (
@@ -50,6 +52,9 @@ CHUNK_BYTES = 16 * 2**20
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, what is done and what there is to do."""
 OnError = Callable[[Path, ImageError], None]
+
+
+T = TypeVar("T")
 
 
 def _silent(_stage: str, _done: int, _total: int) -> None:
@@ -318,9 +323,9 @@ def _statistics(
     whitening = _Constants(pyramid, settings.constants)
     means = [np.empty((level.positions, level.channels)) for level in pyramid.levels]
     squared = np.empty((pyramid.levels[-1].positions, features.count))
-    kept: list[Moments] = []
-    progress("statistics", 0, pyramid.cells)
-    for cells in features.chunks():
+
+    def of(cells: slice) -> Moments | None:
+        """Everything for a run of cells; runs touch disjoint parts of the arrays above."""
         own = features.of(cells)
         stats = gaussian.moments(own)
         if earlier:
@@ -333,17 +338,36 @@ def _statistics(
         q = gaussian.squared_distances(blocks, centred)
         finest = features.positions(len(pyramid.levels) - 1, cells)
         squared[finest] = gaussian.leave_one_out(q, total)
-        if keep:
-            kept.append(stats)
-        progress("statistics", cells.stop, pyramid.cells)
+        return stats if keep else None
+
+    kept = _in_threads(of, list(features.chunks()), pyramid.cells, progress)
     return Statistics(
         pyramid,
         _rasters(pyramid, means),
         whitening.arrays,
         _scores(pyramid, squared, settings),
         f"exact leave-one-out over {features.count} images",
-        gaussian.joined(kept) if keep else None,
+        gaussian.joined([stats for stats in kept if stats]) if keep else None,
     )
+
+
+def _in_threads(
+    task: Callable[[slice], T], runs: list[slice], cells: int, progress: Progress
+) -> list[T]:
+    """Do a task for each run of cells, one thread per core, each with a single BLAS thread.
+
+    The matrices are small: BLAS threads would spend their time waiting for one another.
+    """
+    results = []
+    progress("statistics", 0, cells)
+    with threadpool_limits(1), ThreadPoolExecutor(os.cpu_count()) as pool:
+        try:
+            for run, result in zip(runs, pool.map(task, runs), strict=True):
+                results.append(result)
+                progress("statistics", run.stop, cells)
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return results
 
 
 def _rasters(pyramid: Pyramid, means: list[Array]) -> list[NDArray[np.float32]]:
@@ -369,19 +393,20 @@ class _Constants:
         self.pyramid = pyramid
         self.constants = constants
         self.arrays: dict[str, NDArray[Any]] = {}
+        for index, level in enumerate(pyramid.levels):
+            for other, coarse in enumerate(pyramid.levels[: index + 1]):
+                one = np.zeros((1, level.channels, coarse.channels))
+                for suffix, values in graph.store(one, constants).items():
+                    shape = (level.positions, *values.shape[1:])
+                    self.arrays[f"{index}.{other}{suffix}"] = np.empty(shape, dtype=values.dtype)
 
     def put(self, cells: slice, blocks: gaussian.Blocks) -> None:
         """Store the blocks of some cells."""
         for (index, other), rows in blocks.items():
-            level = self.pyramid.levels[index]
             per_cell = self.pyramid.positions_per_cell(index)
             place = slice(cells.start * per_cell, cells.stop * per_cell)
             for suffix, values in graph.store(rows, self.constants).items():
-                name = f"{index}.{other}{suffix}"
-                if name not in self.arrays:
-                    shape = (level.positions, *values.shape[1:])
-                    self.arrays[name] = np.empty(shape, dtype=values.dtype)
-                self.arrays[name][place] = values
+                self.arrays[f"{index}.{other}{suffix}"][place] = values
 
 
 # --- Ledoit-Wolf ------------------------------------------------------------------------------
@@ -415,9 +440,9 @@ def _ledoit_wolf(features: Features, settings: Settings, progress: Progress) -> 
     means = np.empty((level.positions, level.channels))
     squared = np.empty((level.positions, features.count))
     finest = len(tree.levels) - 1
-    progress("statistics", 0, tree.cells)
-    for cell in range(tree.cells):
-        cells = slice(cell, cell + 1)
+
+    def of(cells: slice) -> None:
+        """Everything for a cell; cells touch disjoint parts of the arrays above."""
         parts = features.of(cells)
         positions = len(parts[-1])
         samples = np.concatenate([x.repeat(positions // len(x), axis=0) for x in parts], axis=2)
@@ -431,7 +456,9 @@ def _ledoit_wolf(features: Features, settings: Settings, progress: Progress) -> 
             mean, blocks = gaussian_of(samples[:, ~held_out])
             centred = [samples[:, held_out] - mean[:, None]]
             squared[np.ix_(places, held_out)] = gaussian.squared_distances(blocks, centred)
-        progress("statistics", cells.stop, tree.cells)
+
+    cells = [slice(cell, cell + 1) for cell in range(tree.cells)]
+    _in_threads(of, cells, tree.cells, progress)
     return Statistics(
         pyramid,
         _rasters(pyramid, [means]),

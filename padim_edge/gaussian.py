@@ -80,9 +80,12 @@ def joined(parts: Sequence[Moments]) -> Moments:
 def whitening(stats: Moments, eps: float) -> Blocks:
     """Rows of inv(cholesky(cov + eps I)), each at the level where it lives.
 
-    The covariance is unbiased (``np.cov``). Per level, with C the whitening of the coarser
-    channels: L_fc = S_fc C^T, L_ff = chol(S_ff + eps I - L_fc L_fc^T),
-    W = [-inv(L_ff) L_fc C | inv(L_ff)].
+    The covariance is unbiased (``np.cov``). With S its blocks and W those of the result, coarser
+    levels first, level l follows from
+
+        L_lm = sum over k <= m of S_lk W_mk^T                     for every m < l
+        W_ll = inv(chol(S_ll + eps I - sum over m of L_lm L_lm^T))
+        W_lm = -sum over m <= k < l of W_ll L_lk W_km             for every m < l
 
     Returns:
         Blocks of W; the diagonal ones are lower triangular.
@@ -91,35 +94,31 @@ def whitening(stats: Moments, eps: float) -> Blocks:
         PadimEdgeError: a covariance is not positive definite or not finite.
     """
     scale = 1.0 / (stats.count - 1)
-    blocks: Blocks = {}
-    starts = np.cumsum([0] + [mean.shape[1] for mean in stats.means])
-    coarser: Array | None = None
+    W: Blocks = {}
     for level, mean in enumerate(stats.means):
-        positions, channels = mean.shape
         own = stats.scatters[level, level] * scale
-        own[:, range(channels), range(channels)] += eps
-        if coarser is None:
-            inverse = _inverse_cholesky(own)
-            rows = inverse
-        else:
-            parents = len(coarser)
-            cross = np.concatenate([stats.scatters[level, m] for m in range(level)], axis=2) * scale
-            grouped = cross.reshape(parents, -1, cross.shape[2])
-            factor = (grouped @ coarser.transpose(0, 2, 1)).reshape(cross.shape)
-            inverse = _inverse_cholesky(own - factor @ factor.transpose(0, 2, 1))
-            left = (inverse @ factor).reshape(grouped.shape) @ coarser
-            rows = np.concatenate([-left.reshape(cross.shape), inverse], axis=2)
-        for other in range(level + 1):
-            blocks[level, other] = rows[:, :, starts[other] : starts[other + 1]]
-        if level + 1 < len(stats.means):
-            width = rows.shape[2]
-            deeper = np.zeros((positions, width, width))
-            if coarser is not None:
-                known = coarser.shape[1]
-                deeper[:, :known, :known] = coarser.repeat(positions // len(coarser), axis=0)
-            deeper[:, width - channels :] = rows
-            coarser = deeper
-    return blocks
+        own[:, range(mean.shape[1]), range(mean.shape[1])] += eps
+        factors: list[Array] = []
+        for m in range(level):
+            factor = np.zeros_like(stats.scatters[level, m])
+            for k in range(m + 1):
+                factor += _times(stats.scatters[level, k], W[m, k].transpose(0, 2, 1))
+            factors.append(factor * scale)
+            own -= factors[m] @ factors[m].transpose(0, 2, 1)
+        inverse = _inverse_cholesky(own)
+        W[level, level] = inverse
+        whitened = [inverse @ factor for factor in factors]
+        for m in range(level):
+            W[level, m] = np.zeros_like(factors[m])
+            for k in range(m, level):
+                W[level, m] -= _times(whitened[k], W[k, m])
+    return W
+
+
+def _times(fine: Array, coarse: Array) -> Array:
+    """[P_l, d_l, a] times [P_m, a, b] of the parent: all children of a parent in one product."""
+    product = fine.reshape(len(coarse), -1, fine.shape[2]) @ coarse
+    return product.reshape(*fine.shape[:2], -1)
 
 
 def _inverse_cholesky(matrices: Array) -> Array:
@@ -153,8 +152,7 @@ def squared_distances(blocks: Blocks, centred: Sequence[Array]) -> Array:
         positions, count, channels = own.shape
         whitened = np.zeros((positions, channels, count))
         for other, z in enumerate(centred[: level + 1]):
-            rows = blocks[level, other].reshape(len(z), -1, z.shape[2])
-            whitened += (rows @ z.transpose(0, 2, 1)).reshape(whitened.shape)
+            whitened += _times(blocks[level, other], z.transpose(0, 2, 1))
         squares = np.einsum("pcn,pcn->pn", whitened, whitened)
         if total is not None:
             squares += total.repeat(positions // len(total), axis=0)

@@ -85,7 +85,8 @@ def distances(
     Args:
         pyramid: the levels, coarse to fine.
         means: per level [1, d, h, w].
-        whitening: constants by name without "whitening.": "i.j" and, for int8, "i.j.scale".
+        whitening: constants by name without "whitening.": "i.j" and, for int8, "i.j.scale";
+            emptied on the way, because they can be large.
     """
     nodes = Nodes("distances")
     centred = []
@@ -166,12 +167,12 @@ def _product(
     index, other = block
     level, coarse = pyramid.levels[index], pyramid.levels[other]
     key = f"{index}.{other}"
-    values = whitening[key]
+    values = whitening.pop(key)
     rows = nodes.constant(f"whitening.{key}", values)
     if values.dtype != np.float32:
         rows = nodes.add("Cast", [rows], f"whitening.{key}.float32", to=TensorProto.FLOAT)
     if values.dtype == np.int8:
-        scale = nodes.constant(f"whitening.{key}.scale", whitening[f"{key}.scale"])
+        scale = nodes.constant(f"whitening.{key}.scale", whitening.pop(f"{key}.scale"))
         rows = nodes.add("Mul", [rows, scale], f"whitening.{key}.scaled")
     if other < index:
         per_parent = level.positions // coarse.positions * level.channels
@@ -220,7 +221,7 @@ def cut(proto: onnx.ModelProto, inputs: list[str], outputs: list[str]) -> onnx.M
 def detector(
     embedding_proto: onnx.ModelProto, embedding: Embedding, parts: list[Nodes]
 ) -> onnx.ModelProto:
-    """The whole padim.onnx: the backbone of embedding.onnx followed by the scoring parts."""
+    """The whole padim.onnx: the backbone of embedding.onnx, then the scoring parts (emptied)."""
     layers = embedding.pyramid_layers()
     features = [FEATURES + layer.name for layer in layers]
     finest = max(layers, key=lambda layer: layer.height)
@@ -244,8 +245,11 @@ def detector(
             ),
         ],
     )
-    for part in parts:
-        graph.node.extend(part.nodes)
-        graph.initializer.extend(part.constants)
     opsets = [helper.make_opsetid("", OPSET)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
+    proto = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
+    for part in parts:
+        proto.graph.node.extend(part.nodes)
+        # protobuf copies what it is given: let go of each constant at once, they can be large.
+        while part.constants:
+            proto.graph.initializer.append(part.constants.pop())
+    return proto

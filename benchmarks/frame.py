@@ -1,0 +1,59 @@
+"""A whole frame against the bare truncated backbone, in one interleaved run.
+
+    python benchmarks/frame.py [--backbone resnet18] [--batch 1,32] [--calls 200]
+
+Exports with random weights (time does not depend on them), fits 60 synthetic images with each
+kind of constants, and prints a Markdown table. Ratios are of medians; see `padim_edge.bench`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from padim_edge.bench import bench
+from padim_edge.export.export import export
+from padim_edge.fit import Settings, fit
+from padim_edge.images import Preprocess, find_images
+from padim_edge.synthetic import make_dataset
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backbone", default="resnet18")
+    parser.add_argument("--dims", default=None, help="as in padim-edge export")
+    parser.add_argument("--batch", default="1,32")
+    parser.add_argument("--calls", type=int, default=200)
+    parser.add_argument("--constants", default="float16,float32,int8")
+    arguments = parser.parse_args()
+    batches = [int(size) for size in arguments.batch.split(",")]
+    dims = tuple(map(int, arguments.dims.split(","))) if arguments.dims else None
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_dataset(folder / "photos", train=60, good=1, per_defect=1)
+        good = find_images(folder / "photos" / "train")
+        export(folder / "embedding.onnx", arguments.backbone, dims=dims, weights="random")
+        for place, constants in enumerate(arguments.constants.split(",")):
+            model = folder / f"{constants}.onnx"
+            settings = Settings(Preprocess.whole((224, 224)), constants=constants)
+            fit(folder / "embedding.onnx", good, model, settings)
+            report = bench(model, "ort", batches, calls=arguments.calls)
+            if place == 0:
+                print(f"{report.machine['processor']}, {report.machine['cores']} cores, ", end="")
+                print(f"{report.engine_description}, {report.date}\n")
+                print("| constants | batch | bare ms | graph ms | ratio | distances ms "
+                      "| smoothing ms | file MB | peak MB | cold start s |")  # fmt: skip
+                print("|---|---|---|---|---|---|---|---|---|---|")
+            for one in report.results:
+                print(
+                    f"| {constants} | {one.batch} | {one.bare.p50:.2f} | {one.graph.p50:.2f} "
+                    f"| {one.ratio:.3f} | {one.stages['distances'].p50:.2f} "
+                    f"| {one.stages['smoothing'].p50:.2f} | {report.file_bytes / 1e6:.1f} "
+                    f"| {report.peak_memory_bytes / 1e6:.0f} | {report.cold_start_seconds:.2f} |",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
