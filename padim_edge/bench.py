@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -28,8 +28,11 @@ from padim_edge import __version__
 from padim_edge.detector import Detector
 from padim_edge.errors import PadimEdgeError, UsageError
 from padim_edge.graph import cut
-from padim_edge.model import FEATURES, NORMALISED, Model
+from padim_edge.model import FEATURES, NORMALISED, Model, read
 from padim_edge.runtime import STAGES, open_graph
+
+if TYPE_CHECKING:
+    from padim_edge.runtime.ort import Graph
 
 BLOCK = 10
 REST_SECONDS = 0.05
@@ -121,18 +124,22 @@ def bench(
     if calls < BLOCK:
         raise UsageError(f"--calls {calls}: at least {BLOCK} are needed for percentiles")
     cold_start, peak = _fresh_process(path, engine, threads)
-    with Detector(path, engine, threads) as detector:
+    model = read(path, "padim")
+    with (
+        Detector(path, engine, threads) as detector,
+        open_graph(bare_backbone(model).SerializeToString(), threads) as bare,
+    ):
         results = [
-            _measure(detector, batch, threads, max(BLOCK, calls // batch), frame_size, progress)
+            _measure(detector, bare, batch, max(BLOCK, calls // batch), frame_size, progress)
             for batch in batches
         ]
-        info = detector.model.embedding
+        info = detector.embedding
         return Report(
             machine=machine(),
             date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             model={
                 "file": path.name,
-                "sha256": detector.model.sha256,
+                "sha256": model.sha256,
                 "backbone": info.backbone,
                 "channels": len(info.channels),
                 "image_size": list(info.image_size),
@@ -174,14 +181,14 @@ def _processor() -> str:
 
 def _measure(
     detector: Detector,
+    bare: Graph,
     batch: int,
-    threads: int,
     calls: int,
     frame_size: tuple[int, int],
     progress: Progress,
 ) -> BatchResult:
     generator = np.random.default_rng(0)
-    height, width = detector.model.embedding.image_size
+    height, width = detector.embedding.image_size
     frames = list(generator.integers(0, 256, (batch, *frame_size, 3), dtype=np.uint8))
     images = generator.integers(0, 256, (batch, height, width, 3), dtype=np.uint8)
     normalised = generator.standard_normal((batch, 3, height, width)).astype(np.float32)
@@ -192,19 +199,14 @@ def _measure(
         for stage, seconds in detector.engine.stages(images).items():
             stages[stage].append(seconds)
 
-    bare_model = bare_backbone(detector.model)
-    layers = [output.name for output in bare_model.graph.output]
-    with open_graph(bare_model.SerializeToString(), threads) as bare:
-        contenders: dict[str, Callable[[], object]] = {
-            "preprocess": lambda: [preprocess(frame) for frame in frames],
-            "stages": by_stage,
-            "graph": lambda: detector.engine.infer(images),
-            "total": lambda: detector.batch(frames),
-            "bare": lambda: bare.run({NORMALISED: normalised}, layers),
-        }
-        seconds = _interleaved(contenders, calls, lambda done: progress(
-            f"batch {batch}", done, calls
-        ))  # fmt: skip
+    contenders: dict[str, Callable[[], object]] = {
+        "preprocess": lambda: [preprocess(frame) for frame in frames],
+        "stages": by_stage,
+        "graph": lambda: detector.engine.infer(images),
+        "total": lambda: detector.batch(frames),
+        "bare": lambda: bare.run({NORMALISED: normalised}),
+    }
+    seconds = _interleaved(contenders, calls, lambda done: progress(f"batch {batch}", done, calls))
     # by_stage also ran once per block uncounted: drop that call, the first of each block.
     timed = {
         stage: [x for place, x in enumerate(values) if place % (BLOCK + 1)]
@@ -323,7 +325,7 @@ def first_score(path: str, engine: str, threads: str) -> None:
     """Open a model, judge one frame, print the peak memory: what `_fresh_process` runs."""
     try:
         with Detector(path, engine, int(threads)) as detector:
-            height, width = detector.model.embedding.image_size
+            height, width = detector.embedding.image_size
             detector(np.zeros((height, width, 3), dtype=np.uint8))
             print(json.dumps({"peak_memory_bytes": peak_memory()}), flush=True)
     except PadimEdgeError as error:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from padim_edge import gaussian
 from padim_edge.errors import ModelError, UsageError
-from padim_edge.model import Detection, read
+from padim_edge.model import read
 from padim_edge.runtime import open_engine
 
 Frame = NDArray[np.uint8] | Image.Image
@@ -46,6 +46,11 @@ class Detector:
         with Detector("padim.onnx") as detector:
             result = detector(frame)
 
+    Attributes:
+        embedding: backbone, channels and weights, as export stored them.
+        detection: preprocessing, threshold and scores of good images, as fit stored them.
+        engine: what runs the graph.
+
     Args:
         path: a file made by ``padim-edge fit``.
         engine: a name from `padim_edge.runtime.ENGINES`, or "auto".
@@ -56,15 +61,12 @@ class Detector:
     """
 
     def __init__(self, path: str | Path, engine: str = "auto", threads: int = 0) -> None:
-        self.model = read(path, "padim")
-        self.engine = open_engine(engine, self.model, threads)
-
-    @property
-    def detection(self) -> Detection:
-        """Preprocessing, threshold and everything else that fit put into the file."""
-        if self.model.detection is None:
-            raise ModelError("an embedding is no detector")
-        return self.model.detection
+        model = read(path, "padim")
+        if model.detection is None:
+            raise ModelError(f"{path} is no detector")
+        self.embedding = model.embedding
+        self.detection = model.detection
+        self.engine = open_engine(engine, model, threads)
 
     def __call__(self, frame: Frame) -> Result:
         """Judge one frame: uint8 [h, w, 3] RGB of any size, or a Pillow image."""

@@ -138,6 +138,7 @@ class Model:
         proto: the graph with its constants.
         embedding: what both kinds know.
         detection: None for embedding.onnx.
+        path: of the file; None before it is written.
         sha256: of the file's bytes; empty before it is written.
         data: the file's bytes, for a runtime to load.
     """
@@ -145,6 +146,7 @@ class Model:
     proto: onnx.ModelProto
     embedding: Embedding
     detection: Detection | None = None
+    path: Path | None = None
     sha256: str = ""
     data: bytes = field(default=b"", repr=False)
 
@@ -231,7 +233,7 @@ def read(path: str | Path, kind: str) -> Model:
         fields = _fields(proto, kind)
         embedding = _build(Embedding, fields)
         detection = _build(Detection, fields) if kind == "padim" else None
-        model = Model(proto, embedding, detection, hashlib.sha256(data).hexdigest(), data)
+        model = Model(proto, embedding, detection, path, hashlib.sha256(data).hexdigest(), data)
         _check_graph(model)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error.__cause__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from padim_edge.errors import MissingDependencyError, PadimEdgeError
 from padim_edge.graph import cut
-from padim_edge.model import Model
+from padim_edge.model import Model, read
 from padim_edge.runtime import STAGES
 
 try:
@@ -41,9 +42,12 @@ class Graph:
             reason = str(error).splitlines()[0]
             raise PadimEdgeError(f"ONNX Runtime cannot load the graph: {reason}") from error
 
-    def run(self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[Any]:
-        """Run the graph; the returned arrays belong to the caller."""
-        results: list[Any] = self._session.run(list(outputs), dict(inputs))
+    def run(
+        self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str] | None = None
+    ) -> list[Any]:
+        """Run the graph for some outputs, or all; the returned arrays belong to the caller."""
+        names = None if outputs is None else list(outputs)
+        results: list[Any] = self._session.run(names, dict(inputs))
         return results
 
     def close(self) -> None:
@@ -68,14 +72,13 @@ class OrtEngine:
     name = "ort"
 
     def __init__(self, model: Model, threads: int = 0) -> None:
-        self._model = model
         self._threads = threads
         self._graph = Graph(model.data, threads)
+        # Not the model itself: its constants would be in memory twice.
+        self._path, self._sha256 = model.path, model.sha256
         self._parts: list[tuple[str, Graph, list[str]]] = []
 
-    def infer(
-        self, images: NDArray[np.uint8]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def infer(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Score a batch; see `padim_edge.runtime.Engine`."""
         scores, maps = self._graph.run({"image": images}, ["score", "score_map"])
         return scores, maps
@@ -101,10 +104,15 @@ class OrtEngine:
         return seconds
 
     def _cut(self) -> list[tuple[str, Graph, list[str]]]:
-        names = [["image"], self._model.feature_names(), ["distance_map"], ["score", "score_map"]]
+        if self._path is None:
+            raise PadimEdgeError("stages can be timed only for a model that was read from a file")
+        model = read(self._path, "padim")
+        if model.sha256 != self._sha256:
+            raise PadimEdgeError(f"{self._path} was replaced while it was in use: open it again")
+        names = [["image"], model.feature_names(), ["distance_map"], ["score", "score_map"]]
         parts = []
-        for stage, inputs, outputs in zip(STAGES, names[:-1], names[1:], strict=True):
-            data = cut(self._model.proto, inputs, outputs).SerializeToString()
+        for stage, (inputs, outputs) in zip(STAGES, itertools.pairwise(names), strict=True):
+            data = cut(model.proto, inputs, outputs).SerializeToString()
             parts.append((stage, Graph(data, self._threads), outputs))
         return parts
 
