@@ -20,14 +20,17 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     When the block raises (Ctrl-C too), ``path`` is left as it was and nothing stays behind.
 
     Raises:
-        PadimEdgeError: the folder is missing, not writable or full, or ``path`` is a folder.
+        PadimEdgeError: the folder is missing, not writable or full, or ``path`` is a folder,
+            a device or a pipe.
     """
     target = Path(path)
-    if target.is_dir():
-        raise PadimEdgeError(f"cannot write {target}: it is a folder; name a file")
-    # Replacing a link would leave the file it points to as it was: follow it.
-    target = Path(os.path.realpath(target))
     try:
+        if target.is_dir():
+            raise PadimEdgeError(f"cannot write {target}: it is a folder; name a file")
+        if target.exists() and not target.is_file():  # renaming would replace /dev/null itself
+            raise PadimEdgeError(f"cannot write {target}: it is a device or a pipe; name a file")
+        # Replacing a link would leave the file it points to as it was: follow it.
+        target = Path(os.path.realpath(target))
         descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     except OSError as error:
         raise _cannot_write(path, error) from error
@@ -42,7 +45,8 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         _sync_folder(target.parent)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
+        # A broken pipe is stdout's, not this file's.
+        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
             raise _cannot_write(path, error) from error
         raise
 

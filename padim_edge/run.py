@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -84,21 +85,36 @@ def judge(
 
 
 def _targets(paths: Sequence[Path], folder: Path, root: Path | None) -> dict[Path, Path]:
-    """Where each overlay goes: the images' own folders, a .png each, no two the same."""
+    """Where each overlay goes: the images' own folders, a .png each, no two the same.
+
+    Raises:
+        UsageError: overlays would lie among the images, or replace them.
+    """
     base = root if root is not None and root.is_dir() else None
     if base and folder.resolve().is_relative_to(base.resolve()):
         raise UsageError(
             f"--save-maps {folder} lies inside {base}: the next run would take the overlays for "
             "images; choose a folder outside of it"
         )
-    relative = {path: path.relative_to(base) if base else Path(path.name) for path in paths}
+    if base is None:  # a pattern: below the folder that all have in common
+        base = Path(os.path.commonpath([path.parent for path in paths]))
+    relative = {path: path.relative_to(base) for path in paths}
     plain = {path: name.with_suffix(".png") for path, name in relative.items()}
-    count = Counter(plain.values())
-    return {
-        # a.jpg and a.bmp side by side keep their suffix: a.jpg.png and a.bmp.png.
-        path: folder / (name if count[name] == 1 else Path(f"{relative[path]}.png"))
-        for path, name in plain.items()
+    suffixed = {path: Path(f"{name}.png") for path, name in relative.items()}
+    count = Counter([*plain.values(), *suffixed.values()])
+    # a.jpg and a.bmp side by side keep their suffix: a.jpg.png and a.bmp.png.
+    targets = {
+        path: folder / (plain[path] if count[plain[path]] == 1 else suffixed[path])
+        for path in paths
     }
+    images = {path.resolve() for path in paths}
+    for path, target in targets.items():
+        if target.resolve() in images:
+            raise UsageError(
+                f"--save-maps {folder}: the overlay of {path} would replace the image {target}; "
+                "choose another folder"
+            )
+    return targets
 
 
 def _save_overlay(detector: Detector, path: Path, result: Result, target: Path) -> None:
