@@ -580,3 +580,33 @@ def demo(
         if code:
             raise typer.Exit(code)
     typer.echo(f"\nLook at {folder / 'maps'}: every test image with its heat map and contour.")
+
+
+@_command("doctor", "padim-edge doctor --json doctor.json")
+def doctor(
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write all findings as JSON.")
+    ] = None,
+) -> None:
+    """Try out what this machine can run, and name the command that mends what is missing."""
+    from padim_edge.doctor import examine
+
+    with _progress() as progress:
+        diagnosis = examine(progress=progress)
+    if json_file:
+        _write_json(json_file, diagnosis.to_json())
+    area = ""
+    for finding in diagnosis.findings:
+        if finding.area != area:
+            typer.echo(f"\n{finding.area}" if area else finding.area)
+            area = finding.area
+        status = "-" if finding.status == "absent" else finding.status
+        typer.echo(f"  {status:<8} {finding.name:<20} {finding.detail}")
+        if finding.mend:
+            typer.echo(f"  {'':<8} {'':<20} mend:  {finding.mend}")
+    typer.echo("")
+    if not diagnosis.engines:
+        raise PadimEdgeError("no engine runs here: see what is missing above")
+    typer.echo(
+        f"engines that run: {', '.join(diagnosis.engines)}; auto takes {diagnosis.engines[0]}"
+    )
