@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import pickle
+import io
+import re
+import sys
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from padim_edge.errors import PadimEdgeError, UsageError
 
-# ImageNet statistics of RGB in 0..1: what all torchvision classification weights expect.
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
+Colour = tuple[float, float, float]
+
+# ImageNet statistics of RGB in 0..1: what torchvision's weights expect, but for three networks.
+# Two of those convert the input themselves (transform_input), only when built with weights.
+MEAN: Colour = (0.485, 0.456, 0.406)
+STD: Colour = (0.229, 0.224, 0.225)
+HALF: Colour = (0.5, 0.5, 0.5)
+NORMALISED_BY_HALF = {"googlenet", "inception_v3", "efficientnet_v2_l"}
 
 RESNET_LAYERS = ("layer1", "layer2", "layer3")
 # Layers at 1/4, 1/8 and 1/16 of the image, and the number of channels to choose: the paper's for
@@ -41,6 +53,8 @@ class Backbone:
         layers: nodes whose outputs it returns, in the order asked for.
         network: module, float32 [N, 3, H, W] normalised -> tuple of [N, C, h, w].
         image_size: (H, W).
+        mean: subtracted from RGB in 0..1.
+        std: what the difference is divided by.
         channels: C per layer.
         shapes: (h, w) per layer.
         weights: where they come from, in words.
@@ -51,6 +65,8 @@ class Backbone:
     layers: tuple[str, ...]
     network: nn.Module
     image_size: tuple[int, int]
+    mean: Colour
+    std: Colour
     channels: tuple[int, ...]
     shapes: tuple[tuple[int, int], ...]
     weights: str
@@ -108,46 +124,90 @@ def load(
         warnings.simplefilter("ignore")  # googlenet and inception announce a change of their init
         torch.manual_seed(seed)
         whole = torchvision.models.get_model(name, weights=None).eval()
-        known = get_graph_node_names(whole)[1]
-        extractor = _truncate(whole, name, layers, known)
+        nodes = get_graph_node_names(whole)[1]
+        candidates = _candidates(whole, nodes)
+        ends: dict[str, str] = {}
+        for layer in layers:
+            own = [node for node in nodes if node == layer or node.startswith(layer + ".")]
+            if not own:
+                raise UsageError(
+                    f"{name} has no layer '{layer}'; choose with --layers among {candidates}"
+                )
+            # By its last node: by name, torchvision takes a wrong one where two layers end there.
+            if own[-1] in ends:
+                raise UsageError(
+                    f"--layers {','.join(layers)}: {ends[own[-1]]} and {layer} of {name} have "
+                    "the same output; name one of them"
+                )
+            ends[own[-1]] = layer
+        extractor = create_feature_extractor(whole, ends)
+    _forbid_overwriting(extractor)
     origin, digest = _load_weights(extractor, name, weights, seed)
     network = _Ordered(extractor, layers).eval().requires_grad_(False)
-    with torch.inference_mode():
-        maps = network(torch.zeros(1, 3, *image_size))
-    for layer, output in zip(layers, maps, strict=True):
-        if output.ndim != 4 or min(output.shape[2:]) < 1:
+    shapes = _shapes(network, name, image_size)
+    for layer, shape in zip(layers, shapes, strict=True):
+        if len(shape) != 3:
             raise UsageError(
-                f"layer '{layer}' of {name} gives shape {tuple(output.shape)}, not feature maps "
-                f"[N, C, h, w]: choose others with --layers, among {_candidates(known)}"
+                f"layer '{layer}' of {name} gives no feature maps [N, C, h, w]: "
+                f"choose others with --layers, among {candidates}"
             )
+    half = name in NORMALISED_BY_HALF
     return Backbone(
         name,
         layers,
         network,
         image_size,
-        tuple(int(m.shape[1]) for m in maps),
-        tuple((int(m.shape[2]), int(m.shape[3])) for m in maps),
+        HALF if half else MEAN,
+        HALF if half else STD,
+        tuple(channels for channels, _, _ in shapes),
+        tuple((height, width) for _, height, width in shapes),
         origin,
         digest,
     )
 
 
-def _truncate(
-    whole: nn.Module, name: str, layers: tuple[str, ...], known: list[str]
-) -> nn.Module:
-    for layer in layers:
-        if not any(node == layer or node.startswith(layer + ".") for node in known):
+def _forbid_overwriting(extractor: GraphModule) -> None:
+    """Keep the output of a layer from being overwritten by an in-place ReLU behind it."""
+    modules: Iterable[Any] = extractor.modules()
+    for module in modules:
+        if hasattr(module, "inplace"):
+            module.inplace = False
+    for node in extractor.graph.nodes:
+        if "inplace" in node.kwargs:
+            node.update_kwarg("inplace", False)
+    extractor.recompile()
+
+
+def _candidates(whole: nn.Module, nodes: list[str]) -> str:
+    """Modules among a network's nodes, two levels deep at most: enough to choose from."""
+    modules = dict(whole.named_modules())
+    names = dict.fromkeys(".".join(node.split(".")[:2]) for node in nodes)
+    return ", ".join(name for name in names if name in modules)
+
+
+def _shapes(network: nn.Module, name: str, image_size: tuple[int, int]) -> list[tuple[int, ...]]:
+    """(C, h, w) of each output; () where an output is no feature map."""
+    height, width = image_size
+    # torch.fx prints the generated code of a network that fails.
+    with torch.inference_mode(), contextlib.redirect_stderr(io.StringIO()):
+        try:
+            outputs = network(torch.zeros(1, 3, height, width))
+        except (RuntimeError, AssertionError) as error:
             raise UsageError(
-                f"{name} has no layer '{layer}'; choose with --layers among {_candidates(known)}"
-            )
-    extractor: nn.Module = create_feature_extractor(whole, {layer: layer for layer in layers})
-    return extractor
-
-
-def _candidates(nodes: list[str]) -> str:
-    """The modules that a node list names, two levels deep at most: enough to choose from."""
-    modules = [".".join(node.split(".")[:2]) if "." in node else node for node in nodes]
-    return ", ".join(dict.fromkeys(modules))
+                f"{name} takes no images of {height}x{width} "
+                f"({str(error).splitlines()[0]}): choose another --image-size"
+            ) from error
+        # C and h do not depend on the image's width. In [N, h, w, C], as swin has it, and in
+        # attention, the dimensions at their places do. (Some networks take one size only.)
+        wider = outputs
+        with contextlib.suppress(RuntimeError, AssertionError):
+            wider = network(torch.zeros(1, 3, height, width + 32))
+    return [
+        tuple(output.shape[1:])
+        if isinstance(output, Tensor) and output.ndim == 4 and output.shape[:3] == other.shape[:3]
+        else ()
+        for output, other in zip(outputs, wider, strict=True)
+    ]
 
 
 def _load_weights(extractor: nn.Module, name: str, weights: str, seed: int) -> tuple[str, str]:
@@ -155,30 +215,11 @@ def _load_weights(extractor: nn.Module, name: str, weights: str, seed: int) -> t
     if weights == "random":
         return f"random (seed {seed})", ""
     if weights == "default":
-        path, origin = _download(name)
+        path, origin = _default_weights(name)
     else:
         path = Path(weights)
         origin = path.name
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise PadimEdgeError(
-            f"cannot read the weights {path}: {error.strerror or error}; give a file of "
-            f"torchvision weights for {name}, or 'default', or 'random'"
-        ) from error
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
-        raise PadimEdgeError(
-            f"{path} is not a file of torch weights (a state dict saved by torch.save): "
-            f"{str(error).splitlines()[0]}"
-        ) from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise PadimEdgeError(
-            f"{path} holds no state dict of {name}: save one with torch.save(model.state_dict())"
-        )
+    state, digest = read_state(path)
     # Keys of layers behind the cut, such as fc, are not asked for and may be there or not.
     needed = {k for k in extractor.state_dict() if not k.endswith("num_batches_tracked")}
     missing = sorted(needed - state.keys())
@@ -196,22 +237,66 @@ def _load_weights(extractor: nn.Module, name: str, weights: str, seed: int) -> t
             f"{tuple(own[key].shape)} is needed"
         )
     extractor.load_state_dict({k: state[k] for k in needed}, strict=False)
-    return origin, hashlib.sha256(content).hexdigest()
+    return origin, digest
 
 
-def _download(name: str) -> tuple[Path, str]:
-    """The ImageNet weights of torchvision, from its cache or the network."""
+def read_state(path: Path) -> tuple[dict[str, Tensor], str]:
+    """Tensors by name from a file of torch weights, and the file's SHA-256. Runs no code in it.
+
+    Raises:
+        PadimEdgeError: it cannot be read, is damaged, or holds something else.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise PadimEdgeError(
+            f"cannot read the weights {path}: {error.strerror or error}; give a file of "
+            "torchvision weights, or 'default', or 'random'"
+        ) from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # doubts about the pickle's version
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # on damaged bytes torch raises whatever it stumbles over
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise PadimEdgeError(
+            f"{path} is not a file of torch weights (a state dict saved by torch.save): {reason}"
+        ) from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    ):
+        raise PadimEdgeError(
+            f"{path} holds no state dict: save one with torch.save(model.state_dict(), FILE)"
+        )
+    # torchvision's files for densenet have the names of 2017: norm.1 for norm1.
+    old = re.compile(r"(denselayer\d+\.\w+)\.([12]\.)")
+    state = {old.sub(r"\1\2", key): value for key, value in state.items()}
+    return state, hashlib.sha256(content).hexdigest()
+
+
+def _default_weights(name: str) -> tuple[Path, str]:
+    """The file of torchvision's ImageNet weights, from its cache or the network.
+
+    Not by torchvision's own loader: that one would run code from a tampered file.
+    """
     members = torchvision.models.get_model_weights(name)
     # V1 where there is one: the weights behind the published PaDiM figures. V2 scores higher on
     # ImageNet and lower here.
     weights = getattr(members, "IMAGENET1K_V1", None) or members.DEFAULT
-    try:
-        weights.get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise PadimEdgeError(
-            f"cannot download the default weights of {name} ({weights.url}): {reason}; fetch that "
-            "file on a machine with a network and give it with --weights FILE"
-        ) from error
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(weights.url).path).name
+    if not file.exists():
+        digest = torch.hub.HASH_REGEX.search(file.name)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(
+                weights.url, str(file), digest and digest[1], progress=sys.stderr.isatty()
+            )
+        except (OSError, HTTPException, RuntimeError) as error:
+            raise PadimEdgeError(
+                f"cannot download the default weights of {name} ({weights.url}): "
+                f"{str(error).splitlines()[0]}; fetch that file on a machine with a network and "
+                "give it with --weights FILE"
+            ) from error
     return file, f"torchvision {weights}"

@@ -71,10 +71,15 @@ def _read(file: Path, total: int) -> tuple[int, ...]:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--channels {file}: cannot be read as text ({error})") from error
     try:
-        values = json.loads(text) if text.lstrip().startswith("[") else re.split(r"[,\s]+", text)
-        channels = [int(value) for value in values if value != ""]
-    except (ValueError, TypeError) as error:
+        if text.lstrip().startswith("["):
+            channels = json.loads(text)
+        else:
+            channels = [int(word) for word in re.split(r"[,\s]+", text) if word]
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"--channels {file}: integers are expected ({error})") from error
+    strangers = [value for value in channels if type(value) is not int]
+    if strangers:
+        raise UsageError(f"--channels {file}: integers are expected, not {strangers[0]!r}")
     outside = [c for c in channels if not 0 <= c < total]
     if not channels or outside or len(set(channels)) != len(channels):
         problem = f"{outside[0]} is outside" if outside else "it is empty or names one twice"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -79,21 +80,24 @@ def validate(model: Model, network: backbones.Backbone, seed: int) -> float:
         PadimEdgeError: it exceeds `TOLERANCE`.
     """
     generator = np.random.default_rng(seed)
+    pyramid = model.pyramid()
     worst = 0.0
     with Graph(model.proto.SerializeToString()) as graph:
         for batch in (1, 3):
             shape = (batch, *network.image_size, 3)
             image = generator.integers(0, 256, shape, dtype=np.uint8)
             ours = graph.run({"image": image}, ["embedding"])[0]
-            theirs = embed(network, model.embedding.channels, image).numpy()
-            if ours.shape != theirs.shape or not np.isfinite(theirs).all():
+            size = (pyramid.height, pyramid.width)
+            theirs = embed(network, model.embedding.channels, size, image).numpy()
+            if not np.isfinite(theirs).all():
                 raise PadimEdgeError(
-                    f"the network gives NaN or another shape ({theirs.shape}) than the graph "
-                    f"({ours.shape}): check the weights"
+                    f"{network.name} gives NaN or infinity with the weights "
+                    f"'{network.weights}': check them"
                 )
             scale = max(float(np.abs(theirs).max()), np.finfo(np.float32).tiny)
-            worst = max(worst, float(np.abs(ours - theirs).max()) / scale)
-    if worst > TOLERANCE:
+            difference = np.abs(ours - theirs).max() if ours.shape == theirs.shape else np.inf
+            worst = float(np.maximum(worst, difference / scale))  # NaN stays NaN
+    if not worst <= TOLERANCE:
         raise PadimEdgeError(
             f"the exported graph differs from torch by {worst:.1e} of the largest value "
             f"({TOLERANCE:.0e} is allowed), so nothing was written; please report this with "
@@ -104,22 +108,25 @@ def validate(model: Model, network: backbones.Backbone, seed: int) -> float:
 
 @torch.inference_mode()
 def embed(
-    network: backbones.Backbone, chosen: tuple[int, ...], image: np.ndarray
+    network: backbones.Backbone,
+    chosen: tuple[int, ...],
+    size: tuple[int, int],
+    image: NDArray[np.uint8],
 ) -> Tensor:
     """The embedding by torch alone, the way PaDiM defines it: repeat, concatenate, then select.
 
     Args:
         network: the truncated backbone.
         chosen: channels of the concatenation.
+        size: (h, w) of the finest layer that any of them is from.
         image: uint8 [N, H, W, 3].
 
     Returns:
         float32 [N, d, h, w].
     """
     pixels = torch.from_numpy(image).permute(0, 3, 1, 2).float() / 255
-    mean = torch.tensor(backbones.MEAN).view(1, 3, 1, 1)
-    std = torch.tensor(backbones.STD).view(1, 3, 1, 1)
+    mean = torch.tensor(network.mean).view(1, 3, 1, 1)
+    std = torch.tensor(network.std).view(1, 3, 1, 1)
     maps = network.network((pixels - mean) / std)
-    finest = max(tuple(m.shape[2:]) for m in maps)
-    repeated = [functional.interpolate(m, size=finest, mode="nearest") for m in maps]
+    repeated = [functional.interpolate(m, size=size, mode="nearest") for m in maps]
     return torch.cat(repeated, dim=1)[:, list(chosen)]

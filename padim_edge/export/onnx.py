@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from onnx import TensorProto, compose, helper, numpy_helper
 
-from padim_edge.export.backbone import MEAN, STD, Backbone
+from padim_edge.errors import PadimEdgeError
+from padim_edge.export.backbone import Backbone
 from padim_edge.graph import Nodes, repeat_up
 from padim_edge.model import FEATURES, IR_VERSION, NORMALISED, OPSET, Embedding, Model
+from padim_edge.pyramid import Pyramid
 
 # Operators that treat every channel alike, so a selection may pass through them.
 CHANNELWISE = {"Relu", "LeakyRelu", "Clip", "HardSwish", "HardSigmoid", "Sigmoid", "Elu", "Gelu"}
@@ -31,23 +36,24 @@ def assemble(backbone: Backbone, chosen: tuple[int, ...], selection: str) -> Mod
         image_size=backbone.image_size,
         weights=backbone.weights,
         weights_sha256=backbone.weights_sha256,
-        mean=MEAN,
-        std=STD,
+        mean=backbone.mean,
+        std=backbone.std,
     )
-    traced = _trace(backbone)
-    head = _normalise(traced)
     layers = {layer.name: layer for layer in info.pyramid_layers()}
+    finest = Pyramid.coarse_to_fine(list(layers.values()))  # refuses what cannot be combined
+    traced = _trace(backbone)
+    head = _normalise(traced, backbone)
     selected = [
         (name, output.name, indices)
-        for name, output, indices in zip(
-            info.layers, traced.output, info.selected(), strict=True
-        )
+        for name, output, indices in zip(info.layers, traced.output, info.selected(), strict=True)
         if indices
     ]
     _Selector(traced).select(
-        [(output, np.array(indices), FEATURES + name) for name, output, indices in selected]
+        [
+            (output, np.array(indices, dtype=np.int64), FEATURES + name)
+            for name, output, indices in selected
+        ]
     )
-    finest = max(layers.values(), key=lambda layer: layer.height)
     tail = Nodes("embedding")
     parts = [
         repeat_up(tail, FEATURES + name, finest.height // layers[name].height)
@@ -84,17 +90,21 @@ def _trace(backbone: Backbone) -> onnx.GraphProto:
     """The backbone as an ONNX graph, dynamic in the batch, every name under 'backbone/'."""
     example = torch.zeros(2, 3, *backbone.image_size)
     batch = torch.export.Dim("N", min=1)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own deprecations
-        program = torch.onnx.export(
-            backbone.network,
-            (example,),
-            dynamo=True,
-            opset_version=OPSET,
-            dynamic_shapes=({0: batch},),
-            verbose=False,
-        )
+    with _quiet():
+        try:
+            program = torch.onnx.export(
+                backbone.network,
+                (example,),
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes=({0: batch},),
+                verbose=False,
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            raise PadimEdgeError(
+                f"torch cannot export {backbone.name} up to {', '.join(backbone.layers)} to ONNX "
+                f"opset {OPSET}: choose other --layers or another --backbone (--debug says why)"
+            ) from error
     if program is None:
         raise RuntimeError("torch.onnx.export returned nothing")
     traced = compose.add_prefix(program.model_proto, "backbone/")
@@ -107,7 +117,21 @@ def _trace(backbone: Backbone) -> onnx.GraphProto:
     return traced.graph
 
 
-def _normalise(traced: onnx.GraphProto) -> Nodes:
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's exporter from talking about itself: deprecations, versions, guards."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _normalise(traced: onnx.GraphProto, backbone: Backbone) -> Nodes:
     """uint8 [N, H, W, 3] to what the backbone expects, (image/255 - mean) / std in [N, 3, H, W].
 
     The subtraction comes first, as 255 mean, so that the division can go into the weights of the
@@ -116,8 +140,8 @@ def _normalise(traced: onnx.GraphProto) -> Nodes:
     nodes = Nodes("normalise")
     pixels = nodes.add("Cast", ["image"], "pixels", to=TensorProto.FLOAT)
     planes = nodes.add("Transpose", [pixels], "planes", perm=[0, 3, 1, 2])
-    mean = np.array(MEAN, dtype=np.float64) * 255
-    scale = 1 / (np.array(STD, dtype=np.float64) * 255)
+    mean = np.array(backbone.mean, dtype=np.float64) * 255
+    scale = 1 / (np.array(backbone.std, dtype=np.float64) * 255)
     shape = (1, 3, 1, 1)
     offset = nodes.constant("normalise.mean", mean.reshape(shape).astype(np.float32))
     users = [node for node in traced.node if traced.input[0].name in node.input]
@@ -154,32 +178,36 @@ class _Selector:
         self.weights = {tensor.name: tensor for tensor in graph.initializer}
         self.readers = Counter(name for node in graph.node for name in node.input)
 
-    def select(self, wanted: list[tuple[str, np.ndarray, str]]) -> None:
+    def select(self, wanted: list[tuple[str, NDArray[np.int64], str]]) -> None:
         """Make each (tensor, channels) available under a name of its own."""
         self.readers.update(tensor for tensor, _, _ in wanted)
         for tensor, channels, name in wanted:
-            made = self._select(tensor, channels)
-            self._rename(made, name)
+            made = self._select(tensor, channels, name)
+            self.makers[made].output[0] = name
         nodes = _sorted(list(self.graph.node))
         del self.graph.node[:]
         self.graph.node.extend(nodes)
 
-    def _select(self, tensor: str, channels: np.ndarray) -> str:
+    def _select(self, tensor: str, channels: NDArray[np.int64], reader: str) -> str:
+        """The channels of a tensor that ``reader`` wants; returns the name that holds them."""
         node = self.makers.get(tensor)
         if node is not None and self.readers[tensor] == 1:
             if node.op_type == "Conv" and _group(node) == 1:
                 for place in range(1, len(node.input)):
-                    node.input[place] = self._rows(node.input[place], channels)
+                    rows = f"{tensor}.rows.{place}"  # weights may be shared, their rows are not
+                    node.input[place] = self._rows(node.input[place], channels, rows)
                 return tensor
             if node.op_type in CHANNELWISE:
-                node.input[0] = self._select(node.input[0], channels)
+                node.input[0] = self._select(node.input[0], channels, reader)
                 return tensor
             if node.op_type == "Add" and all(name in self.makers for name in node.input):
                 for place in range(2):
-                    node.input[place] = self._select(node.input[place], channels)
+                    node.input[place] = self._select(node.input[place], channels, reader)
                 return tensor
-        name = f"{tensor}.selected"
-        index = numpy_helper.from_array(channels.astype(np.int64), f"{name}.channels")
+        name = f"{tensor}.for.{reader}"
+        if name in self.makers:
+            return name
+        index = numpy_helper.from_array(channels, f"{name}.channels")
         self.graph.initializer.append(index)
         gather = helper.make_node(
             "Gather", [tensor, index.name], [name], name=f"{name}/Gather", axis=1
@@ -188,15 +216,11 @@ class _Selector:
         self.makers[name] = self.graph.node[-1]  # append copies
         return name
 
-    def _rows(self, name: str, channels: np.ndarray) -> str:
+    def _rows(self, weight: str, channels: NDArray[np.int64], name: str) -> str:
         """A weight or bias reduced to the output channels that are used, as a new constant."""
-        rows = np.ascontiguousarray(numpy_helper.to_array(self.weights[name])[channels])
-        tensor = numpy_helper.from_array(rows, f"{name}.selected")
-        self.graph.initializer.append(tensor)
-        return str(tensor.name)
-
-    def _rename(self, old: str, new: str) -> None:
-        self.makers[old].output[0] = new
+        rows = np.ascontiguousarray(numpy_helper.to_array(self.weights[weight])[channels])
+        self.graph.initializer.append(numpy_helper.from_array(rows, name))
+        return name
 
 
 def _sorted(nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
