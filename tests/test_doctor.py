@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -252,6 +253,43 @@ def test_the_release_of_the_driver_is_read(tmp_path, monkeypatch):
     assert finding.detail == "540.4.0, for CUDA up to 12.6; Orin (sm_87), 7.4 GiB"
 
 
+LIBCUDA = r"""
+#include <string.h>
+#include <stddef.h>
+int cuInit(unsigned flags) { return INIT; }
+int cuGetErrorString(int code, const char **text) { *text = "no CUDA-capable device"; return 0; }
+int cuDriverGetVersion(int *version) { *version = 12060; return 0; }
+int cuDeviceGetCount(int *count) { *count = COUNT; return 0; }
+int cuDeviceGet(int *device, int index) { *device = 40 + index; return 0; }
+int cuDeviceGetName(char *name, int size, int device) {
+    strncpy(name, device == 40 ? "Orin" : "wrong", size); return 0; }
+int cuDeviceTotalMem_v2(size_t *bytes, int device) { *bytes = 8ul << 30; return 0; }
+int cuDeviceGetAttribute(int *value, int which, int device) {
+    *value = which == 75 ? 8 : which == 76 ? 7 : -1; return 0; }
+"""
+
+
+@pytest.mark.parametrize(
+    ("init", "count", "status", "detail"),
+    [
+        (0, 1, "ok", "for CUDA up to 12.6; Orin (sm_87), 8.0 GiB"),
+        (100, 1, "broken", "cuInit: no CUDA-capable device (100)"),
+        (0, 0, "broken", "the driver is there, and no GPU that it can use"),
+    ],
+)
+def test_the_driver_is_asked_itself(tmp_path, monkeypatch, init, count, status, detail):
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler here")
+    (tmp_path / "cuda.c").write_text(LIBCUDA)
+    defined = [f"-DINIT={init}", f"-DCOUNT={count}"]
+    files = ["-o", str(tmp_path / "libcuda.so.1"), str(tmp_path / "cuda.c")]
+    subprocess.run([compiler, "-shared", "-fPIC", *defined, *files], check=True)
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    answer = doctor.ask("driver")
+    assert (answer["status"], answer["detail"]) == (status, detail)
+
+
 def test_nvcc_beside_path_is_found_and_tried(tmp_path, tools):
     root = tree(tmp_path / "root", {"usr/local/cuda/bin/nvcc": ""})
     tool(
@@ -331,6 +369,19 @@ def running(pid: int) -> bool:
         return False
 
 
+def test_a_device_that_pycuda_reaches(tmp_path, library):
+    library("pycuda", f"VERSION_TEXT = '2026.1'; __path__ = [{str(tmp_path / 'libraries')!r}]")
+    library(
+        "driver",
+        "from unittest.mock import Mock\n"
+        "init, Device, Context = Mock(), Mock(), Mock()\n"
+        "Device.count.return_value = 2\n"
+        "mem_get_info = lambda: (3 * 2**30, 8 * 2**30)\n",
+    )
+    finding = doctor._pycuda()
+    assert (finding.status, finding.detail) == ("ok", "2026.1, 2 device(s), 3.0 of 8.0 GiB free")
+
+
 def test_what_a_library_prints_is_not_taken_for_the_answer(library):
     library("scipy", "import os; os.write(1, b'{\"status\": \"ok\"}'); print('hello')")
     answer = doctor.ask("package", "scipy", "no-such-distribution")
@@ -380,6 +431,13 @@ def test_errors_of_ours_keep_their_remedy():
     assert (answer.status, answer.mend) == ("broken", "sudo apt install x")
     answer = probe.tried(fails(ValueError("two\nlines")))
     assert (answer.status, answer.detail, answer.mend) == ("broken", "ValueError: two lines", "")
+
+
+@pytest.mark.parametrize(("machine", "command"), [("aarch64", "apt x"), ("x86_64", "pip y")])
+def test_a_remedy_for_another_machine_is_none(monkeypatch, machine, command):
+    monkeypatch.setattr(probe.platform, "machine", lambda: machine)
+    assert probe.remedy("no: on Jetson run  apt x  and on x86 run  pip y") == command
+    assert probe.remedy("no: on Jetson run  apt x") == ("apt x" if machine == "aarch64" else "")
 
 
 # --- the trial model --------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import json
 import os
+import platform
 import re
 import sys
 import tempfile
@@ -62,10 +63,20 @@ def tried(probe: Callable[..., Answer], *arguments: str) -> Answer:
         text = " ".join(str(error).split())
         if not isinstance(error, PadimEdgeError):
             text = f"{type(error).__name__}: {text}"
-        # Our errors name their remedy as 'run  COMMAND', set off by two spaces.
-        named = re.search(r"run  (.+?)(?:  |$)", str(error))
-        mend = named[1] if named and isinstance(error, PadimEdgeError) else ""
+        mend = remedy(str(error)) if isinstance(error, PadimEdgeError) else ""
         return Answer("missing" if absent else "broken", text, mend)
+
+
+def remedy(text: str) -> str:
+    """The command that one of our errors names as 'run  COMMAND', set off by two spaces.
+
+    One for another machine ('on Jetson run', 'on x86 run') is none.
+    """
+    machines = {"on Jetson ": "aarch64", "on x86 ": "x86_64"}
+    for condition, command in re.findall(r"(on Jetson |on x86 |)run  (.+?)(?:  |$)", text):
+        if machines.get(condition, platform.machine()) == platform.machine():
+            return str(command)
+    return ""
 
 
 def package(module: str, distribution: str) -> Answer:
