@@ -18,6 +18,7 @@ from unittest import mock
 
 MAIN = "import sys; sys.argv[0] = 'padim-edge'; from padim_edge.cli import main; main()"
 TIMEOUT = 120
+COMMANDS = ("export", "fit", "run", "eval", "bench", "inspect", "doctor", "demo")
 
 
 @dataclass(frozen=True)

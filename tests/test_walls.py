@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import Outcome, blocking, padim_edge, unchanged
+from helpers import COMMANDS, Outcome, blocking, padim_edge, unchanged
 
 import padim_edge as package
 
@@ -17,7 +17,6 @@ FILES = sorted(ROOT.rglob("*.py"))
 TORCH = ("torch", "torchvision", "onnxscript")
 ENGINES = ("onnxruntime", "tensorrt", "tensorrt_rtx", "pycuda")
 OPTIONAL = (*TORCH, *ENGINES, "sklearn", "scipy")
-COMMANDS = ("export", "fit", "run", "eval", "bench", "inspect", "demo")
 
 # --- statically -------------------------------------------------------------------------------
 
@@ -191,8 +190,9 @@ def test_fit_without_onnxruntime_names_the_extra(tmp_path, embedding_file, photo
     done.failed(1, "onnxruntime", "pip install 'padim-edge[cpu]'")
 
 
-@pytest.mark.parametrize("engine", ["auto", "ort"])
-@pytest.mark.parametrize("name", ["run", "eval", "bench"])
+@pytest.mark.parametrize(
+    ("name", "engine"), [("run", "auto"), ("run", "ort"), ("eval", "auto"), ("bench", "auto")]
+)
 def test_judging_without_an_engine_names_the_extra(model_file, photos, name, engine):
     source = () if name == "bench" else (photos,)
     done = without(ENGINES, name, model_file, *source, "--engine", engine)
