@@ -14,7 +14,7 @@ from PIL import Image
 from padim_edge import gaussian
 from padim_edge.errors import ModelError, UsageError
 from padim_edge.model import read
-from padim_edge.runtime import open_engine
+from padim_edge.runtime import Progress, open_engine
 
 Frame = NDArray[np.uint8] | Image.Image
 
@@ -50,23 +50,43 @@ class Detector:
         embedding: backbone, channels and weights, as export stored them.
         detection: preprocessing, threshold and scores of good images, as fit stored them.
         engine: what runs the graph.
+        passed_over: with engine "auto", why those before the chosen one do not run here, a line
+            each.
 
     Args:
         path: a file made by ``padim-edge fit``.
         engine: a name from `padim_edge.runtime.ENGINES`, or "auto".
         threads: of the engine; 0 for all cores.
+        scoring: "kernels", or "graph" with engine "trt" for scoring in TensorRT too.
+        progress: called while the engine is prepared, where that takes long.
 
     Raises:
         PadimEdgeError: the file is not such a model, or the engine does not run here.
     """
 
-    def __init__(self, path: str | Path, engine: str = "auto", threads: int = 0) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        engine: str = "auto",
+        threads: int = 0,
+        scoring: str = "kernels",
+        progress: Progress | None = None,
+    ) -> None:
         model = read(path, "padim")
         if model.detection is None:
             raise ModelError(f"{path} is no detector")
         self.embedding = model.embedding
         self.detection = model.detection
-        self.engine = open_engine(engine, model, threads)
+        reasons: list[str] = []
+        self.engine = open_engine(
+            engine,
+            model,
+            threads,
+            scoring=scoring,
+            progress=progress,
+            passed_over=lambda name, error: reasons.append(f"{name}: {error}"),
+        )
+        self.passed_over = tuple(reasons)
 
     def __call__(self, frame: Frame) -> Result:
         """Judge one frame: uint8 [h, w, 3] RGB of any size, or a Pillow image."""

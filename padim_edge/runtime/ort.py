@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from padim_edge.errors import MissingDependencyError, PadimEdgeError
 from padim_edge.graph import cut
 from padim_edge.model import Model, read
-from padim_edge.runtime import STAGES
+from padim_edge.runtime import STAGES, DeviceFigures
 
 try:
     import onnxruntime
@@ -115,6 +115,10 @@ class OrtEngine:
             data = cut(model.proto, inputs, outputs).SerializeToString()
             parts.append((stage, Graph(data, self._threads), outputs))
         return parts
+
+    def figures(self) -> DeviceFigures | None:
+        """None: there is no device beside the host."""
+        return None
 
     def describe(self) -> str:
         """Library, version and threads."""
