@@ -59,7 +59,7 @@ def main() -> None:
     # --debug is looked up in sys.argv, so it may stand anywhere.
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        sys.exit(app(arguments or ["--help"], standalone_mode=False))
+        sys.exit(app(arguments or ["--help"], prog_name="padim-edge", standalone_mode=False))
     except _WrongArguments as error:  # which typer would report in four lines
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "padim-edge"
@@ -234,6 +234,9 @@ def export(
     image_size: Annotated[
         str, typer.Option("--image-size", help="N or HxW, in multiples of 32.")
     ] = "224",
+    precision: Annotated[
+        str, typer.Option("--precision", help="Of the backbone: float32, or float16 (for GPUs).")
+    ] = "float32",
     output: Annotated[Path, typer.Option("-o", "--output", help="File to write.")] = Path(
         "embedding.onnx"
     ),
@@ -251,10 +254,13 @@ def export(
 
         if weights == "random":
             _say(f"warning: RANDOM weights (seed {seed}): for trials; real parts need real weights")
-        done = run_export(output, backbone, names, numbers, channels, size, weights, seed)
+        done = run_export(
+            output, backbone, names, numbers, channels, size, weights, seed, precision
+        )
     info = done.model.embedding
     typer.echo(f"{output}: {done.size / 1e6:.1f} MB")
-    typer.echo(f"  backbone    {info.backbone}, {', '.join(info.layers)}, {info.weights}")
+    layers_used = ", ".join(info.layers)
+    typer.echo(f"  backbone    {info.backbone}, {layers_used}, {info.weights}, {info.precision}")
     typer.echo(f"  channels    {info.selection}")
     typer.echo(f"  validated   differs from torch by {done.difference:.1e} of the largest value")
 

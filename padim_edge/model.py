@@ -66,6 +66,7 @@ class Embedding:
         image_size: (H, W) of the input.
         weights: where they come from.
         weights_sha256: of the weights' file; of nothing (empty) for random weights.
+        precision: of the backbone, "float32" or "float16"; everything around it is float32.
         mean: subtracted from RGB in 0..1.
         std: what the difference is divided by.
     """
@@ -79,6 +80,7 @@ class Embedding:
     image_size: tuple[int, int]
     weights: str
     weights_sha256: str
+    precision: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 

@@ -81,3 +81,23 @@ def test_full_size_photos_score_like_their_reduced_copies(data, real_embedding, 
     assert scores[large]
     for name, score in scores[large].items():
         assert score == pytest.approx(scores[small][name], rel=1e-3)
+
+
+def test_float16_backbone_finds_the_same_defects(data, real_embedding, tmp_path):
+    """AUROC within 0.002, and scores within 0.2 per cent, of the float32 backbone's."""
+    folder = data / "data" / "mvtec-256" / "bottle"
+    half = tmp_path / "half.onnx"
+    weights = data / "weights" / "resnet18-imagenet1k-v1-to-layer3.pth"
+    command("export", "--weights", weights, "--precision", "float16", "-o", half)
+    assert half.stat().st_size < 0.55 * real_embedding.stat().st_size
+    metrics, scores = [], []
+    for embedding in (real_embedding, half):
+        model, results, lines = (tmp_path / n for n in ("p.onnx", "r.json", "s.jsonl"))
+        command("fit", embedding, folder, "-o", model)
+        command("eval", model, folder, "--json", results)
+        command("run", model, folder / "test", "--jsonl", lines)
+        metrics.append(json.loads(results.read_text()))
+        scores.append([json.loads(line)["score"] for line in lines.read_text().splitlines()])
+    assert metrics[1]["image_auroc"] == pytest.approx(metrics[0]["image_auroc"], abs=0.002)
+    assert metrics[1]["pixel_auroc"] == pytest.approx(metrics[0]["pixel_auroc"], abs=0.002)
+    assert scores[1] == pytest.approx(scores[0], rel=2e-3)

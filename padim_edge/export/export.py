@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from padim_edge.errors import PadimEdgeError
+from padim_edge.errors import PadimEdgeError, UsageError
 from padim_edge.export import backbone as backbones
 from padim_edge.export import channels
 from padim_edge.export.onnx import assemble
@@ -20,7 +20,7 @@ from padim_edge.model import Model, write
 from padim_edge.runtime.ort import Graph
 
 # Largest difference between graph and network, relative to the largest value of the embedding.
-TOLERANCE = 1e-4
+TOLERANCES = {"float32": 1e-4, "float16": 1e-2}
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ def export(
     image_size: tuple[int, int] = (224, 224),
     weights: str = "default",
     seed: int = 1024,
+    precision: str = "float32",
 ) -> Exported:
     """Export a backbone with its channel selection to ``output``.
 
@@ -53,16 +54,19 @@ def export(
         image_size: (H, W), multiples of 32.
         weights: "default", "random" or a file.
         seed: of the choice of channels and of random weights.
+        precision: of the backbone: "float32" or "float16".
 
     Raises:
         PadimEdgeError: bad arguments, weights that cannot be had, or a graph that differs from
             the network; nothing is written then.
     """
+    if precision not in TOLERANCES:
+        raise UsageError(f"--precision {precision}: choose {' or '.join(TOLERANCES)}")
     with atomic_write(output) as stream:
         network = backbones.load(backbone, layers, weights, image_size, seed)
         default = backbones.DEFAULTS.get(backbone, ((), 100))[1]
         chosen, selection = channels.choose(network.channels, dims, channels_file, seed, default)
-        model = assemble(network, chosen, selection)
+        model = assemble(network, chosen, selection, precision)
         size = write(stream, model)
         difference = validate(model, network, seed)
     return Exported(model, size, difference)
@@ -77,9 +81,10 @@ def validate(model: Model, network: backbones.Backbone, seed: int) -> float:
         The largest difference, relative to the largest value of the embedding.
 
     Raises:
-        PadimEdgeError: it exceeds `TOLERANCE`.
+        PadimEdgeError: it exceeds what `TOLERANCES` allows.
     """
     generator = np.random.default_rng(seed)
+    tolerance = TOLERANCES[model.embedding.precision]
     pyramid = model.pyramid()
     worst = 0.0
     with Graph(model.proto.SerializeToString()) as graph:
@@ -97,10 +102,10 @@ def validate(model: Model, network: backbones.Backbone, seed: int) -> float:
             scale = max(float(np.abs(theirs).max()), np.finfo(np.float32).tiny)
             difference = np.abs(ours - theirs).max() if ours.shape == theirs.shape else np.inf
             worst = float(np.maximum(worst, difference / scale))  # NaN stays NaN
-    if not worst <= TOLERANCE:
+    if not worst <= tolerance:
         raise PadimEdgeError(
             f"the exported graph differs from torch by {worst:.1e} of the largest value "
-            f"({TOLERANCE:.0e} is allowed), so nothing was written; please report this with "
+            f"({tolerance:.0e} is allowed), so nothing was written; please report this with "
             "the versions of torch and onnxruntime"
         )
     return worst

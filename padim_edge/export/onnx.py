@@ -24,8 +24,19 @@ from padim_edge.pyramid import Pyramid
 CHANNELWISE = {"Relu", "LeakyRelu", "Clip", "HardSwish", "HardSigmoid", "Sigmoid", "Elu", "Gelu"}
 
 
-def assemble(backbone: Backbone, chosen: tuple[int, ...], selection: str) -> Model:
-    """embedding.onnx in memory: uint8 image in, selected maps and their concatenation out."""
+def assemble(
+    backbone: Backbone, chosen: tuple[int, ...], selection: str, precision: str = "float32"
+) -> Model:
+    """embedding.onnx in memory: uint8 image in, selected maps and their concatenation out.
+
+    Args:
+        backbone: the truncated network.
+        chosen: channels of the concatenation.
+        selection: how they were chosen, in words.
+        precision: "float32", or "float16" for the backbone alone: input, normalisation and
+            outputs stay float32. Runtimes that take precision from the graph (TensorRT's
+            strong typing) need it written there.
+    """
     info = Embedding(
         backbone=backbone.name,
         layers=backbone.layers,
@@ -36,13 +47,14 @@ def assemble(backbone: Backbone, chosen: tuple[int, ...], selection: str) -> Mod
         image_size=backbone.image_size,
         weights=backbone.weights,
         weights_sha256=backbone.weights_sha256,
+        precision=precision,
         mean=backbone.mean,
         std=backbone.std,
     )
     layers = {layer.name: layer for layer in info.pyramid_layers()}
     finest = Pyramid.coarse_to_fine(list(layers.values()))  # refuses what cannot be combined
     traced = _trace(backbone)
-    head = _normalise(traced, backbone)
+    head = _normalise(traced, backbone, fold=precision == "float32")
     selected = [
         (name, output.name, indices)
         for name, output, indices in zip(info.layers, traced.output, info.selected(), strict=True)
@@ -54,6 +66,8 @@ def assemble(backbone: Backbone, chosen: tuple[int, ...], selection: str) -> Mod
             for name, output, indices in selected
         ]
     )
+    if precision == "float16":
+        _halve(traced, [FEATURES + name for name, _, _ in selected])
     tail = Nodes("embedding")
     parts = [
         repeat_up(tail, FEATURES + name, finest.height // layers[name].height)
@@ -131,11 +145,12 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _normalise(traced: onnx.GraphProto, backbone: Backbone) -> Nodes:
+def _normalise(traced: onnx.GraphProto, backbone: Backbone, fold: bool) -> Nodes:
     """uint8 [N, H, W, 3] to what the backbone expects, (image/255 - mean) / std in [N, 3, H, W].
 
-    The subtraction comes first, as 255 mean, so that the division can go into the weights of the
-    first convolution: zero stays zero, which its padding relies on.
+    The subtraction comes first, as 255 mean, so that the division can be folded into the weights
+    of the first convolution: zero stays zero, which its padding relies on. (Weights in float16
+    would become subnormal and lose digits.)
     """
     nodes = Nodes("normalise")
     pixels = nodes.add("Cast", ["image"], "pixels", to=TensorProto.FLOAT)
@@ -148,7 +163,7 @@ def _normalise(traced: onnx.GraphProto, backbone: Backbone) -> Nodes:
     for user in users:
         user.input[:] = [NORMALISED if i == traced.input[0].name else i for i in user.input]
     weights = {tensor.name: tensor for tensor in traced.initializer}
-    if [user.op_type for user in users] == ["Conv"] and _group(users[0]) == 1:
+    if fold and [user.op_type for user in users] == ["Conv"] and _group(users[0]) == 1:
         nodes.add("Sub", [planes, offset], NORMALISED)
         tensor = weights[users[0].input[1]]
         scaled = numpy_helper.to_array(tensor) * scale.reshape(shape)
@@ -221,6 +236,38 @@ class _Selector:
         rows = np.ascontiguousarray(numpy_helper.to_array(self.weights[weight])[channels])
         self.graph.initializer.append(numpy_helper.from_array(rows, name))
         return name
+
+
+def _halve(graph: onnx.GraphProto, outputs: list[str]) -> None:
+    """Make a backbone float16 between float32 ``normalised`` and float32 outputs.
+
+    Raises:
+        PadimEdgeError: a weight is too large for float16.
+    """
+    for tensor in graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            with np.errstate(over="ignore"):
+                values = numpy_helper.to_array(tensor).astype(np.float16)
+            if not np.isfinite(values).all():
+                raise PadimEdgeError(
+                    f"the weight '{tensor.name}' does not fit into float16: export with "
+                    "--precision float32"
+                )
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    half = {name: f"{name}.float16" for name in (NORMALISED, *outputs)}
+    for node in graph.node:
+        node.input[:] = [half.get(name, name) for name in node.input]
+        node.output[:] = [half.get(name, name) for name in node.output]
+    first, *rest = (
+        helper.make_node("Cast", [source], [target], name=f"{target}/Cast", to=kind)
+        for source, target, kind in (
+            (NORMALISED, half[NORMALISED], TensorProto.FLOAT16),
+            *((half[name], name, TensorProto.FLOAT) for name in outputs),
+        )
+    )
+    nodes = [first, *graph.node, *rest]
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def _sorted(nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:

@@ -46,6 +46,7 @@ INFO = Embedding(
     image_size=(SIZE, SIZE),
     weights="random",
     weights_sha256="",
+    precision="float32",
     mean=(0.5, 0.5, 0.5),
     std=(0.25, 0.25, 0.25),
 )
