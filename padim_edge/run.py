@@ -68,6 +68,7 @@ def judge(
         A verdict per image; unreadable ones among them.
     """
     targets = _targets(paths, save_maps, root) if save_maps else {}
+    place = {path: index for index, path in enumerate(paths)}
     failed: list[Verdict] = []
 
     def note(path: Path, error: ImageError) -> None:
@@ -75,12 +76,13 @@ def judge(
         failed.append(Verdict(path, error))
 
     for names, images in read_batches(paths, detector.detection.preprocess, batch, note):
-        yield from failed
+        judged = [Verdict(*pair) for pair in zip(names, detector.judge(images), strict=True)]
+        ready = sorted(judged + failed, key=lambda verdict: place[verdict.path])
         failed.clear()
-        for path, result in zip(names, detector.judge(images), strict=True):
-            if path in targets:
-                _save_overlay(detector, path, result, targets[path])
-            yield Verdict(path, result)
+        for verdict in ready:
+            if verdict.path in targets and isinstance(verdict.outcome, Result):
+                _save_overlay(detector, verdict.path, verdict.outcome, targets[verdict.path])
+            yield verdict
     yield from failed
 
 
