@@ -46,6 +46,8 @@ def main() -> None:
                       "| smoothing ms | file MB | peak MB | cold start s |")  # fmt: skip
                 print("|---|---|---|---|---|---|---|---|---|---|")
             for one in report.results:
+                if one.bare is None or one.ratio is None:
+                    raise SystemExit(f"{report.engine} has no bare backbone to compare with")
                 print(
                     f"| {constants} | {one.batch} | {one.bare.p50:.2f} | {one.graph.p50:.2f} "
                     f"| {one.ratio:.3f} | {one.stages['distances'].p50:.2f} "

@@ -1,13 +1,25 @@
-"""Latency of a frame, by stage, beside the bare truncated backbone in the same runtime and run.
+"""Latency of a frame, by stage; on a CPU beside the bare backbone, on a GPU beside a memory copy.
 
 How it is measured: blocks of calls of one contender alternate with blocks of the others, with a
 short rest and an uncounted call before each, because a runtime's threads go on spinning after a
 call and would slow down whoever comes next. Medians and percentiles are over calls; ratios are
 of medians of one run. Peak memory and cold start are those of a fresh process.
+
+On a GPU, stages are between CUDA events of one stream (upload, backbone, distances, smoothing,
+download; or upload, graph, download), everything else by the host's clock. The distance kernel
+is bound by memory, so its yardstick is what a copy within the device's memory reaches in the same
+run, counted as bytes read plus bytes written. None of this has run on a GPU yet.
+
+The JSON (``--json``), version `SCHEMA`: the fields of `Report`, with latencies in milliseconds,
+sizes in bytes and bandwidths in bytes per second. Null where it does not apply: ``device`` on a
+CPU; in each of ``results``: ``bare`` and ``ratio`` on a GPU, ``kernel`` without the distance
+kernel, ``power`` where there are no sensors (`padim_edge.power`).
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
 import platform
@@ -15,7 +27,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +41,9 @@ from padim_edge.detector import Detector
 from padim_edge.errors import PadimEdgeError, UsageError
 from padim_edge.graph import cut
 from padim_edge.model import FEATURES, NORMALISED, Model, read
-from padim_edge.runtime import STAGES, open_graph
+from padim_edge.power import Power
+from padim_edge.power import measure as measure_power
+from padim_edge.runtime import DeviceFigures, open_graph
 
 if TYPE_CHECKING:
     from padim_edge.runtime.ort import Graph
@@ -58,17 +72,35 @@ class Latency:
 
 
 @dataclass(frozen=True)
+class Kernel:
+    """The distance kernel against the memory that it reads.
+
+    Attributes:
+        bytes: of whitening constants, counted once a call: one pass serves 8 frames, and further
+            passes of a call find part of them in the cache.
+        bandwidth: those bytes in the median time of stage ``distances``.
+        of_copy: that bandwidth / the device's ``copy_bandwidth``.
+    """
+
+    bytes: int
+    bandwidth: float
+    of_copy: float
+
+
+@dataclass(frozen=True)
 class BatchResult:
     """Latencies at one batch size, in ms per call.
 
     Attributes:
         batch: frames per call.
         calls: counted calls of each contender.
-        stages: preprocess, backbone, distances, smoothing: each run alone.
+        stages: preprocess, then the engine's own; on the CPU each is run alone.
         graph: prepared uint8 frames in, scores and maps out.
         total: frames of the camera's size in, scores and maps out.
         bare: the truncated backbone alone with all its channels, float32 in, layer maps out.
         ratio: graph / bare, of medians.
+        kernel: how near the distance kernel comes to its floor.
+        power: while prepared frames went through without a pause.
     """
 
     batch: int
@@ -76,13 +108,18 @@ class BatchResult:
     stages: dict[str, Latency]
     graph: Latency
     total: Latency
-    bare: Latency
-    ratio: float
+    bare: Latency | None
+    ratio: float | None
+    kernel: Kernel | None
+    power: Power | None
 
 
 @dataclass(frozen=True)
 class Report:
-    """One run of the benchmark; `to_json` is the stable form."""
+    """One run of the benchmark; `to_json` is the stable form.
+
+    ``passed_over`` says why engines before the chosen one do not run here (engine "auto").
+    """
 
     machine: dict[str, str]
     date: str
@@ -94,6 +131,9 @@ class Report:
     file_bytes: int
     peak_memory_bytes: int
     cold_start_seconds: float
+    scoring: str
+    passed_over: tuple[str, ...]
+    device: DeviceFigures | None
     results: list[BatchResult]
 
     def to_json(self) -> dict[str, Any]:
@@ -109,6 +149,7 @@ def bench(
     calls: int = 100,
     frame_size: tuple[int, int] = (900, 900),
     progress: Progress = lambda _stage, _done, _total: None,
+    scoring: str = "kernels",
 ) -> Report:
     """Measure a model in an engine.
 
@@ -120,19 +161,28 @@ def bench(
         calls: counted calls of each contender at batch 1; fewer for larger batches, at least 10.
         frame_size: (h, w) of the camera's frames, for the preprocess stage and the total.
         progress: called as work goes on.
+        scoring: "kernels", or "graph" with engine "trt".
     """
     if calls < BLOCK:
         raise UsageError(f"--calls {calls}: at least {BLOCK} are needed for percentiles")
-    cold_start, peak = _fresh_process(path, engine, threads)
+    if engine != "ort":
+        # Builds what is built once, a plan or kernels: it is no part of a start.
+        Detector(path, engine, threads, scoring, progress).close()
+    cold_start, peak = _fresh_process(path, engine, threads, scoring)
     model = read(path, "padim")
-    with (
-        Detector(path, engine, threads) as detector,
-        open_graph(bare_backbone(model).SerializeToString(), threads) as bare,
-    ):
-        results = [
+    with contextlib.ExitStack() as stack:
+        detector = stack.enter_context(Detector(path, engine, threads, scoring, progress))
+        bare = None
+        if detector.engine.name == "ort":
+            yardstick = open_graph(bare_backbone(model).SerializeToString(), threads)
+            bare = stack.enter_context(yardstick)
+        measured = [
             _measure(detector, bare, batch, max(BLOCK, calls // batch), frame_size, progress)
             for batch in batches
         ]
+        # After the batches: their scratch memory is then in the figure.
+        device = detector.engine.figures()
+        results = [_with_kernel(one, device) for one in measured]
         info = detector.embedding
         return Report(
             machine=machine(),
@@ -152,6 +202,9 @@ def bench(
             file_bytes=path.stat().st_size,
             peak_memory_bytes=peak,
             cold_start_seconds=cold_start,
+            scoring=scoring,
+            passed_over=detector.passed_over,
+            device=device,
             results=results,
         )
 
@@ -181,7 +234,7 @@ def _processor() -> str:
 
 def _measure(
     detector: Detector,
-    bare: Graph,
+    bare: Graph | None,
     batch: int,
     calls: int,
     frame_size: tuple[int, int],
@@ -193,19 +246,20 @@ def _measure(
     images = generator.integers(0, 256, (batch, height, width, 3), dtype=np.uint8)
     normalised = generator.standard_normal((batch, 3, height, width)).astype(np.float32)
     preprocess = detector.detection.preprocess
-    stages: dict[str, list[float]] = {stage: [] for stage in STAGES}
+    stages: dict[str, list[float]] = {}
 
     def by_stage() -> None:
         for stage, seconds in detector.engine.stages(images).items():
-            stages[stage].append(seconds)
+            stages.setdefault(stage, []).append(seconds)
 
     contenders: dict[str, Callable[[], object]] = {
         "preprocess": lambda: [preprocess(frame) for frame in frames],
         "stages": by_stage,
         "graph": lambda: detector.engine.infer(images),
         "total": lambda: detector.batch(frames),
-        "bare": lambda: bare.run({NORMALISED: normalised}),
     }
+    if bare is not None:
+        contenders["bare"] = functools.partial(bare.run, {NORMALISED: normalised})
     seconds = _interleaved(contenders, calls, lambda done: progress(f"batch {batch}", done, calls))
     # by_stage also ran once per block uncounted: drop that call, the first of each block.
     timed = {
@@ -220,9 +274,21 @@ def _measure(
         | {stage: Latency.of(values, batch) for stage, values in timed.items()},
         graph=latencies["graph"],
         total=latencies["total"],
-        bare=latencies["bare"],
-        ratio=latencies["graph"].p50 / latencies["bare"].p50,
+        bare=latencies.get("bare"),
+        ratio=latencies["graph"].p50 / latencies["bare"].p50 if bare is not None else None,
+        kernel=None,
+        power=measure_power(contenders["graph"], batch),
     )
+
+
+def _with_kernel(result: BatchResult, device: DeviceFigures | None) -> BatchResult:
+    """Add the distance kernel's figures, which need those of the device."""
+    stage = result.stages.get("distances")
+    if device is None or stage is None or not device.constants_bytes:
+        return result
+    bandwidth = device.constants_bytes / (stage.p50 / 1e3)
+    kernel = Kernel(device.constants_bytes, bandwidth, bandwidth / device.copy_bandwidth)
+    return replace(result, kernel=kernel)
 
 
 def _interleaved(
@@ -302,10 +368,10 @@ def bare_backbone(model: Model) -> onnx.ModelProto:
     )
 
 
-def _fresh_process(path: Path, engine: str, threads: int) -> tuple[float, int]:
+def _fresh_process(path: Path, engine: str, threads: int, scoring: str) -> tuple[float, int]:
     """Seconds from process start to the first score, and the peak memory of that process."""
     code = "import sys; from padim_edge.bench import first_score; first_score(*sys.argv[1:])"
-    command = [sys.executable, "-c", code, str(path), engine, str(threads)]
+    command = [sys.executable, "-c", code, str(path), engine, str(threads), scoring]
     start = time.perf_counter()
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -321,10 +387,10 @@ def _fresh_process(path: Path, engine: str, threads: int) -> tuple[float, int]:
     return seconds, int(json.loads(line)["peak_memory_bytes"])
 
 
-def first_score(path: str, engine: str, threads: str) -> None:
+def first_score(path: str, engine: str, threads: str, scoring: str) -> None:
     """Open a model, judge one frame, print the peak memory: what `_fresh_process` runs."""
     try:
-        with Detector(path, engine, int(threads)) as detector:
+        with Detector(path, engine, int(threads), scoring) as detector:
             height, width = detector.embedding.image_size
             detector(np.zeros((height, width, 3), dtype=np.uint8))
             print(json.dumps({"peak_memory_bytes": peak_memory()}), flush=True)

@@ -21,6 +21,7 @@ from padim_edge.errors import ImageError, PadimEdgeError, UsageError
 
 if TYPE_CHECKING:
     from padim_edge.bench import Report
+    from padim_edge.detector import Detector
 
 INTERRUPTED = 130
 # The class of all complaints of typer about arguments; it has no public name.
@@ -39,7 +40,19 @@ app = typer.Typer(
 
 ModelFile = Annotated[Path, typer.Argument(help="Detector made by 'padim-edge fit'.")]
 EngineName = Annotated[
-    str, typer.Option("--engine", help="auto, or ort (ONNX Runtime on the CPU).")
+    str,
+    typer.Option(
+        "--engine",
+        help="auto (the fastest that runs here), trt (TensorRT), ort-cuda (ONNX Runtime on an "
+        "NVIDIA GPU) or ort (on the CPU).",
+    ),
+]
+Scoring = Annotated[
+    str,
+    typer.Option(
+        "--scoring",
+        help="With --engine trt: kernels (our own), or graph (TensorRT's, to compare with).",
+    ),
 ]
 Threads = Annotated[
     int, typer.Option("--threads", min=0, max=1024, help="Threads; 0 takes all cores.")
@@ -100,7 +113,7 @@ def _command(name: str, example: str) -> Callable[[F], F]:
             try:
                 function(*arguments, **options)
             except KeyboardInterrupt:
-                _say("interrupted: no file was changed")
+                _say("interrupted: no half-written file was left")
                 raise typer.Exit(INTERRUPTED) from None
             except BrokenPipeError:
                 raise  # the reader went away, as in `padim-edge run ... | head`
@@ -140,6 +153,25 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
             progress.update(bars[stage], completed=done, total=total)
 
         yield show
+
+
+@contextlib.contextmanager
+def _open(model: Path, engine: str, threads: int, scoring: str = "kernels") -> Iterator[Detector]:
+    """A detector; what takes long shows its progress, and with engine auto the choice is said."""
+    from padim_edge.detector import Detector
+
+    with _progress() as progress:
+        detector = Detector(model, engine, threads, scoring, progress)
+    with detector:
+        _say_passed_over(detector.passed_over, detector.engine.name)
+        yield detector
+
+
+def _say_passed_over(reasons: Sequence[str], chosen: str) -> None:
+    for reason in reasons:
+        _say(f"not on this machine: {reason}")
+    if reasons:
+        _say(f"engine {chosen} is used")
 
 
 class _Skipped:
@@ -396,6 +428,7 @@ def run(
     model: ModelFile,
     source: Annotated[str, typer.Argument(help="An image, a folder, or a pattern in quotes.")],
     engine: EngineName = "auto",
+    scoring: Scoring = "kernels",
     save_maps: Annotated[
         Path | None,
         typer.Option("--save-maps", help="Write each image with heat map and contour here."),
@@ -409,7 +442,6 @@ def run(
     threads: Threads = 0,
 ) -> None:
     """Judge images: score, threshold, decision, and percentile among good images."""
-    from padim_edge.detector import Detector
     from padim_edge.files import atomic_write
     from padim_edge.images import find_images
     from padim_edge.run import judge
@@ -420,7 +452,7 @@ def run(
     anomalous = total = 0
     with contextlib.ExitStack() as stack:
         lines = stack.enter_context(atomic_write(jsonl)) if jsonl and not on_stdout else None
-        detector = stack.enter_context(Detector(model, engine, threads))
+        detector = stack.enter_context(_open(model, engine, threads, scoring))
         if not on_stdout:
             typer.echo(f"{'score':>10}  {'threshold':>10}  {'percentile':>10}  decision   image")
         for verdict in judge(detector, paths, batch, skipped, save_maps, root=Path(source)):
@@ -458,12 +490,11 @@ def evaluate(
 ) -> None:
     """Measure a detector on images with known defects: AUROC, PRO, F1, false alarms."""
     from padim_edge.dataset import test_samples
-    from padim_edge.detector import Detector
     from padim_edge.run import evaluate as run_evaluate
 
     samples = test_samples(dataset)
     skipped = _Skipped(strict)
-    with Detector(model, engine, threads) as detector, _progress() as progress:
+    with _open(model, engine, threads) as detector, _progress() as progress:
         metrics = run_evaluate(detector, samples, batch, skipped, progress)
     skipped.summary()
 
@@ -493,6 +524,7 @@ def evaluate(
 def bench(
     model: ModelFile = Path("padim.onnx"),
     engine: EngineName = "auto",
+    scoring: Scoring = "kernels",
     batch: Annotated[str, typer.Option("--batch", help="Batch sizes: 1 or 1,8,32.")] = "1",
     calls: Annotated[
         int, typer.Option("--calls", min=10, help="Counted calls at batch 1, fewer at larger ones.")
@@ -505,7 +537,7 @@ def bench(
         Path | None, typer.Option("--json", help="Write the results as JSON.")
     ] = None,
 ) -> None:
-    """Measure latency by stage, beside the bare backbone in the same runtime and run."""
+    """Measure latency by stage, beside the bare backbone; on a GPU also bandwidth and power."""
     from padim_edge.bench import bench as run_bench
     from padim_edge.images import parse_size
 
@@ -513,7 +545,10 @@ def bench(
     if min(sizes) < 1:
         raise UsageError(f"--batch {batch}: sizes of at least 1 are needed")
     with _progress() as progress:
-        report = run_bench(model, engine, sizes, threads, calls, parse_size(frame), progress)
+        report = run_bench(
+            model, engine, sizes, threads, calls, parse_size(frame), progress, scoring
+        )
+    _say_passed_over(report.passed_over, report.engine)
     _print_bench(report)
     if json_file:
         _write_json(json_file, report.to_json())
@@ -530,13 +565,32 @@ def _print_bench(report: Report) -> None:
                 *result.stages.items(),
                 ("graph: image to score", result.graph),
                 ("total: frame to score", result.total),
-                ("bare backbone", result.bare),
+                *([("bare backbone", result.bare)] if result.bare else []),
             )
         ]
         header = (f"batch {result.batch}, ms per call", "p50", "p95", "p99", "frames/s")
         _table(rows, header)
-        typer.echo(f"graph / bare backbone = {result.ratio:.3f}   ({result.calls} calls each)")
+        if result.ratio is None:
+            typer.echo(f"{result.calls} calls each")
+        else:
+            typer.echo(f"graph / bare backbone = {result.ratio:.3f}   ({result.calls} calls each)")
+        if result.kernel:
+            typer.echo(
+                f"distance kernel: {result.kernel.bytes / 1e6:.1f} MB of constants at "
+                f"{result.kernel.bandwidth / 1e9:.1f} GB/s, {result.kernel.of_copy:.2f} of a copy's"
+            )
+        if result.power:
+            by_rail = ", ".join(f"{name} {x:.2f}" for name, x in result.power.rails.items())
+            typer.echo(
+                f"power: {result.power.watts:.2f} W ({by_rail}), "
+                f"{result.power.millijoules_per_frame:.1f} mJ per frame"
+            )
     typer.echo("")
+    if report.device:
+        typer.echo(
+            f"device memory {report.device.memory_bytes / 1e6:.0f} MB, copy on the device "
+            f"{report.device.copy_bandwidth / 1e9:.1f} GB/s (read + written)"
+        )
     typer.echo(
         f"file {report.file_bytes / 1e6:.1f} MB, peak memory {report.peak_memory_bytes / 1e6:.0f} "
         f"MB, process start to first score {report.cold_start_seconds:.2f} s"

@@ -447,7 +447,7 @@ def test_missing_on_x86(
     without_pycuda: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    with pytest.raises(MissingDependencyError, match=r"pycuda.*pip install 'padim-edge\[trt\]'"):
+    with pytest.raises(MissingDependencyError, match=r"pycuda.*pip install 'padim-edge\[gpu\]'"):
         without_pycuda()
 
 

@@ -30,7 +30,7 @@ try:
     import pycuda.driver as driver
 except ModuleNotFoundError as missing:
     if platform.machine() == "x86_64":
-        raise MissingDependencyError("running on an NVIDIA GPU", "pycuda", "trt") from missing
+        raise MissingDependencyError("running on an NVIDIA GPU", "pycuda", "gpu") from missing
     # Built here from its sources, for which nvcc must be found; JetPack leaves it off PATH.
     raise PadimEdgeError(
         "running on an NVIDIA GPU needs pycuda, which is not installed: run  "
