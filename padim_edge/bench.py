@@ -43,7 +43,7 @@ from padim_edge.graph import cut
 from padim_edge.model import FEATURES, NORMALISED, Model, read
 from padim_edge.power import Power
 from padim_edge.power import measure as measure_power
-from padim_edge.runtime import DeviceFigures, open_graph
+from padim_edge.runtime import DeviceFigures, check_choice, open_graph
 
 if TYPE_CHECKING:
     from padim_edge.runtime.ort import Graph
@@ -165,6 +165,7 @@ def bench(
     """
     if calls < BLOCK:
         raise UsageError(f"--calls {calls}: at least {BLOCK} are needed for percentiles")
+    check_choice(engine, scoring)
     if engine != "ort":
         # Builds what is built once, a plan or kernels: it is no part of a start.
         Detector(path, engine, threads, scoring, progress).close()

@@ -119,12 +119,7 @@ def open_engine(
         UsageError: no engine has this name, or it has no such scoring.
         PadimEdgeError: the engine does not run here, or with "auto" none does.
     """
-    if name not in ("auto", *ENGINES):
-        raise UsageError(f"unknown engine '{name}': choose auto, {', '.join(ENGINES)}")
-    if scoring not in SCORINGS:
-        raise UsageError(f"unknown scoring '{scoring}': choose {' or '.join(SCORINGS)}")
-    if scoring != "kernels" and name != "trt":
-        raise UsageError(f"--scoring {scoring} is for TensorRT alone: give --engine trt")
+    check_choice(name, scoring)
     if name == "auto":
         return _first_that_runs(model, threads, progress, passed_over)
     options = {"scoring": scoring, "progress": progress} if name == "trt" else {}
@@ -135,6 +130,20 @@ def open_engine(
             error.args = (f"{error}  (nor is there an NVIDIA driver on this machine)",)
         raise
     return engine
+
+
+def check_choice(name: str, scoring: str) -> None:
+    """Refuse names that `open_engine` would refuse, before any work.
+
+    Raises:
+        UsageError: no engine has this name, or it has no such scoring.
+    """
+    if name not in ("auto", *ENGINES):
+        raise UsageError(f"unknown engine '{name}': choose auto, {', '.join(ENGINES)}")
+    if scoring not in SCORINGS:
+        raise UsageError(f"unknown scoring '{scoring}': choose {' or '.join(SCORINGS)}")
+    if scoring != "kernels" and name != "trt":
+        raise UsageError(f"--scoring {scoring} is for TensorRT alone: give --engine trt")
 
 
 def has_driver() -> bool:

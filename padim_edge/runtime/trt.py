@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from padim_edge.errors import UsageError
 from padim_edge.model import Model
-from padim_edge.runtime import SCORINGS, Progress
+from padim_edge.runtime import Progress, check_choice
 from padim_edge.runtime.execution import Execution, Plan, open_plan
 from padim_edge.runtime.gpu import MOST, GpuEngine, Step
 from padim_edge.runtime.plans import BuildSettings, PlanCache, backbone_graph, whole_graph
@@ -45,8 +44,7 @@ class TrtEngine(GpuEngine):
         scoring: str = "kernels",
         progress: Progress | None = None,
     ) -> None:
-        if scoring not in SCORINGS:
-            raise UsageError(f"unknown scoring '{scoring}': choose {' or '.join(SCORINGS)}")
+        check_choice(self.name, scoring)
         self._scoring = scoring
         self._progress = progress
         self._plan: Plan | None = None
