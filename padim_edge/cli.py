@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 import typer
 
 from padim_edge import __version__
-from padim_edge.errors import ImageError, PadimEdgeError, UsageError
+from padim_edge.errors import ImageError, PadimEdgeError, UsageError, first_line
 
 if TYPE_CHECKING:
     from padim_edge.bench import Report
@@ -122,6 +122,16 @@ def _command(name: str, example: str) -> Callable[[F], F]:
                     raise
                 _say(f"error: {str(error) or type(error).__name__}")
                 raise typer.Exit(getattr(error, "exit_code", 1)) from None
+            except (typer.Exit, typer.Abort):
+                raise
+            except Exception as error:
+                if "--debug" in sys.argv:
+                    raise
+                _say(
+                    f"error: this should not happen ({type(error).__name__}: {first_line(error)}): "
+                    "please report it with what --debug prints"
+                )
+                raise typer.Exit(1) from None
 
         app.command(name, epilog=f"Example:  {example}")(reported)
         return function
@@ -344,8 +354,11 @@ def fit(
         ),
     ] = "sample",
     eps: Annotated[
-        float, typer.Option("--eps", help="Added to the diagonal of the sample covariance.")
-    ] = 0.01,
+        float | None,
+        typer.Option(
+            "--eps", help="Added to the diagonal of the sample covariance [default: 0.01]."
+        ),
+    ] = None,
     sigma: Annotated[
         float, typer.Option("--sigma", help="Of the Gaussian filter, in pixels of the score map.")
     ] = 4.0,
@@ -376,17 +389,20 @@ def fit(
 ) -> None:
     """Fit a detector on good images: means, whitening and threshold, in one ONNX file."""
     from padim_edge.dataset import train_images
-    from padim_edge.fit import Settings
+    from padim_edge.fit import DEFAULT_FALSE_ALARM_RATE, EPS, Settings
     from padim_edge.fit import fit as run_fit
+    from padim_edge.gaussian import images_needed
     from padim_edge.images import Preprocess
     from padim_edge.model import read
 
     size = read(embedding, "embedding").embedding.image_size
+    if covariance == "ledoit-wolf" and eps is not None:
+        raise UsageError(f"--eps {eps}: Ledoit-Wolf chooses its own shrinkage; leave --eps out")
     settings = Settings(
         Preprocess.choose(size, preprocess, resize, crop, interpolation),
         covariance,
         constants,
-        eps,
+        EPS if eps is None else eps,
         sigma,
         false_alarm_rate,
     )
@@ -407,10 +423,11 @@ def fit(
     detection = done.model.detection
     if detection is None:
         raise PadimEdgeError("the fit gave no detector")
-    if false_alarm_rate is None and detection.false_alarm_rate > 0.01:
+    if false_alarm_rate is None and detection.false_alarm_rate > DEFAULT_FALSE_ALARM_RATE:
         _say(
             f"warning: {len(detection.good_scores)} images are too few for a false-alarm rate of "
-            f"0.01 (99 are needed): the threshold is set for {detection.false_alarm_rate:.3g}"
+            f"{DEFAULT_FALSE_ALARM_RATE} ({images_needed(DEFAULT_FALSE_ALARM_RATE)} are needed): "
+            f"the threshold is set for {detection.false_alarm_rate:.3g}"
         )
     typer.echo(f"{output}: {done.size / 1e6:.1f} MB, fitted on {detection.images} images")
     typer.echo(
@@ -465,7 +482,7 @@ def run(
             elif "error" not in record:
                 decision = "ANOMALY" if record["is_anomalous"] else "ok"
                 typer.echo(
-                    f"{record['score']:10.3f}  {record['threshold']:10.3f}  "
+                    f"{_number(record['score'])}  {record['threshold']:10.3f}  "
                     f"{record['percentile']:10.1f}  {decision:<9}  {record['path']}"
                 )
             anomalous += bool(record.get("is_anomalous"))
@@ -474,6 +491,10 @@ def run(
     _say(f"{good} ok, {anomalous} anomalous, {len(skipped.errors)} unreadable")
     if len(skipped.errors) == total:
         raise PadimEdgeError(f"none of the {total} image(s) could be read")
+
+
+def _number(value: float | None) -> str:
+    return f"{'nan':>10}" if value is None else f"{value:10.3f}"
 
 
 @_command("eval", "padim-edge eval padim.onnx mvtec/bottle --json bottle.json")

@@ -99,7 +99,17 @@ class Detector:
         return self.judge(np.stack([self.detection.preprocess(frame) for frame in frames]))
 
     def judge(self, images: NDArray[np.uint8]) -> list[Result]:
-        """Judge frames that are prepared already: uint8 [N, H, W, 3] of the graph's size."""
+        """Judge frames that are prepared already: uint8 [N, H, W, 3] of the graph's size.
+
+        Raises:
+            UsageError: another type or shape, or no frame at all.
+        """
+        shape = (*self.embedding.image_size, 3)
+        if images.dtype != np.uint8 or images.shape[1:] != shape or not len(images):
+            raise UsageError(
+                f"prepared frames of type {images.dtype} and shape {images.shape} were given: "
+                f"uint8 [N, {shape[0]}, {shape[1]}, 3] with N of at least 1 is needed"
+            )
         scores, maps = self.engine.infer(images)
         limit = self.detection.threshold
         return [

@@ -12,6 +12,7 @@ file. Everything after that needs only a few cells at a time.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,9 +53,6 @@ CHUNK_BYTES = 16 * 2**20
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, what is done and what there is to do."""
 OnError = Callable[[Path, ImageError], None]
-
-
-T = TypeVar("T")
 
 
 def _silent(_stage: str, _done: int, _total: int) -> None:
@@ -92,8 +90,8 @@ class Settings:
         if not 0 <= self.sigma <= 64:
             raise UsageError(f"--sigma {self.sigma}: choose 0 to 64 pixels")
         rate = self.false_alarm_rate
-        if rate is not None and not 0 < rate < 1:
-            raise UsageError(f"--false-alarm-rate {rate}: a number between 0 and 1 is needed")
+        if rate is not None and not 1e-6 <= rate < 1:
+            raise UsageError(f"--false-alarm-rate {rate}: a number from 1e-6 to below 1 is needed")
 
 
 @dataclass(frozen=True)
@@ -149,26 +147,42 @@ def fit(
             "--covariance ledoit-wolf has no moments to save or update: fit all images together"
         )
     _check_count(len(images), earlier, settings)
-    with atomic_write(output) as stream:
+    _check_distinct(embedding=Path(embedding_path), output=Path(output), moments=save_moments)
+    if settings.covariance == "ledoit-wolf":
+        _scikit_learn()
+    with contextlib.ExitStack() as files:
+        # Closed, and so renamed, in reverse: the moments only once the model is in its place.
+        # Otherwise an update that failed between the two would count its images twice when
+        # repeated.
+        state_stream = files.enter_context(atomic_write(save_moments)) if save_moments else None
+        stream = files.enter_context(atomic_write(output))
         start = time.perf_counter()
         features = extract(embedding, images, settings.preprocess, threads, on_error, progress)
         extracted = time.perf_counter()
         _check_count(features.count, earlier, settings)
         if settings.covariance == "sample":
-            statistics = _statistics(features, settings, earlier, bool(save_moments), progress)
+            statistics = _statistics(
+                features, settings, earlier, bool(save_moments), threads, progress
+            )
         else:
-            statistics = _ledoit_wolf(features, settings, progress)
+            statistics = _ledoit_wolf(features, settings, threads, progress)
         model = _model(embedding, features.count, statistics, settings, earlier)
         size = write(stream, model)
         finished = time.perf_counter()
-        if save_moments:
-            if statistics.moments is None:
-                raise ValueError("moments were not kept")
+        if state_stream and statistics.moments:
             scores = np.concatenate([earlier.scores if earlier else [], statistics.scores])
             state = _State(embedding.sha256, settings, statistics.moments, scores)
-            with atomic_write(save_moments) as state_stream:
-                state.save(state_stream)
+            state.save(state_stream)
     return Fitted(model, size, features.count, extracted - start, finished - extracted)
+
+
+def _check_distinct(**files: Path | None) -> None:
+    """Refuse to write one file over another."""
+    places = [path.resolve() for path in files.values() if path]
+    if len(set(places)) < len(places):
+        raise UsageError(
+            f"{', '.join(files)} must be different files; {', '.join(map(str, places))} were given"
+        )
 
 
 def _check_count(count: int, earlier: _State | None, settings: Settings) -> None:
@@ -314,6 +328,7 @@ def _statistics(
     settings: Settings,
     earlier: _State | None,
     keep: bool,
+    threads: int,
     progress: Progress,
 ) -> Statistics:
     """Moments, whitening and exact leave-one-out distances, a run of cells at a time."""
@@ -324,7 +339,9 @@ def _statistics(
     means = [np.empty((level.positions, level.channels)) for level in pyramid.levels]
     squared = np.empty((pyramid.levels[-1].positions, features.count))
 
-    def of(cells: slice) -> Moments | None:
+    kept = gaussian.empty_moments(total, means) if keep else None
+
+    def of(cells: slice) -> None:
         """Everything for a run of cells; runs touch disjoint parts of the arrays above."""
         own = features.of(cells)
         stats = gaussian.moments(own)
@@ -338,36 +355,42 @@ def _statistics(
         q = gaussian.squared_distances(blocks, centred)
         finest = features.positions(len(pyramid.levels) - 1, cells)
         squared[finest] = gaussian.leave_one_out(q, total)
-        return stats if keep else None
+        if kept:
+            for (index, other), scatter in stats.scatters.items():
+                kept.scatters[index, other][features.positions(index, cells)] = scatter
 
-    kept = _in_threads(of, list(features.chunks()), pyramid.cells, progress)
+    _in_threads(of, list(features.chunks()), pyramid.cells, threads, progress)
     return Statistics(
         pyramid,
         _rasters(pyramid, means),
         whitening.arrays,
         _scores(pyramid, squared, settings),
         f"exact leave-one-out over {features.count} images",
-        gaussian.joined([stats for stats in kept if stats]) if keep else None,
+        kept,
     )
 
 
 def _in_threads(
-    task: Callable[[slice], T], runs: list[slice], cells: int, progress: Progress
-) -> list[T]:
+    task: Callable[[slice], None], runs: list[slice], cells: int, threads: int, progress: Progress
+) -> None:
     """Do a task for each run of cells, one thread per core, each with a single BLAS thread.
 
     The matrices are small: BLAS threads would spend their time waiting for one another.
     """
-    results = []
     progress("statistics", 0, cells)
-    with threadpool_limits(1), ThreadPoolExecutor(os.cpu_count()) as pool:
+    with threadpool_limits(1), ThreadPoolExecutor(threads or available_cores()) as pool:
         try:
-            for run, result in zip(runs, pool.map(task, runs), strict=True):
-                results.append(result)
+            for run, _ in zip(runs, pool.map(task, runs), strict=True):
                 progress("statistics", run.stop, cells)
         finally:
             pool.shutdown(cancel_futures=True)
-    return results
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _rasters(pyramid: Pyramid, means: list[Array]) -> list[NDArray[np.float32]]:
@@ -412,16 +435,25 @@ class _Constants:
 # --- Ledoit-Wolf ------------------------------------------------------------------------------
 
 
-def _ledoit_wolf(features: Features, settings: Settings, progress: Progress) -> Statistics:
+def _scikit_learn() -> Callable[[Array], tuple[Array, float]]:
+    """scikit-learn's `ledoit_wolf`."""
+    try:
+        from sklearn.covariance import ledoit_wolf
+    except ImportError as error:
+        raise MissingDependencyError("--covariance ledoit-wolf", "scikit-learn", "eval") from error
+    estimate: Callable[[Array], tuple[Array, float]] = ledoit_wolf
+    return estimate
+
+
+def _ledoit_wolf(
+    features: Features, settings: Settings, threads: int, progress: Progress
+) -> Statistics:
     """The reference's named alternative: shrinkage per position, dense, calibrated by K folds.
 
     Shrinkage depends on the data as a whole, so rows of coarse levels are no longer shared and
     the leave-one-out formula does not hold.
     """
-    try:
-        from sklearn.covariance import ledoit_wolf
-    except ImportError as error:
-        raise MissingDependencyError("--covariance ledoit-wolf", "scikit-learn", "eval") from error
+    ledoit_wolf = _scikit_learn()
 
     def gaussian_of(samples: Array) -> tuple[Array, gaussian.Blocks]:
         """Means [P, d] and whitening of samples [P, N, d]."""
@@ -458,7 +490,7 @@ def _ledoit_wolf(features: Features, settings: Settings, progress: Progress) -> 
             squared[np.ix_(places, held_out)] = gaussian.squared_distances(blocks, centred)
 
     cells = [slice(cell, cell + 1) for cell in range(tree.cells)]
-    _in_threads(of, cells, tree.cells, progress)
+    _in_threads(of, cells, tree.cells, threads, progress)
     return Statistics(
         pyramid,
         _rasters(pyramid, [means]),

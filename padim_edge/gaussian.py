@@ -70,11 +70,14 @@ def merge(a: Moments, b: Moments) -> Moments:
     return Moments(count, means, scatters)
 
 
-def joined(parts: Sequence[Moments]) -> Moments:
-    """Moments of consecutive runs of cells of the same images, as one."""
-    means = [np.concatenate(means) for means in zip(*[p.means for p in parts], strict=True)]
-    scatters = {key: np.concatenate([p.scatters[key] for p in parts]) for key in parts[0].scatters}
-    return Moments(parts[0].count, means, scatters)
+def empty_moments(count: int, means: list[Array]) -> Moments:
+    """Moments to be filled run by run: ``means`` themselves, and scatters of the same layout."""
+    scatters = {
+        (level, other): np.empty((*mean.shape, coarse.shape[1]))
+        for level, mean in enumerate(means)
+        for other, coarse in enumerate(means[: level + 1])
+    }
+    return Moments(count, means, scatters)
 
 
 def whitening(stats: Moments, eps: float) -> Blocks:

@@ -110,10 +110,8 @@ def distances(
             squares = nodes.add("Add", [children, parent], f"total.{index}")
         total = squares
 
-    zero = nodes.constant("zero", np.zeros((), dtype=np.float32))
-    # Rounding must not make a square negative (int8 constants of a distance of nothing).
-    clamped = nodes.add("Max", [_from_tree(nodes, pyramid, total), zero], "squared_distance_map")
-    nodes.add("Sqrt", [clamped], "distance_map")
+    # A sum of squares: never negative, so nothing needs to be clamped before the root.
+    nodes.add("Sqrt", [_from_tree(nodes, pyramid, total)], "distance_map")
     return nodes
 
 

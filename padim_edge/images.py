@@ -277,7 +277,7 @@ class Preprocess:
             preset: "whole" or "reference"; ``resize`` overrides it.
             resize: "256" for the shorter side, "256x320" for height x width. What exceeds
                 ``size`` is cut off around the centre.
-            crop: must be ``size``, as "224" or "224x320"; it is implied and only ever checked.
+            crop: must be ``size``, as "224" or "224x320"; implied by ``resize`` and "reference".
             interpolation: as in :class:`Preprocess`; None is "lanczos".
 
         Raises:
@@ -290,6 +290,11 @@ class Preprocess:
             raise UsageError(
                 f"a crop to {crop} does not fit the graph, which takes {_text(size)}: crop to "
                 f"{_text(size)}, or export a graph for {crop}"
+            )
+        if crop is not None and resize is None and preset == "whole":
+            raise UsageError(
+                f"--crop {crop} has nothing to cut off where the whole image is resized to "
+                f"{_text(size)}: say to what it is resized before, with --resize"
             )
         interpolation = "lanczos" if interpolation is None else interpolation
         if resize is None:

@@ -8,7 +8,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from padim_edge.errors import ModelError
 from padim_edge.model import read
 
 PARTS = {"mean.": "means", "whitening.": "whitening", "smoothing.": "smoothing"}
@@ -20,10 +19,7 @@ def describe(path: Path) -> dict[str, Any]:
     Returns:
         "fields": metadata by name; "bytes": size by part, the file's total last.
     """
-    try:
-        model = read(path, "padim")
-    except ModelError:
-        model = read(path, "embedding")  # if it is neither, this says so
+    model = read(path, kind=None)
     fields: dict[str, Any] = {"file": str(path), "sha256": model.sha256}
     fields |= dataclasses.asdict(model.embedding)
     if model.detection:

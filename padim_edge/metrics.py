@@ -235,6 +235,15 @@ def _check(
             )
 
 
+def require_eval_extra() -> None:
+    """Refuse early where the extra is missing.
+
+    Raises:
+        MissingDependencyError: scikit-learn or SciPy is not installed.
+    """
+    _eval_extra()
+
+
 def _eval_extra() -> tuple[Callable[..., Any], Callable[..., Any]]:
     """``sklearn.metrics.roc_auc_score`` and ``scipy.ndimage.label``, from the extra ``eval``."""
     try:

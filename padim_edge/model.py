@@ -50,6 +50,8 @@ OPSET = 18
 # Readers as old as ONNX Runtime 1.14 and TensorRT 10 take this; the library's default is newer.
 IR_VERSION = 8
 MAX_BYTES = 2**31 - 1
+COMMANDS = {"embedding": "export", "padim": "fit"}
+"""Kind of file -> the command that makes it."""
 
 
 @dataclass(frozen=True)
@@ -208,12 +210,12 @@ def write(stream: BinaryIO, model: Model) -> int:
     return size
 
 
-def read(path: str | Path, kind: str) -> Model:
+def read(path: str | Path, kind: str | None) -> Model:
     """Read and check one of our files.
 
     Args:
         path: the file.
-        kind: "embedding" or "padim": what is expected.
+        kind: "embedding" or "padim": what is expected; None takes either.
 
     Raises:
         ModelError: missing, not ONNX, truncated, not ours, another format, the other kind, or
@@ -229,12 +231,13 @@ def read(path: str | Path, kind: str) -> Model:
     except (DecodeError, ValueError, TypeError) as error:
         raise ModelError(
             f"{path} is not an ONNX file, or it is truncated: write it again with "
-            f"padim-edge {'fit' if kind == 'padim' else 'export'}"
+            f"padim-edge {COMMANDS.get(str(kind), 'export or fit')}"
         ) from error
     try:
         fields = _fields(proto, kind)
         embedding = _build(Embedding, fields)
-        detection = _build(Detection, fields) if kind == "padim" else None
+        detection = _build(Detection, fields) if fields["kind"] == "padim" else None
+        _check_fields(embedding, detection)
         model = Model(proto, embedding, detection, path, hashlib.sha256(data).hexdigest(), data)
         _check_graph(model)
     except ModelError as error:
@@ -242,7 +245,7 @@ def read(path: str | Path, kind: str) -> Model:
     return model
 
 
-def _fields(proto: onnx.ModelProto, kind: str) -> dict[str, Any]:
+def _fields(proto: onnx.ModelProto, kind: str | None) -> dict[str, Any]:
     """Our metadata, after checking that this file is ours, of this format and of this kind."""
     texts = {
         entry.key[len(PREFIX) :]: entry.value
@@ -263,14 +266,41 @@ def _fields(proto: onnx.ModelProto, kind: str) -> dict[str, Any]:
             f"{FORMAT}: install the padim-edge it was made with "
             f"({fields.get('tool_version', 'unknown')}), or make it again"
         )
-    if fields.get("kind") != kind:
-        wanted = {"padim": "a detector (made by padim-edge fit)",
-                  "embedding": "an embedding (made by padim-edge export)"}  # fmt: skip
+    found = fields.get("kind")
+    if found not in COMMANDS:
+        raise ModelError("its metadata lacks 'kind': make the file again")
+    if kind is not None and found != kind:
+        known = {"padim": "a detector", "embedding": "an embedding"}
         raise ModelError(
-            f"this is {wanted.get(str(fields.get('kind')), 'another file')}; "
-            f"{wanted[kind]} is needed here"
+            f"this is {known[found]} (made by padim-edge {COMMANDS[found]}); {known[kind]} "
+            f"(made by padim-edge {COMMANDS[kind]}) is needed here"
         )
     return fields
+
+
+def _check_fields(embedding: Embedding, detection: Detection | None) -> None:
+    """Refuse metadata whose parts do not fit together, before anything is computed from it."""
+    count = len(embedding.layers)
+    sides = [side for shape in embedding.layer_shapes for side in shape]
+    total = sum(embedding.layer_channels)
+    channels = embedding.channels
+    for fits, name in (
+        (count == len(embedding.layer_channels) == len(embedding.layer_shapes), "layers"),
+        (all(side > 0 for side in [*sides, *embedding.image_size]), "layer_shapes"),
+        (channels and len(set(channels)) == len(channels), "channels"),
+        (all(0 <= channel < total for channel in channels), "channels"),
+        (embedding.precision in ("float32", "float16"), "precision"),
+        (not detection or detection.covariance in ("sample", "ledoit-wolf"), "covariance"),
+        (not detection or detection.constants in ("float32", "float16", "int8"), "constants"),
+        (not detection or detection.preprocess.size == embedding.image_size, "preprocess"),
+        (not detection or detection.good_scores, "good_scores"),
+    ):
+        if not fits:
+            raise ModelError(f"its metadata has a wrong '{name}': make the file again")
+    try:
+        Pyramid.coarse_to_fine(embedding.pyramid_layers())
+    except UsageError as error:
+        raise ModelError(f"its metadata has a wrong 'layer_shapes': {error}") from error
 
 
 T = TypeVar("T")
@@ -319,15 +349,15 @@ def _check_graph(model: Model) -> None:
     inputs = {value.name for value in graph.input}
     detection = model.detection
     wanted = {"score", "score_map"} if detection else {"embedding", *model.feature_names()}
-    if inputs != {"image"} or not wanted <= outputs:
+    shape = graph.input[0].type.tensor_type.shape.dim[1:] if graph.input else []
+    size = [*model.embedding.image_size, 3]
+    if inputs != {"image"} or [d.dim_value for d in shape] != size or not wanted <= outputs:
         raise ModelError(
             f"its inputs {sorted(inputs)} and outputs {sorted(outputs)} are not those of such a "
             "file: it was altered; make it again"
         )
     if not detection:
         return
-    if not detection.good_scores:
-        raise ModelError("its metadata has no 'good_scores': fit it again")
     for index, level in enumerate(model.pyramid().levels):
         shapes = {f"mean.{index}": [1, level.channels, level.height, level.width]}
         for other, coarse in enumerate(model.pyramid().levels[: index + 1]):

@@ -154,9 +154,3 @@ def _ratio(coarse: tuple[int, int], fine: tuple[int, int]) -> int:
             "choose other --layers or an --image-size in multiples of 32"
         )
     return ratio
-
-
-def repeat_up(maps: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
-    """Repeat each pixel of [N, d, h, w] maps so that they become height x width (nearest)."""
-    ratio = _ratio((maps.shape[2], maps.shape[3]), (height, width))
-    return maps.repeat(ratio, axis=2).repeat(ratio, axis=3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 from collections import Counter
@@ -17,7 +18,7 @@ from padim_edge.detector import Detector, Result
 from padim_edge.errors import ImageError, PadimEdgeError, UsageError
 from padim_edge.files import atomic_write
 from padim_edge.images import load_image, read_batches
-from padim_edge.metrics import Metrics
+from padim_edge.metrics import Metrics, require_eval_extra
 from padim_edge.metrics import evaluate as measure
 from padim_edge.overlay import overlay
 
@@ -39,7 +40,8 @@ class Verdict:
         result = self.outcome
         return {
             "path": str(self.path),
-            "score": result.score,
+            # JSON has no NaN.
+            "score": result.score if math.isfinite(result.score) else None,
             "threshold": result.threshold,
             "is_anomalous": result.is_anomalous,
             "percentile": result.percentile,
@@ -98,25 +100,22 @@ def _targets(paths: Sequence[Path], folder: Path, root: Path | None) -> dict[Pat
             f"--save-maps {folder} lies inside {base}: the next run would take the overlays for "
             "images; choose a folder outside of it"
         )
+    if any(path.resolve().is_relative_to(folder.resolve()) for path in paths):
+        raise UsageError(
+            f"--save-maps {folder} holds images to be judged, which overlays might replace: "
+            "choose another folder"
+        )
     if base is None:  # a pattern: below the folder that all have in common
         base = Path(os.path.commonpath([path.parent for path in paths]))
     relative = {path: path.relative_to(base) for path in paths}
     plain = {path: name.with_suffix(".png") for path, name in relative.items()}
     suffixed = {path: Path(f"{name}.png") for path, name in relative.items()}
     count = Counter([*plain.values(), *suffixed.values()])
-    # a.jpg and a.bmp side by side keep their suffix: a.jpg.png and a.bmp.png.
-    targets = {
+    return {
+        # a.jpg and a.bmp side by side keep their suffix: a.jpg.png and a.bmp.png.
         path: folder / (plain[path] if count[plain[path]] == 1 else suffixed[path])
         for path in paths
     }
-    images = {path.resolve() for path in paths}
-    for path, target in targets.items():
-        if target.resolve() in images:
-            raise UsageError(
-                f"--save-maps {folder}: the overlay of {path} would replace the image {target}; "
-                "choose another folder"
-            )
-    return targets
 
 
 def _save_overlay(detector: Detector, path: Path, result: Result, target: Path) -> None:
@@ -157,6 +156,7 @@ def evaluate(
     Raises:
         PadimEdgeError: no good or no defective image is left, or a score is not finite.
     """
+    require_eval_extra()  # now, not after the last image
     by_path = {sample.path: sample for sample in samples}
     preprocess = detector.detection.preprocess
     labels, scores, maps, masks = [], [], [], []

@@ -42,6 +42,7 @@ class Outcome:
         lines = self.stderr.splitlines()
         errors = [line for line in lines if line.startswith("error: ")]
         assert len(errors) == 1, self.stderr
+        assert "this should not happen" not in errors[0], errors[0]
         others = [line for line in lines if not line.startswith(("error: ", "warning: ", *said))]
         assert not others, self.stderr
         for word in words:

@@ -481,3 +481,25 @@ def test_atomic_writing_leaves_a_link_a_link(tmp_path):
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "real").read_bytes() == b"new"
     assert (tmp_path / "real").stat().st_mode & 0o777 == 0o640
+
+
+def test_overlays_never_go_where_the_images_are(model_file, photos, tmp_path):
+    folder = tmp_path / "ph"
+    folder.mkdir()
+    good = sorted((photos / "test" / "good").iterdir())[0]
+    Image.open(good).save(folder / "a.bmp")
+    Image.open(good).save(folder / "a.png")
+    before = (folder / "a.png").read_bytes()
+    done = padim_edge("run", model_file, folder / "a.bmp", "--save-maps", folder)
+    assert done.code == 2
+    assert "choose another folder" in done.stderr
+    assert (folder / "a.png").read_bytes() == before
+
+
+def test_eps_with_ledoit_wolf_is_refused_not_ignored(embedding_file, photos, tmp_path):
+    done = padim_edge(
+        "fit", embedding_file, photos, "--covariance", "ledoit-wolf", "--eps", "0.1",
+        "-o", tmp_path / "p.onnx",
+    )  # fmt: skip
+    assert done.code == 2
+    assert "leave --eps out" in done.stderr

@@ -73,6 +73,20 @@ def test_a_wrong_array_is_refused_saying_what_is_expected(detector, bad):
         detector(bad)
 
 
+@pytest.mark.parametrize(
+    "prepared",
+    [
+        np.zeros((0, 64, 64, 3), np.uint8),
+        np.zeros((1, 32, 64, 3), np.uint8),
+        np.zeros((64, 64, 3), np.uint8),
+        np.zeros((1, 64, 64, 3), np.float32),
+    ],
+)
+def test_wrongly_prepared_frames_are_refused(detector, prepared):
+    with pytest.raises(UsageError, match=r"uint8 \[N, 64, 64, 3\]"):
+        detector.judge(prepared)
+
+
 def test_an_empty_batch_is_refused(detector):
     with pytest.raises(UsageError, match="at least one"):
         detector.batch([])

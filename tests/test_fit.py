@@ -192,6 +192,47 @@ def test_ledoit_wolf_equals_scikit_learn_per_position(tmp_path, embedding_path, 
     assert "5 folds" in done.model.detection.calibration
 
 
+def test_outputs_must_be_different_files(tmp_path, embedding_path, good):
+    same = tmp_path / "same"
+    with pytest.raises(UsageError, match="must be different files"):
+        fit(
+            embedding_path, good, same, Settings(WHOLE), save_moments=tmp_path / "x" / ".." / "same"
+        )
+    before = embedding_path.read_bytes()
+    with pytest.raises(UsageError, match="must be different files"):
+        fit(embedding_path, good, embedding_path, Settings(WHOLE))
+    assert embedding_path.read_bytes() == before
+    assert not same.exists()
+
+
+def test_the_model_takes_its_place_before_the_moments(tmp_path, embedding_path, good, monkeypatch):
+    """The other way round, a failure between the two would count images twice on a retry."""
+    renamed = []
+    replace = Path.replace
+
+    def noted(self, target):
+        renamed.append(Path(target).name)
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", noted)
+    moments = tmp_path / "moments.npz"
+    fit(embedding_path, good, tmp_path / "padim.onnx", Settings(WHOLE), save_moments=moments)
+    assert renamed == ["padim.onnx", "moments.npz"]
+
+
+def test_unwritable_moments_are_refused_before_the_work(tmp_path, embedding_path):
+    """No image exists: had the work begun, that would have been the error."""
+    images = [tmp_path / f"{i}.png" for i in range(5)]
+    with pytest.raises(PadimEdgeError, match=r"cannot write .*moments"):
+        fit(
+            embedding_path,
+            images,
+            tmp_path / "padim.onnx",
+            Settings(WHOLE),
+            save_moments=tmp_path / "none" / "moments.npz",
+        )
+
+
 def test_ledoit_wolf_has_no_moments(tmp_path, embedding_path, good):
     settings = Settings(WHOLE, covariance="ledoit-wolf")
     with pytest.raises(UsageError, match="no moments"):

@@ -8,7 +8,7 @@ import reference
 
 from padim_edge import gaussian
 from padim_edge.errors import PadimEdgeError, UsageError
-from padim_edge.pyramid import Layer, Pyramid, repeat_up
+from padim_edge.pyramid import Layer, Pyramid
 
 EPS = 0.01
 
@@ -180,11 +180,14 @@ def test_tree_order_repeats_by_reshape():
     layers = [Layer("fine", 1, 8, 12), Layer("mid", 1, 4, 6), Layer("coarse", 1, 2, 3)]
     pyramid = Pyramid.coarse_to_fine(layers)
     coarse = np.arange(6.0, dtype=np.float32).reshape(1, 1, 2, 3)
-    fine_tree = pyramid.to_tree(2, repeat_up(coarse, 8, 12)).reshape(-1)
+    fine_tree = pyramid.to_tree(2, np.kron(coarse, np.ones((4, 4), np.float32))).reshape(-1)
     assert np.array_equal(fine_tree, np.arange(6).repeat(16))
     mid = np.arange(24.0, dtype=np.float32).reshape(1, 1, 4, 6)
     mid_tree = pyramid.to_tree(1, mid).reshape(-1)
-    assert np.array_equal(pyramid.to_tree(2, repeat_up(mid, 8, 12)).reshape(-1), mid_tree.repeat(4))
+    assert np.array_equal(
+        pyramid.to_tree(2, np.kron(mid, np.ones((2, 2), np.float32))).reshape(-1),
+        mid_tree.repeat(4),
+    )
 
 
 def test_from_tree_undoes_to_tree():

@@ -105,7 +105,15 @@ REFUSED = {
     "a threshold that is no number": (set_field("threshold", "NaN"), "wrong 'threshold'"),
     "a wrong preprocess": (set_field("preprocess", '{"size": 3}'), "must have exactly the fields"),
     "a wrong length": (set_field("image_size", "[64]"), "wrong 'image_size'"),
-    "no scores": (set_field("good_scores", "[]"), "good_scores"),
+    "no scores": (set_field("good_scores", "[]"), "wrong 'good_scores'"),
+    "another size than the graph's": (set_field("image_size", "[32, 32]"), "wrong 'preprocess'"),
+    "fewer shapes than layers": (set_field("layer_shapes", "[[16, 16]]"), "wrong 'layers'"),
+    "an empty shape": (set_field("layer_shapes", "[[0,0],[8,8],[4,4]]"), "wrong 'layer_shapes'"),
+    "no multiples": (set_field("layer_shapes", "[[15,15],[8,8],[4,4]]"), "wrong 'layer_shapes'"),
+    "no channels": (set_field("channels", "[]"), "wrong 'channels'"),
+    "a channel too many": (set_field("channels", "[99999]"), "wrong 'channels'"),
+    "an unknown covariance": (set_field("covariance", '"x"'), "wrong 'covariance'"),
+    "an unknown kind": (set_field("kind", '"x"'), "lacks 'kind'"),
 }
 
 
@@ -172,6 +180,17 @@ def test_a_file_beyond_two_gigabytes_is_refused_with_advice(model_file, monkeypa
     monkeypatch.setattr(models, "MAX_BYTES", 1000)
     with pytest.raises(PadimEdgeError, match="--constants float16 or int8"):
         write(io.BytesIO(), read(model_file, "padim"))
+
+
+def test_either_kind_is_read_where_either_will_do(model_file, embedding_file):
+    assert read(model_file, None).detection is not None
+    assert read(embedding_file, None).detection is None
+
+
+def test_inspect_names_what_is_wrong_with_a_damaged_detector(model_file, tmp_path):
+    path = altered(model_file, tmp_path / "bad.onnx", set_field("sigma", '"wide"'))
+    with pytest.raises(ModelError, match="wrong 'sigma'"):
+        describe(path)
 
 
 def test_inspect_accounts_for_every_byte(model_file, embedding_file):

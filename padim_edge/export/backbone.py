@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-from padim_edge.errors import PadimEdgeError, UsageError
+from padim_edge.errors import PadimEdgeError, UsageError, first_line
 
 Colour = tuple[float, float, float]
 
@@ -195,7 +195,7 @@ def _shapes(network: nn.Module, name: str, image_size: tuple[int, int]) -> list[
         except (RuntimeError, AssertionError) as error:
             raise UsageError(
                 f"{name} takes no images of {height}x{width} "
-                f"({str(error).splitlines()[0]}): choose another --image-size"
+                f"({first_line(error)}): choose another --image-size"
             ) from error
         # C and h do not depend on the image's width. In [N, h, w, C], as swin has it, and in
         # attention, the dimensions at their places do. (Some networks take one size only.)
@@ -258,9 +258,9 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], str]:
             warnings.simplefilter("ignore")  # doubts about the pickle's version
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # on damaged bytes torch raises whatever it stumbles over
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise PadimEdgeError(
-            f"{path} is not a file of torch weights (a state dict saved by torch.save): {reason}"
+            f"{path} is not a file of torch weights (a state dict saved by torch.save): "
+            f"{first_line(error)}"
         ) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
@@ -296,7 +296,7 @@ def _default_weights(name: str) -> tuple[Path, str]:
         except (OSError, HTTPException, RuntimeError) as error:
             raise PadimEdgeError(
                 f"cannot download the default weights of {name} ({weights.url}): "
-                f"{str(error).splitlines()[0]}; fetch that file on a machine with a network and "
+                f"{first_line(error)}; fetch that file on a machine with a network and "
                 "give it with --weights FILE"
             ) from error
     return file, f"torchvision {weights}"

@@ -17,7 +17,7 @@ from padim_edge.export import channels
 from padim_edge.export.onnx import assemble
 from padim_edge.files import atomic_write
 from padim_edge.model import Model, write
-from padim_edge.runtime.ort import Graph
+from padim_edge.runtime import open_graph
 
 # Largest difference between graph and network, relative to the largest value of the embedding.
 TOLERANCES = {"float32": 1e-4, "float16": 1e-2}
@@ -87,7 +87,7 @@ def validate(model: Model, network: backbones.Backbone, seed: int) -> float:
     tolerance = TOLERANCES[model.embedding.precision]
     pyramid = model.pyramid()
     worst = 0.0
-    with Graph(model.proto.SerializeToString()) as graph:
+    with open_graph(model.proto.SerializeToString()) as graph:
         for batch in (1, 3):
             shape = (batch, *network.image_size, 3)
             image = generator.integers(0, 256, shape, dtype=np.uint8)

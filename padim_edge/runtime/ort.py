@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from padim_edge.errors import MissingDependencyError, PadimEdgeError
+from padim_edge.errors import MissingDependencyError, PadimEdgeError, first_line
 from padim_edge.graph import cut
 from padim_edge.model import Model, read
 from padim_edge.runtime import STAGES, DeviceFigures
@@ -39,15 +39,21 @@ class Graph:
                 data, options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime's errors share no base but Exception
-            reason = str(error).splitlines()[0]
-            raise PadimEdgeError(f"ONNX Runtime cannot load the graph: {reason}") from error
+            raise PadimEdgeError(
+                f"ONNX Runtime cannot load the graph: {first_line(error)}"
+            ) from error
 
     def run(
         self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str] | None = None
     ) -> list[Any]:
         """Run the graph for some outputs, or all; the returned arrays belong to the caller."""
         names = None if outputs is None else list(outputs)
-        results: list[Any] = self._session.run(names, dict(inputs))
+        try:
+            results: list[Any] = self._session.run(names, dict(inputs))
+        except Exception as error:
+            raise PadimEdgeError(
+                f"ONNX Runtime cannot run the graph: {first_line(error)}"
+            ) from error
         return results
 
     def close(self) -> None:
