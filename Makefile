@@ -3,13 +3,17 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-gpu lint bench clean
 
 demo: $(VENV)/.ready          ## synthetic photos -> export -> fit -> run -> eval -> bench
 	$(BIN)/padim-edge demo --folder demo
 
 test: lint                    ## everything that CI runs
 	$(BIN)/python -m pytest
+
+# In an environment with the device's own packages: make test-gpu BIN=/path/to/bin
+test-gpu: $(if $(filter $(VENV)/bin,$(BIN)),$(VENV)/.ready)  ## on an NVIDIA GPU: parity, leaks, bandwidth
+	$(BIN)/python -m pytest -m gpu
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
