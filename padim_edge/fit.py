@@ -589,12 +589,29 @@ class _State:
             with np.load(path, allow_pickle=False) as arrays:
                 header = json.loads(bytes(arrays["header"]))
                 count = header.pop("count")
-                depth = len(pyramid.levels)
-                means = [arrays[f"mean.{i}"] for i in range(depth)]
+
+                def part(name: str, *shape: int) -> Array:
+                    """An array of float64 of this shape, finite."""
+                    values: Array = arrays[name]
+                    if values.dtype != np.float64 or values.shape != shape:
+                        raise ValueError(f"{name} has a wrong type or shape")
+                    if not np.isfinite(values).all():
+                        raise ValueError(f"{name} holds NaN or infinity")
+                    return values
+
+                levels = pyramid.levels
+                means = [
+                    part(f"mean.{i}", level.positions, level.channels)
+                    for i, level in enumerate(levels)
+                ]
                 scatters = {
-                    (i, j): arrays[f"scatter.{i}.{j}"] for i in range(depth) for j in range(i + 1)
+                    (i, j): part(
+                        f"scatter.{i}.{j}", level.positions, level.channels, levels[j].channels
+                    )
+                    for i, level in enumerate(levels)
+                    for j in range(i + 1)
                 }
-                scores = arrays["scores"]
+                scores = part("scores", count)
         except OSError as error:
             raise PadimEdgeError(
                 f"cannot read the moments {path}: {error.strerror or error}"

@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from padim_edge import __version__
-from padim_edge.errors import ModelError, PadimEdgeError, UsageError
+from padim_edge.errors import ModelError, PadimEdgeError, UsageError, first_line
 from padim_edge.images import Preprocess
 from padim_edge.pyramid import Layer, Pyramid
 
@@ -254,7 +254,7 @@ def _fields(proto: onnx.ModelProto, kind: str | None) -> dict[str, Any]:
     }
     try:
         fields = {key: json.loads(text) for key, text in texts.items()}
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"its metadata is damaged ({error}); write the file again") from error
     if "format" not in fields:
         raise ModelError(
@@ -314,7 +314,7 @@ def _build(cls: type[T], fields: Mapping[str, Any]) -> T:
             raise ModelError(f"its metadata lacks '{name}': make the file again")
         try:
             values[name] = _typed(fields[name], hint)
-        except (TypeError, ValueError, UsageError) as error:
+        except (TypeError, ValueError, OverflowError, UsageError) as error:
             raise ModelError(f"its metadata has a wrong '{name}' ({error})") from error
     return cls(**values)
 
@@ -344,7 +344,6 @@ def _typed(value: Any, hint: Any) -> Any:
 def _check_graph(model: Model) -> None:
     """Refuse a graph whose borders or constants are not what the metadata promises."""
     graph = model.proto.graph
-    tensors = {tensor.name: tensor for tensor in graph.initializer}
     outputs = {value.name for value in graph.output}
     inputs = {value.name for value in graph.input}
     detection = model.detection
@@ -356,18 +355,37 @@ def _check_graph(model: Model) -> None:
             f"its inputs {sorted(inputs)} and outputs {sorted(outputs)} are not those of such a "
             "file: it was altered; make it again"
         )
+    values = {tensor.name: _values(tensor) for tensor in graph.initializer}
+    for name, array in values.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ModelError(f"its constant '{name}' holds NaN or infinity: make the file again")
     if not detection:
         return
-    for index, level in enumerate(model.pyramid().levels):
-        shapes = {f"mean.{index}": [1, level.channels, level.height, level.width]}
-        for other, coarse in enumerate(model.pyramid().levels[: index + 1]):
+    pyramid = model.pyramid()
+    height, width = model.embedding.image_size
+    shapes: dict[str, tuple[int, ...]] = {
+        "smoothing.rows": (height, pyramid.height),
+        "smoothing.columns": (pyramid.width, width),
+    }
+    for index, level in enumerate(pyramid.levels):
+        shapes[f"mean.{index}"] = (1, level.channels, level.height, level.width)
+        for other, coarse in enumerate(pyramid.levels[: index + 1]):
             name = f"whitening.{index}.{other}"
-            shapes[name] = [level.positions, level.channels, coarse.channels]
+            shapes[name] = (level.positions, level.channels, coarse.channels)
             if detection.constants == "int8":
-                shapes[name + ".scale"] = [level.positions, level.channels, 1]
-        for name, shape in shapes.items():
-            if name not in tensors or list(tensors[name].dims) != shape:
-                raise ModelError(f"its constant '{name}' is missing or misshapen: fit it again")
-            values = numpy_helper.to_array(tensors[name])
-            if values.dtype.kind == "f" and not np.isfinite(values).all():
-                raise ModelError(f"its constant '{name}' holds NaN or infinity: fit it again")
+                shapes[name + ".scale"] = (level.positions, level.channels, 1)
+    for name, wanted_shape in shapes.items():
+        if name not in values or values[name].shape != wanted_shape:
+            raise ModelError(f"its constant '{name}' is missing or misshapen: fit it again")
+
+
+def _values(tensor: onnx.TensorProto) -> NDArray[Any]:
+    """The values of a constant, which must be in the file itself."""
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        raise ModelError(f"its constant '{tensor.name}' is kept in another file: that is not ours")
+    try:
+        return numpy_helper.to_array(tensor)
+    except Exception as error:  # on damaged data onnx raises whatever it stumbles over
+        raise ModelError(
+            f"its constant '{tensor.name}' is damaged ({first_line(error)}): make the file again"
+        ) from error
