@@ -8,6 +8,7 @@ which is ONNX Runtime on the CPU.
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import sys
 from collections.abc import Iterator
@@ -67,6 +68,8 @@ def models(
         constants: Settings(whole, constants=constants)
         for constants in ("float32", "float16", "int8")
     }
+    if importlib.util.find_spec("sklearn"):
+        kinds["dense"] = Settings(whole, covariance="ledoit-wolf")
     files = {}
     for name, settings in kinds.items():
         files[name] = str(place / f"{name}.onnx")
@@ -113,10 +116,12 @@ def check_parity(folder: str, path: str, half: bool) -> None:
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["float32 maps", "float16 maps"])
-@pytest.mark.parametrize("constants", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("constants", ["float32", "float16", "int8", "dense"])
 def test_parity(
     gpu: ProcessPoolExecutor, folder: str, models: dict[str, str], constants: str, half: bool
 ) -> None:
+    if constants not in models:
+        pytest.skip("the dense form needs scikit-learn")
     gpu.submit(check_parity, folder, models[constants], half).result(timeout=300)
 
 

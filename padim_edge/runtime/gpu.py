@@ -63,7 +63,8 @@ class GpuEngine:
                 self._steps = [("upload", self._upload), *stages, ("download", self._download)]
                 self._events = self._device.events(len(self._steps) + 1)
         except BaseException:
-            self.close()
+            with contextlib.suppress(PadimEdgeError):  # after a fault: the first error tells more
+                self.close()
             raise
 
     def _open(self, model: Model) -> list[tuple[str, Step]]:

@@ -8,6 +8,7 @@ costs two launches and nothing else.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from padim_edge.model import FEATURES, Model
 from padim_edge.runtime.compiler import kernels
@@ -100,6 +101,9 @@ class Scorer:
             maps,
             scores,
         )
+        # The host's copies have done their duty, and a large model's are hundreds of megabytes.
+        nothing = self._whitening.lines[:0].copy()
+        self._whitening = replace(self._whitening, lines=nothing)
         self._prepare = device.load(kernels(device.architecture, PlanCache()))
         self._launches: dict[tuple[str, int], Callable[[], None]] = {}
         self.distances(1)
