@@ -62,8 +62,11 @@ Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first unread
 
 def main() -> None:
     """Run the command line: 0 ok, 1 the work failed, 2 wrong use, 130 interrupted."""
-    # A service manager's SIGTERM unwinds like Ctrl-C, so that no temporary file stays behind.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A service manager's SIGTERM and a lost connection's SIGHUP unwind like Ctrl-C, so that no
+    # temporary file stays behind.
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.default_int_handler)
     # Pillow's doubts about large files and odd EXIF; what cannot be read is reported anyway.
     warnings.filterwarnings("ignore", module="PIL")
     # File names may hold bytes that are no text in the encoding of stdout.

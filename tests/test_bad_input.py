@@ -812,6 +812,7 @@ def interrupt(arguments: tuple[object, ...], prelude: str, number: signal.Signal
         ("features", signal.SIGINT, True),
         ("features", signal.SIGINT, False),
         ("features", signal.SIGTERM, True),
+        ("features", signal.SIGHUP, True),
         ("statistics", signal.SIGINT, True),
         ("writing", signal.SIGINT, True),
         ("writing", signal.SIGTERM, False),

@@ -124,7 +124,7 @@ def load(
         warnings.simplefilter("ignore")  # googlenet and inception announce a change of their init
         torch.manual_seed(seed)
         whole = torchvision.models.get_model(name, weights=None).eval()
-        nodes = get_graph_node_names(whole)[1]
+        nodes = get_graph_node_names(whole)[1][1:]  # the first is the image itself
         candidates = _candidates(whole, nodes)
         ends: dict[str, str] = {}
         for layer in layers:
