@@ -12,8 +12,9 @@ run, counted as bytes read plus bytes written. None of this has run on a GPU yet
 
 The JSON (``--json``), version `SCHEMA`: the fields of `Report`, with latencies in milliseconds,
 sizes in bytes and bandwidths in bytes per second. Null where it does not apply: ``device`` on a
-CPU; in each of ``results``: ``bare`` and ``ratio`` on a GPU, ``kernel`` without the distance
-kernel, ``power`` where there are no sensors (`padim_edge.power`).
+CPU, ``baseline`` where none was asked for; in each of ``results``: ``bare`` and ``ratio`` on a
+GPU, ``baseline`` likewise, ``kernel`` without the distance kernel, ``power`` where there are no
+sensors (`padim_edge.power`).
 """
 
 from __future__ import annotations
@@ -99,6 +100,7 @@ class BatchResult:
         total: frames of the camera's size in, scores and maps out.
         bare: the truncated backbone alone with all its channels, float32 in, layer maps out.
         ratio: graph / bare, of medians.
+        baseline: another engine doing what ``graph`` does, in the same run.
         kernel: how near the distance kernel comes to its floor.
         power: while prepared frames went through without a pause.
     """
@@ -110,6 +112,7 @@ class BatchResult:
     total: Latency
     bare: Latency | None
     ratio: float | None
+    baseline: Latency | None
     kernel: Kernel | None
     power: Power | None
 
@@ -132,6 +135,7 @@ class Report:
     peak_memory_bytes: int
     cold_start_seconds: float
     scoring: str
+    baseline: str | None
     passed_over: tuple[str, ...]
     device: DeviceFigures | None
     results: list[BatchResult]
@@ -150,6 +154,7 @@ def bench(
     frame_size: tuple[int, int] = (900, 900),
     progress: Progress = lambda _stage, _done, _total: None,
     scoring: str = "kernels",
+    baseline: str | None = None,
 ) -> Report:
     """Measure a model in an engine.
 
@@ -162,10 +167,14 @@ def bench(
         frame_size: (h, w) of the camera's frames, for the preprocess stage and the total.
         progress: called as work goes on.
         scoring: "kernels", or "graph" with engine "trt".
+        baseline: another engine to measure in the same run, as "ort", or "trt/graph" for
+            TensorRT without our kernels.
     """
     if calls < 1:
         raise UsageError(f"--calls {calls}: a number of at least 1 is needed")
     check_choice(engine, scoring)
+    other, _, other_scoring = (baseline or "ort").partition("/")
+    check_choice(other, other_scoring or "kernels")
     if engine != "ort":
         # Builds what is built once, a plan or kernels: it is no part of a start.
         Detector(path, engine, threads, scoring, progress).close()
@@ -177,9 +186,21 @@ def bench(
         if detector.engine.name == "ort":
             yardstick = open_graph(bare_backbone(model).SerializeToString(), threads)
             bare = stack.enter_context(yardstick)
+        second = None
+        if baseline:
+            choice = (other, threads, other_scoring or "kernels", progress)
+            second = stack.enter_context(Detector(path, *choice))
         measured = [
             # At least three blocks, or nothing would be interleaved.
-            _measure(detector, bare, batch, max(3 * BLOCK, calls // batch), frame_size, progress)
+            _measure(
+                detector,
+                bare,
+                second,
+                batch,
+                max(3 * BLOCK, calls // batch),
+                frame_size,
+                progress,
+            )
             for batch in batches
         ]
         # After the batches: their scratch memory is then in the figure.
@@ -205,6 +226,7 @@ def bench(
             peak_memory_bytes=peak,
             cold_start_seconds=cold_start,
             scoring=scoring,
+            baseline=baseline,
             passed_over=detector.passed_over,
             device=device,
             results=results,
@@ -237,6 +259,7 @@ def _processor() -> str:
 def _measure(
     detector: Detector,
     bare: Graph | None,
+    second: Detector | None,
     batch: int,
     calls: int,
     frame_size: tuple[int, int],
@@ -262,6 +285,8 @@ def _measure(
     }
     if bare is not None:
         contenders["bare"] = functools.partial(bare.run, {NORMALISED: normalised})
+    if second is not None:
+        contenders["baseline"] = functools.partial(second.engine.infer, images)
     seconds = _interleaved(contenders, calls, lambda done: progress(f"batch {batch}", done, calls))
     # by_stage also ran once per block uncounted: drop that call, the first of each block.
     timed = {
@@ -278,6 +303,7 @@ def _measure(
         total=latencies["total"],
         bare=latencies.get("bare"),
         ratio=latencies["graph"].p50 / latencies["bare"].p50 if bare is not None else None,
+        baseline=latencies.get("baseline"),
         kernel=None,
         power=measure_power(contenders["graph"], batch),
     )

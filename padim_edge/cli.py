@@ -556,6 +556,12 @@ def bench(
     frame: Annotated[
         str, typer.Option("--frame", help="Size of the camera's frames, N or HxW.")
     ] = "900",
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            "--baseline", help="Another engine, measured in the same run: ort, trt/graph, ..."
+        ),
+    ] = None,
     threads: Threads = 0,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the results as JSON.")
@@ -570,7 +576,7 @@ def bench(
         raise UsageError(f"--batch {batch}: sizes of at least 1 are needed")
     with _progress() as progress:
         report = run_bench(
-            model, engine, sizes, threads, calls, parse_size(frame), progress, scoring
+            model, engine, sizes, threads, calls, parse_size(frame), progress, scoring, baseline
         )
     _say_passed_over(report.passed_over, report.engine)
     _print_bench(report)
@@ -590,6 +596,7 @@ def _print_bench(report: Report) -> None:
                 ("graph: image to score", result.graph),
                 ("total: frame to score", result.total),
                 *([("bare backbone", result.bare)] if result.bare else []),
+                *([(f"baseline {report.baseline}", result.baseline)] if result.baseline else []),
             )
         ]
         header = (f"batch {result.batch}, ms per call", "p50", "p95", "p99", "frames/s")
@@ -598,6 +605,9 @@ def _print_bench(report: Report) -> None:
             typer.echo(f"{result.calls} calls each")
         else:
             typer.echo(f"graph / bare backbone = {result.ratio:.3f}   ({result.calls} calls each)")
+        if result.baseline:
+            share = result.graph.p50 / result.baseline.p50
+            typer.echo(f"graph / baseline {report.baseline} = {share:.3f}")
         if result.kernel:
             typer.echo(
                 f"distance kernel: {result.kernel.bytes / 1e6:.1f} MB of constants at "

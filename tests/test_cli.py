@@ -503,3 +503,17 @@ def test_eps_with_ledoit_wolf_is_refused_not_ignored(embedding_file, photos, tmp
     )  # fmt: skip
     assert done.code == 2
     assert "leave --eps out" in done.stderr
+
+
+def test_bench_beside_a_baseline(model_file, tmp_path):
+    file = tmp_path / "bench.json"
+    done = padim_edge(
+        "bench", model_file, "--engine", "ort", "--baseline", "ort", "--calls", 10,
+        "--frame", 64, "--json", file,
+    ).worked()  # fmt: skip
+    report = json.loads(file.read_text())
+    assert report["baseline"] == "ort"
+    assert report["results"][0]["baseline"]["p50"] > 0
+    assert "graph / baseline ort = " in done.stdout
+    padim_edge("bench", model_file, "--baseline", "tpu").failed(2, "tpu", "choose")
+    padim_edge("bench", model_file, "--baseline", "ort/graph").failed(2, "trt")

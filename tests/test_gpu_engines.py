@@ -367,7 +367,9 @@ def check_bench(folder: str, path: str) -> dict[str, Any]:
     bench.BLOCK = 2
     ort_cuda.OrtCudaEngine = cpu_engine(device)
     assert runtime.ENGINES["ort-cuda"] == "padim_edge.runtime.ort_cuda:OrtCudaEngine"
-    report = bench.bench(Path(path), "ort-cuda", (1, 2), calls=4, frame_size=(80, 90))
+    report = bench.bench(
+        Path(path), "ort-cuda", (1, 2), calls=4, frame_size=(80, 90), baseline="ort"
+    )
     from padim_edge.cli import _print_bench
 
     _print_bench(report)
@@ -387,6 +389,7 @@ def test_bench(folder: str, models: dict[str, str]) -> None:
         ]  # fmt: skip
         assert result["bare"] is None
         assert result["ratio"] is None
+        assert result["baseline"]["p50"] > 0  # engine ort, on the CPU
         kernel = result["kernel"]
         seconds = result["stages"]["distances"]["p50"] / 1e3
         assert kernel["bytes"] == report["device"]["constants_bytes"] > 0
