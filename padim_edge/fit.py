@@ -561,19 +561,13 @@ class _State:
             {key: scatter[where[key[0]]] for key, scatter in self.moments.scatters.items()},
         )
 
-    def _identity(self) -> dict[str, Any]:
-        return {
-            "embedding": self.embedding_sha256,
-            "preprocess": self.settings.preprocess.to_json(),
-            "eps": self.settings.eps,
-            "sigma": self.settings.sigma,
-        }
-
     def save(self, stream: BinaryIO) -> None:
         """Write as .npz without pickles."""
         arrays: dict[str, Any] = {f"mean.{i}": m for i, m in enumerate(self.moments.means)}
         arrays |= {f"scatter.{i}.{j}": s for (i, j), s in self.moments.scatters.items()}
-        header = json.dumps({"count": self.moments.count, **self._identity()})
+        header = json.dumps(
+            {"count": self.moments.count, **_identity(self.embedding_sha256, self.settings)}
+        )
         arrays["header"] = np.frombuffer(header.encode(), dtype=np.uint8)
         np.savez(stream, scores=self.scores, **arrays)
 
@@ -589,6 +583,13 @@ class _State:
             with np.load(path, allow_pickle=False) as arrays:
                 header = json.loads(bytes(arrays["header"]))
                 count = header.pop("count")
+                wanted = _identity(embedding.sha256, settings)
+                different = [key for key in wanted if header.get(key) != wanted[key]]
+                if different:
+                    raise UsageError(
+                        f"{path} was saved with another {' and '.join(different)}: fit with the "
+                        "same, or fit all images together"
+                    )
 
                 def part(name: str, *shape: int) -> Array:
                     """An array of float64 of this shape, finite."""
@@ -612,6 +613,8 @@ class _State:
                     for j in range(i + 1)
                 }
                 scores = part("scores", count)
+        except UsageError:
+            raise
         except OSError as error:
             raise PadimEdgeError(
                 f"cannot read the moments {path}: {error.strerror or error}"
@@ -621,12 +624,14 @@ class _State:
                 f"{path} is not a file of moments of this embedding, or it is damaged: save one "
                 "with padim-edge fit --save-moments"
             ) from error
-        state = cls(embedding.sha256, settings, Moments(count, means, scatters), scores)
-        wanted = state._identity()
-        different = [key for key in wanted if header.get(key) != wanted[key]]
-        if different:
-            raise UsageError(
-                f"{path} was saved with another {' and '.join(different)}: fit with the same, or "
-                "fit all images together"
-            )
-        return state
+        return cls(embedding.sha256, settings, Moments(count, means, scatters), scores)
+
+
+def _identity(embedding_sha256: str, settings: Settings) -> dict[str, Any]:
+    """What two fits must share for their moments to be added."""
+    return {
+        "embedding": embedding_sha256,
+        "preprocess": settings.preprocess.to_json(),
+        "eps": settings.eps,
+        "sigma": settings.sigma,
+    }
