@@ -295,7 +295,7 @@ def check_a_provider_that_does_not_start_is_refused(folder: str) -> None:
     real = onnxruntime.InferenceSession
     given: dict[str, Any] = {}
 
-    def falls_back(graph: bytes, options: Any, providers: Any) -> Any:
+    def falls_back(graph: bytes, options: Any, providers: Any, **_: Any) -> Any:
         given.update(options=options, providers=providers)
         return real(graph, providers=["CPUExecutionProvider"])
 
@@ -336,7 +336,7 @@ SABOTAGE = {
     "a wrong order of arguments": ("cuda", "(_COPIES", "(str(_COPIES)"),
     "an address as text": ("cuda", "(staging.address, staging.host", "(hex(0), staging.host"),
     "a method of another event": ("cuda", "later.time_since(", "later.elapsed_time("),
-    "no wait": ("gpu", "                    self._device.synchronize()\n", ""),
+    "no wait": ("gpu", "self._device.synchronize()\n                    scores", "scores"),
     "no upload": ("cuda", "if not staging.mapped:\n            driver.memcpy_htod", "if 0: x"),
     "a context left behind": (
         "cuda",
@@ -366,7 +366,7 @@ def journey(folder: str, mistake: tuple[str, str, str] | None) -> str:
         sys.modules[module.__name__] = module
         setattr(padim_edge.runtime, name, module)
         exec(compile(source, f"{name}.py", "exec"), module.__dict__)
-    sys.modules["padim_edge.runtime.scoring"].kernels = lambda _a, _c: b"\x7fELF"  # type: ignore[attr-defined]
+    sys.modules["padim_edge.runtime.scoring"].kernels = lambda _a, _c, _n: b"\x7fELF"  # type: ignore[attr-defined]
     from padim_edge.runtime import trial
 
     try:
@@ -484,7 +484,7 @@ def test_code_is_compiled_once_per_source_architecture_and_compiler(
 ) -> None:
     calls: list[str] = []
     use = ["a compiler 1.0"]
-    monkeypatch.setattr(compiler, "compilers", lambda: [counting(use[0], calls)])
+    monkeypatch.setattr(compiler, "compilers", lambda _newest: [counting(use[0], calls)])
     for _ in range(2):
         assert compiler.kernels("sm_87", plans) == b"code"
     assert calls == ["sm_87"]
@@ -513,7 +513,7 @@ def test_the_next_compiler_is_asked_when_one_fails(
     plans: PlanCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     both = [failing("sm_110 is unknown"), counting("a new one", [])]
-    monkeypatch.setattr(compiler, "compilers", lambda: both)
+    monkeypatch.setattr(compiler, "compilers", lambda _newest: both)
     assert compiler.kernels("sm_110", plans) == b"code"
     del both[1]
     (plans.folder / next(plans.folder.glob("*.cubin"))).unlink()
@@ -534,7 +534,7 @@ def check_nvrtc(folder: str, plans: str) -> str:
         return f"{found._name} is where the loader looks"
     nvrtc = compiler._nvrtc(found)
     assert nvrtc.name == "NVRTC 12.9"
-    compiler.compilers = lambda: iter([nvrtc])
+    compiler.compilers = lambda _newest: iter([nvrtc])
     cache = PlanCache(Path(plans))
     assert compiler.kernels("sm_87", cache)[:4] == b"\x7fELF"
     with pytest.raises(PadimEdgeError, match=r"do not compile for sm_1: NVRTC 12\.9: .*gpu-arch"):

@@ -6,6 +6,7 @@ file of its own, is chosen by name from `ENGINES`, and is imported when it is ch
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -187,7 +188,9 @@ def _first_that_runs(
             engine.infer(frame)
         except Exception as error:  # whatever a library that does not suit this machine raises
             if engine is not None:
-                engine.close()
+                # After a fault of the device, closing fails too; the next engine may run.
+                with contextlib.suppress(PadimEdgeError):
+                    engine.close()
             if not isinstance(error, PadimEdgeError):
                 error = PadimEdgeError(f"{type(error).__name__}: {error}")
             if passed_over is not None and name != names[-1]:

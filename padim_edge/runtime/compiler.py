@@ -47,19 +47,20 @@ class Compiler:
     compile: Callable[[str, str], bytes]
 
 
-def kernels(architecture: str, cache: PlanCache) -> bytes:
+def kernels(architecture: str, cache: PlanCache, newest: int | None = None) -> bytes:
     """The machine code of kernels.cu, from the cache or compiled now.
 
     Args:
         architecture: of the device, as in sm_87.
         cache: where it is kept.
+        newest: CUDA major version of the driver; it loads no code of a newer compiler.
 
     Raises:
         PadimEdgeError: there is no compiler, or none that compiles for this device.
     """
     source = resources.files(__package__).joinpath("kernels.cu").read_text(encoding="utf-8")
     reasons = []
-    for compiler in compilers():
+    for compiler in compilers(newest):
         file = _kept(cache, source, architecture, compiler.name)
         code = file.read()
         if code is not None:
@@ -92,9 +93,9 @@ def _kept(cache: PlanCache, source: str, architecture: str, compiler: str) -> Se
     return SealedFile(cache.folder / name, key)
 
 
-def compilers() -> Iterator[Compiler]:
-    """What is found here, the quickest first."""
-    library = _find_nvrtc()
+def compilers(newest: int | None = None) -> Iterator[Compiler]:
+    """What is found here, the quickest first; no NVRTC newer than the driver."""
+    library = _find_nvrtc(newest)
     if library is not None:
         yield _nvrtc(library)
     nvcc = shutil.which("nvcc") or shutil.which("nvcc", path=str(CUDA / "bin"))
@@ -105,7 +106,7 @@ def compilers() -> Iterator[Compiler]:
 # --- NVRTC ----------------------------------------------------------------------------------
 
 
-def _find_nvrtc() -> ctypes.CDLL | None:
+def _find_nvrtc(newest: int | None = None) -> ctypes.CDLL | None:
     """NVRTC from where the loader looks, from the toolkit, or from NVIDIA's wheels."""
     names = [f"libnvrtc.so.{version}" for version in ("13", "12", "11.2")]
     wheels = [
@@ -115,6 +116,9 @@ def _find_nvrtc() -> ctypes.CDLL | None:
         if ".alt." not in path.name
     ]
     for library in (*names, *(CUDA / "lib64" / name for name in names), *wheels):
+        major = int(str(library).rsplit(".so.", 1)[1].split(".")[0])
+        if newest is not None and major > newest:
+            continue
         with contextlib.suppress(OSError):
             if isinstance(library, Path):
                 # It asks for its second half by name alone: what is loaded already is found.

@@ -97,6 +97,9 @@ class Device:
             self.name = str(device.name())
             self.architecture = "sm_{}{}".format(*device.compute_capability())
             self.integrated = bool(device.get_attribute(attribute.INTEGRATED))
+            self.processors = int(device.get_attribute(attribute.MULTIPROCESSOR_COUNT))
+            self.total_memory = int(device.total_memory())
+            self.cuda = int(driver.get_driver_version()) // 1000
             self.shared_limit = max(
                 DEFAULT_SHARED_LIMIT,
                 int(device.get_attribute(attribute.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)),
@@ -132,7 +135,8 @@ class Device:
     def upload(self, values: NDArray[Any]) -> int:
         """Address of a copy of an array, which stays until the device is closed."""
         address = self.allocate(values.nbytes)
-        driver.memcpy_htod_async(address, np.ascontiguousarray(values), self._stream)
+        whole = np.ascontiguousarray(values)  # alive until the copy is done
+        driver.memcpy_htod_async(address, whole, self._stream)
         self.synchronize()
         return address
 
@@ -194,8 +198,9 @@ class Device:
         return prepared
 
     def synchronize(self) -> None:
-        """Wait for all that was enqueued."""
-        self._stream.synchronize()
+        """Wait for all that was enqueued; on a closed device there is nothing."""
+        if self._stream is not None:
+            self._stream.synchronize()
 
     def events(self, count: int) -> list[Event]:
         """New events. They are freed when they are dropped, which wants `current()` too."""

@@ -13,7 +13,7 @@ import itertools
 import threading
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -132,10 +132,11 @@ class GpuEngine:
             with self._device.current():
                 for first in range(0, len(images), MOST):
                     part = slice(first, first + MOST)
-                    count = self._take(images[part])
-                    for _, step in self._steps:
-                        step(count)
-                    self._device.synchronize()
+                    with self._drained():
+                        count = self._take(images[part])
+                        for _, step in self._steps:
+                            step(count)
+                        self._device.synchronize()
                     scores[part] = self._scores.host[:count]
                     maps[part] = self._maps.host[:count]
         return scores, maps
@@ -188,6 +189,16 @@ class GpuEngine:
                 f"{', '.join(map(str, self._image_shape))}) with N of at least 1 are needed"
             )
 
+    @contextlib.contextmanager
+    def _drained(self) -> Iterator[None]:
+        """On an error wait for what is under way, before its memory is used for something else."""
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(PadimEdgeError):
+                self._device.synchronize()
+            raise
+
     def _take(self, images: NDArray[np.uint8]) -> int:
         """Bring images into page-locked memory, from where the device fetches them."""
         self._images.host[: len(images)] = images
@@ -200,8 +211,12 @@ class GpuEngine:
             self._scorer = None
             try:
                 with self._device.current():
-                    self._events = []
-                    self._release()
+                    try:
+                        # A step that failed may have left work behind, using what goes now.
+                        self._device.synchronize()
+                    finally:
+                        self._events = []
+                        self._release()
             finally:
                 self._device.close()
         atexit.unregister(self._at_exit)

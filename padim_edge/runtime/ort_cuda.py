@@ -94,7 +94,12 @@ class OrtCudaEngine(GpuEngine):
             "use_tf32": "0",
         }
         try:
-            session = onnxruntime.InferenceSession(graph, options, providers=[(PROVIDER, settings)])
+            session = onnxruntime.InferenceSession(
+                graph,
+                options,
+                providers=[(PROVIDER, settings)],
+                enable_fallback=0,  # which would print, retry on the CPU, and hide the reason
+            )
         except Exception as error:  # onnxruntime's errors share no base but Exception
             raise PadimEdgeError(
                 f"ONNX Runtime cannot run the backbone on CUDA: {_first_line(error)}"

@@ -56,7 +56,15 @@ class TrtEngine(GpuEngine):
     def _open(self, model: Model) -> list[tuple[str, Step]]:
         kernels = self._scoring == "kernels"
         graph = backbone_graph(model) if kernels else whole_graph(model)
-        gpu = f"{self._device.name}, {self._device.architecture}"
+        # Jetsons of one kind share name and architecture; power modes change the rest.
+        gpu = ", ".join(
+            (
+                self._device.name,
+                self._device.architecture,
+                f"{self._device.processors} processors",
+                f"{self._device.total_memory} bytes",
+            )
+        )
         settings = BuildSettings(batch=(1, 1, MOST))
         plan = self._plan = open_plan(graph, gpu, settings, PlanCache(), self._progress)
         self._execution = plan.execution()
@@ -80,6 +88,7 @@ class TrtEngine(GpuEngine):
         if self._execution is None:
             raise RuntimeError("the plan is closed")
         if count != self._bound:
+            self._bound = 0  # for good, should binding fail halfway
             self._execution.bind(count, self._addresses)
             self._bound = count
         self._execution.enqueue(self._device.stream)

@@ -26,6 +26,7 @@ enum Result { kSuccess = 0, kInvalidValue = 1, kOutOfMemory = 2, kInvalidContext
               kNoDevice = 100, kInvalidHandle = 400, kNotFound = 500, kNotReady = 600,
               kLaunchFailed = 719, kNotSupported = 801 };
 
+constexpr int kProcessors = 16;
 constexpr int kMaxSharedOptin = 97, kIntegrated = 18, kCapabilityMajor = 75, kCapabilityMinor = 76;
 constexpr int kMaxDynamicShared = 8;
 constexpr unsigned kDefaultShared = 48 * 1024;
@@ -176,6 +177,7 @@ EXPORT int cuDeviceGetAttribute(int* value, int attribute, int) {
     switch (attribute) {
         case kMaxSharedOptin: *value = static_cast<int>(settings["shared"]); break;
         case kIntegrated: *value = static_cast<int>(settings["integrated"]); break;
+        case kProcessors: *value = 16; break;
         case kCapabilityMajor: *value = 8; break;
         case kCapabilityMinor: *value = 7; break;
         default: return kInvalidValue;
