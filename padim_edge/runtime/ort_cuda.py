@@ -92,6 +92,8 @@ class OrtCudaEngine(GpuEngine):
             "user_compute_stream": str(self._device.stream),
             # float32 is what the threshold was made with; who wants speed has float16.
             "use_tf32": "0",
+            # The default tries every algorithm again for each new size of a batch.
+            "cudnn_conv_algo_search": "HEURISTIC",
         }
         try:
             session = onnxruntime.InferenceSession(
