@@ -44,6 +44,7 @@ from padim_edge.graph import cut
 from padim_edge.model import FEATURES, NORMALISED, Model, read
 from padim_edge.power import Power
 from padim_edge.power import measure as measure_power
+from padim_edge.progress import Progress, silent
 from padim_edge.runtime import DeviceFigures, check_choice, open_graph
 
 if TYPE_CHECKING:
@@ -52,8 +53,6 @@ if TYPE_CHECKING:
 BLOCK = 10
 REST_SECONDS = 0.05
 SCHEMA = 1
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -152,7 +151,7 @@ def bench(
     threads: int = 0,
     calls: int = 100,
     frame_size: tuple[int, int] = (900, 900),
-    progress: Progress = lambda _stage, _done, _total: None,
+    progress: Progress = silent,
     scoring: str = "kernels",
     baseline: str | None = None,
 ) -> Report:

@@ -13,7 +13,8 @@ from PIL import Image
 from padim_edge import gaussian
 from padim_edge.errors import ModelError, UsageError
 from padim_edge.model import read
-from padim_edge.runtime import Progress, open_engine
+from padim_edge.progress import Progress
+from padim_edge.runtime import open_engine
 
 Frame = NDArray[np.uint8] | Image.Image
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from padim_edge import __version__
+from padim_edge.progress import Progress, silent
 
 SCHEMA = 1
 STATUSES = ("ok", "missing", "broken", "absent")
@@ -34,8 +35,6 @@ STATUSES = ("ok", "missing", "broken", "absent")
 PROBE_SECONDS = 120.0
 ENGINE_SECONDS = 600.0  # the first time, kernels are compiled and a plan is built
 TOOL_SECONDS = 60.0
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -80,9 +79,7 @@ class Diagnosis:
         }
 
 
-def examine(
-    root: Path = Path("/"), progress: Progress = lambda _stage, _done, _total: None
-) -> Diagnosis:
+def examine(root: Path = Path("/"), progress: Progress = silent) -> Diagnosis:
     """Look at everything, which takes seconds to minutes.
 
     Args:

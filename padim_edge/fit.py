@@ -39,6 +39,7 @@ from padim_edge.files import atomic_write
 from padim_edge.gaussian import Array, Moments
 from padim_edge.images import Preprocess, read_batches
 from padim_edge.model import FEATURES, Detection, Model, read, write
+from padim_edge.progress import Progress, silent
 from padim_edge.pyramid import Pyramid
 from padim_edge.runtime import open_graph
 
@@ -50,13 +51,7 @@ BATCH = 8
 STORE_IN_MEMORY = 512 * 2**20
 CHUNK_BYTES = 16 * 2**20
 
-Progress = Callable[[str, int, int], None]
-"""Called with a stage's name, what is done and what there is to do."""
 OnError = Callable[[Path, ImageError], None]
-
-
-def _silent(_stage: str, _done: int, _total: int) -> None:
-    """No progress is shown."""
 
 
 def _refuse(_path: Path, error: ImageError) -> None:
@@ -115,7 +110,7 @@ def fit(
     save_moments: Path | None = None,
     threads: int = 0,
     on_error: OnError = _refuse,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> Fitted:
     """Fit a detector on good images and write it.
 
@@ -226,16 +221,9 @@ class Features:
         result = []
         for index, level in enumerate(self.pyramid.levels):
             values = self.levels[index][: self.count, cells]
-            split = values.reshape(
-                self.count, -1, level.channels
-            )  # [N, positions of these cells, d]
+            split = values.reshape(self.count, -1, level.channels)
             result.append(np.ascontiguousarray(split.transpose(1, 0, 2), dtype=np.float64))
         return result
-
-    def positions(self, index: int, cells: slice) -> slice:
-        """The positions of a level that lie in these cells."""
-        per_cell = self.pyramid.positions_per_cell(index)
-        return slice(cells.start * per_cell, cells.stop * per_cell)
 
 
 def extract(
@@ -244,7 +232,7 @@ def extract(
     preprocess: Preprocess,
     threads: int = 0,
     on_error: OnError = _refuse,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> Features:
     """Run images through the backbone and keep the selected maps.
 
@@ -349,15 +337,15 @@ def _statistics(
             stats = gaussian.merge(earlier.part(features, cells), stats)
         whitening.put(cells, gaussian.whitening(stats, settings.eps))
         for index, mean in enumerate(stats.means):
-            means[index][features.positions(index, cells)] = mean
+            means[index][pyramid.positions_in(index, cells)] = mean
         blocks = gaussian.whitening(stats, loo_eps)
         centred = [x - mean[:, None] for x, mean in zip(own, stats.means, strict=True)]
         q = gaussian.squared_distances(blocks, centred)
-        finest = features.positions(len(pyramid.levels) - 1, cells)
+        finest = pyramid.positions_in(len(pyramid.levels) - 1, cells)
         squared[finest] = gaussian.leave_one_out(q, total)
         if kept:
             for (index, other), scatter in stats.scatters.items():
-                kept.scatters[index, other][features.positions(index, cells)] = scatter
+                kept.scatters[index, other][pyramid.positions_in(index, cells)] = scatter
 
     _in_threads(of, list(features.chunks()), pyramid.cells, threads, progress)
     return Statistics(
@@ -426,8 +414,7 @@ class _Constants:
     def put(self, cells: slice, blocks: gaussian.Blocks) -> None:
         """Store the blocks of some cells."""
         for (index, other), rows in blocks.items():
-            per_cell = self.pyramid.positions_per_cell(index)
-            place = slice(cells.start * per_cell, cells.stop * per_cell)
+            place = self.pyramid.positions_in(index, cells)
             for suffix, values in graph.store(rows, self.constants).items():
                 self.arrays[f"{index}.{other}{suffix}"][place] = values
 
@@ -478,7 +465,7 @@ def _ledoit_wolf(
         parts = features.of(cells)
         positions = len(parts[-1])
         samples = np.concatenate([x.repeat(positions // len(x), axis=0) for x in parts], axis=2)
-        places = raster[features.positions(finest, cells)]
+        places = raster[tree.positions_in(finest, cells)]
         mean, blocks = gaussian_of(samples)
         means[places] = mean
         for place, rows in zip(places, blocks[0, 0], strict=True):
@@ -554,7 +541,9 @@ class _State:
 
     def part(self, features: Features, cells: slice) -> Moments:
         """The moments of some cells."""
-        where = [features.positions(i, cells) for i in range(len(features.pyramid.levels))]
+        where = [
+            features.pyramid.positions_in(i, cells) for i in range(len(features.pyramid.levels))
+        ]
         return Moments(
             self.moments.count,
             [mean[place] for mean, place in zip(self.moments.means, where, strict=True)],

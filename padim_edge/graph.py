@@ -25,7 +25,7 @@ from onnx import TensorProto, helper, numpy_helper
 from padim_edge.errors import PadimEdgeError
 from padim_edge.gaussian import smoothing_matrix
 from padim_edge.model import FEATURES, IR_VERSION, NORMALISED, OPSET, Embedding
-from padim_edge.pyramid import Layer, Level, Pyramid
+from padim_edge.pyramid import Level, Pyramid
 
 CONSTANTS = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
 
@@ -117,12 +117,11 @@ def distances(
 
 def _level_maps(nodes: Nodes, index: int, level: Level) -> str:
     """All selected maps of a level as one tensor; coarser ones among them are repeated."""
-    maps = [_repeated(nodes, layer, level) for layer in level.layers]
+    maps = [
+        repeat_up(nodes, FEATURES + layer.name, level.height // layer.height)
+        for layer in level.layers
+    ]
     return nodes.add("Concat", maps, f"level.{index}", axis=1) if len(maps) > 1 else maps[0]
-
-
-def _repeated(nodes: Nodes, layer: Layer, level: Level) -> str:
-    return repeat_up(nodes, FEATURES + layer.name, level.height // layer.height)
 
 
 def repeat_up(nodes: Nodes, tensor: str, ratio: int) -> str:

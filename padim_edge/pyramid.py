@@ -109,6 +109,11 @@ class Pyramid:
         """Positions of ``level`` in one cell."""
         return math.prod(ratio * ratio for ratio in self.ratios(level))
 
+    def positions_in(self, level: int, cells: slice) -> slice:
+        """The positions of ``level``, in tree order, that lie in a run of cells."""
+        per_cell = self.positions_per_cell(level)
+        return slice(cells.start * per_cell, cells.stop * per_cell)
+
     def to_tree(self, level: int, maps: NDArray[np.float32]) -> NDArray[np.float32]:
         """Bring maps of a level into tree order.
 

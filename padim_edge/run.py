@@ -21,9 +21,9 @@ from padim_edge.images import load_image, read_batches
 from padim_edge.metrics import Metrics, require_eval_extra
 from padim_edge.metrics import evaluate as measure
 from padim_edge.overlay import overlay
+from padim_edge.progress import Progress, silent
 
 OnError = Callable[[Path, ImageError], None]
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def evaluate(
     samples: Sequence[Sample],
     batch: int,
     on_error: OnError,
-    progress: Progress = lambda _stage, _done, _total: None,
+    progress: Progress = silent,
 ) -> Metrics:
     """Metrics of a detector on a test set.
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from padim_edge.errors import MissingDependencyError, PadimEdgeError, UsageError
 from padim_edge.model import Model
+from padim_edge.progress import Progress
 
 if TYPE_CHECKING:
     from padim_edge.runtime.ort import Graph
@@ -37,9 +38,6 @@ SCORINGS = ("kernels", "graph")
 
 STAGES = ("backbone", "distances", "smoothing")
 """Of engine `ort`, whose names the others use where they do the same."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with a stage's name, what is done and what there is to do."""
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,13 @@ precision, so a float16 plan comes from a float16 graph and no flag changes it b
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from padim_edge.errors import PadimEdgeError
+from padim_edge.progress import Progress
 from padim_edge.runtime.plans import BuildSettings, SealedFile
 from padim_edge.runtime.tensorrt import IS_RTX, log, made, one_line, trt, words
-
-Progress = Callable[[str, int, int], None]
-"""Called with a stage's name, what is done and what there is to do."""
 
 _STEPS = 1000
 _logger = logging.getLogger(__name__)

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from padim_edge.errors import PadimEdgeError
-from padim_edge.runtime.builder import Progress, build_plan
+from padim_edge.progress import Progress
+from padim_edge.runtime.builder import build_plan
 from padim_edge.runtime.plans import BuildSettings, PlanCache, PlanError, PlanKey
 from padim_edge.runtime.tensorrt import LIBRARY, log, made, trt, words
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from padim_edge.errors import MissingDependencyError, PadimEdgeError
+from padim_edge.errors import MissingDependencyError, PadimEdgeError, first_line
 from padim_edge.model import Model
 from padim_edge.runtime.plans import backbone_graph
 
@@ -104,7 +104,7 @@ class OrtCudaEngine(GpuEngine):
             )
         except Exception as error:  # onnxruntime's errors share no base but Exception
             raise PadimEdgeError(
-                f"ONNX Runtime cannot run the backbone on CUDA: {_first_line(error)}"
+                f"ONNX Runtime cannot run the backbone on CUDA: {first_line(error)}"
             ) from error
         started = session.get_providers()[0]
         if started != PROVIDER:
@@ -120,7 +120,7 @@ class OrtCudaEngine(GpuEngine):
         try:
             self._session.run_with_iobinding(self._bindings[count], self._options)
         except Exception as error:
-            raise PadimEdgeError(f"ONNX Runtime fails: {_first_line(error)}") from error
+            raise PadimEdgeError(f"ONNX Runtime fails: {first_line(error)}") from error
 
     def _bind(self, count: int) -> Any:
         """Say where input and outputs are, for a batch of ``count`` frames."""
@@ -136,7 +136,3 @@ class OrtCudaEngine(GpuEngine):
     def _release(self) -> None:
         self._bindings = {}
         self._session = None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from padim_edge.model import Model
-from padim_edge.runtime import Progress, check_choice
+from padim_edge.progress import Progress
+from padim_edge.runtime import check_choice
 from padim_edge.runtime.execution import Execution, Plan, open_plan
 from padim_edge.runtime.gpu import MOST, GpuEngine, Step
 from padim_edge.runtime.plans import BuildSettings, PlanCache, backbone_graph, whole_graph
