@@ -48,7 +48,7 @@ def main() -> None:
     from padim_edge.export.export import export
 
     about = machine()
-    print(f"{about['processor']}, {about['cores']} cores, numpy {about['numpy']}\n")
+    print(f"{about.processor}, {about.cores} cores, numpy {about.versions['numpy']}\n")
     print("| backbone | constants | features s | statistics and file s | peak MB | file MB |")
     print("|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as name:

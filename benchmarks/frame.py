@@ -38,21 +38,22 @@ def main() -> None:
             model = folder / f"{constants}.onnx"
             settings = Settings(Preprocess.whole((224, 224)), constants=constants)
             fit(folder / "embedding.onnx", good, model, settings)
-            report = bench(model, "ort", batches, calls=arguments.calls)
+            report = bench(model, ["ort"], batches, calls=arguments.calls)
+            (engine,) = report.engines
             if place == 0:
-                print(f"{report.machine['processor']}, {report.machine['cores']} cores, ", end="")
-                print(f"{report.engine_description}, {report.date}\n")
+                print(f"{report.machine.processor}, {report.machine.cores} cores, ", end="")
+                print(f"{engine.description}, {report.date}\n")
                 print("| constants | batch | bare ms | graph ms | ratio | distances ms "
                       "| smoothing ms | file MB | peak MB | cold start s |")  # fmt: skip
                 print("|---|---|---|---|---|---|---|---|---|---|")
-            for one in report.results:
+            for one in engine.results:
                 if one.bare is None or one.ratio is None:
-                    raise SystemExit(f"{report.engine} has no bare backbone to compare with")
+                    raise SystemExit(f"{engine.name} has no bare backbone to compare with")
                 print(
                     f"| {constants} | {one.batch} | {one.bare.p50:.2f} | {one.graph.p50:.2f} "
                     f"| {one.ratio:.3f} | {one.stages['distances'].p50:.2f} "
                     f"| {one.stages['smoothing'].p50:.2f} | {report.file_bytes / 1e6:.1f} "
-                    f"| {report.peak_memory_bytes / 1e6:.0f} | {report.cold_start_seconds:.2f} |",
+                    f"| {engine.peak_memory_bytes / 1e6:.0f} | {engine.cold_start_seconds:.2f} |",
                     flush=True,
                 )
 

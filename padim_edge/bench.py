@@ -1,20 +1,7 @@
-"""Latency of a frame, by stage; on a CPU beside the bare backbone, on a GPU beside a memory copy.
+"""Latency of a frame by stage, of one engine or of several in one interleaved run.
 
-How it is measured: blocks of calls of one contender alternate with blocks of the others, with a
-short rest and an uncounted call before each, because a runtime's threads go on spinning after a
-call and would slow down whoever comes next. Medians and percentiles are over calls; ratios are
-of medians of one run. Peak memory and cold start are those of a fresh process.
-
-On a GPU, stages are between CUDA events of one stream (upload, backbone, distances, smoothing,
-download; or upload, graph, download), everything else by the host's clock. The distance kernel
-is bound by memory, so its yardstick is what a copy within the device's memory reaches in the same
-run, counted as bytes read plus bytes written. None of this has run on a GPU yet.
-
-The JSON (``--json``), version `SCHEMA`: the fields of `Report`, with latencies in milliseconds,
-sizes in bytes and bandwidths in bytes per second. Null where it does not apply: ``device`` on a
-CPU, ``baseline`` where none was asked for; in each of ``results``: ``bare`` and ``ratio`` on a
-GPU, ``baseline`` likewise, ``kernel`` without the distance kernel, ``power`` where there are no
-sensors (`padim_edge.power`).
+What is measured how, and what the fields mean, stands in docs/bench.md; the form of the JSON in
+docs/bench.schema.json.
 """
 
 from __future__ import annotations
@@ -22,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import os
 import platform
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -39,20 +26,27 @@ from onnx import helper, numpy_helper
 
 from padim_edge import __version__
 from padim_edge.detector import Detector
-from padim_edge.errors import PadimEdgeError, UsageError
+from padim_edge.errors import ModelError, PadimEdgeError, UsageError
+from padim_edge.fit import available_cores
 from padim_edge.graph import cut
 from padim_edge.model import FEATURES, NORMALISED, Model, read
 from padim_edge.power import Power
 from padim_edge.power import measure as measure_power
 from padim_edge.progress import Progress, silent
-from padim_edge.runtime import DeviceFigures, check_choice, open_graph
+from padim_edge.runtime import ENGINES, DeviceFigures, open_graph
 
 if TYPE_CHECKING:
     from padim_edge.runtime.ort import Graph
 
+CHOICES = (*ENGINES, "trt/graph")
+"""Engines that can be compared; ``trt/graph`` is TensorRT without our kernels."""
+
 BLOCK = 10
 REST_SECONDS = 0.05
-SCHEMA = 1
+STARTS = 3
+SCHEMA = 2
+
+Contender = tuple[str, str]  # the engine, or "" for all of them, and what is measured
 
 
 @dataclass(frozen=True)
@@ -76,9 +70,8 @@ class Kernel:
     """The distance kernel against the memory that it reads.
 
     Attributes:
-        bytes: of whitening constants, counted once a call: one pass serves 8 frames, and further
-            passes of a call find part of them in the cache.
-        bandwidth: those bytes in the median time of stage ``distances``.
+        bytes: of whitening constants, counted once a call.
+        bandwidth: those bytes in the median time of stage ``distances``, per second.
         of_copy: that bandwidth / the device's ``copy_bandwidth``.
     """
 
@@ -89,17 +82,18 @@ class Kernel:
 
 @dataclass(frozen=True)
 class BatchResult:
-    """Latencies at one batch size, in ms per call.
+    """Latencies of an engine at one batch size, in ms per call.
 
     Attributes:
         batch: frames per call.
         calls: counted calls of each contender.
-        stages: preprocess, then the engine's own; on the CPU each is run alone.
+        stages: preprocess (one measurement for all engines), then the engine's own.
         graph: prepared uint8 frames in, scores and maps out.
         total: frames of the camera's size in, scores and maps out.
-        bare: the truncated backbone alone with all its channels, float32 in, layer maps out.
+        bare: the truncated backbone alone with all its channels, float32 in, layer maps out;
+            engine ``ort`` only, and only where the file holds that backbone.
         ratio: graph / bare, of medians.
-        baseline: another engine doing what ``graph`` does, in the same run.
+        to_first: graph / that of the first engine, of medians; None for the first.
         kernel: how near the distance kernel comes to its floor.
         power: while prepared frames went through without a pause.
     """
@@ -111,33 +105,78 @@ class BatchResult:
     total: Latency
     bare: Latency | None
     ratio: float | None
-    baseline: Latency | None
+    to_first: float | None
     kernel: Kernel | None
     power: Power | None
+
+
+@dataclass(frozen=True)
+class EngineReport:
+    """What one engine did.
+
+    Attributes:
+        name: of `CHOICES`.
+        description: libraries with their versions, and the device.
+        passed_over: why engines before this one do not run here, where "auto" chose it.
+        cold_start_seconds: from process start to the first score; median of `STARTS`.
+        peak_memory_bytes: resident, of such a process; median of `STARTS`.
+        device: None on the CPU.
+        results: one for each batch size, in the order asked for.
+    """
+
+    name: str
+    description: str
+    passed_over: tuple[str, ...]
+    cold_start_seconds: float
+    peak_memory_bytes: int
+    device: DeviceFigures | None
+    results: tuple[BatchResult, ...]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a figure is worth nothing without; ``versions`` are of Python and of packages."""
+
+    processor: str
+    cores: int
+    system: str
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Which model; ``precision`` is the backbone's, ``image_size`` (h, w) in pixels."""
+
+    file: str
+    sha256: str
+    backbone: str
+    precision: str
+    channels: int
+    image_size: tuple[int, int]
+    constants: str
 
 
 @dataclass(frozen=True)
 class Report:
     """One run of the benchmark; `to_json` is the stable form.
 
-    ``passed_over`` says why engines before the chosen one do not run here (engine "auto").
+    Attributes:
+        date: when it began; ISO 8601, UTC.
+        machine: where.
+        model: what.
+        file_bytes: size of the model's file.
+        frame_size: (h, w) of the camera's frames, in pixels.
+        threads: as asked for; 0 is all cores.
+        engines: in the order asked for.
     """
 
-    machine: dict[str, str]
     date: str
-    model: dict[str, Any]
-    engine: str
-    engine_description: str
-    threads: int
-    frame_size: tuple[int, int]
+    machine: Machine
+    model: ModelFacts
     file_bytes: int
-    peak_memory_bytes: int
-    cold_start_seconds: float
-    scoring: str
-    baseline: str | None
-    passed_over: tuple[str, ...]
-    device: DeviceFigures | None
-    results: list[BatchResult]
+    frame_size: tuple[int, int]
+    threads: int
+    engines: tuple[EngineReport, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, with the version of the schema."""
@@ -146,103 +185,118 @@ class Report:
 
 def bench(
     path: Path,
-    engine: str = "auto",
+    engines: Sequence[str] = ("auto",),
     batches: Sequence[int] = (1,),
     threads: int = 0,
     calls: int = 100,
     frame_size: tuple[int, int] = (900, 900),
     progress: Progress = silent,
-    scoring: str = "kernels",
-    baseline: str | None = None,
 ) -> Report:
-    """Measure a model in an engine.
+    """Measure a model in one engine or more, all in one interleaved run.
 
     Args:
         path: a padim.onnx.
-        engine: name of the engine, or "auto".
-        batches: batch sizes.
-        threads: of the engine and of the bare backbone; 0 for all cores.
+        engines: names of `CHOICES`, each once; or "auto" alone.
+        batches: batch sizes, each once.
+        threads: of the engines and of the bare backbone; 0 for all cores.
         calls: counted calls of each contender at batch 1; fewer for larger batches, at least 30.
         frame_size: (h, w) of the camera's frames, for the preprocess stage and the total.
         progress: called as work goes on.
-        scoring: "kernels", or "graph" with engine "trt".
-        baseline: another engine to measure in the same run, as "ort", or "trt/graph" for
-            TensorRT without our kernels.
+
+    Raises:
+        UsageError: no such engine, batch size or number of calls, or one of them twice.
+        PadimEdgeError: the file is no detector, or an engine does not run here.
     """
+    check_engines(engines)
+    if not batches or min(batches) < 1 or len(set(batches)) < len(batches):
+        given = ",".join(map(str, batches))
+        raise UsageError(f"--batch {given}: sizes of at least 1 are needed, each once")
     if calls < 1:
         raise UsageError(f"--calls {calls}: a number of at least 1 is needed")
-    check_choice(engine, scoring)
-    other, _, other_scoring = (baseline or "ort").partition("/")
-    check_choice(other, other_scoring or "kernels")
-    if engine != "ort":
-        # Builds what is built once, a plan or kernels: it is no part of a start.
-        Detector(path, engine, threads, scoring, progress).close()
-    cold_start, peak = _fresh_process(path, engine, threads, scoring)
-    model = read(path, "padim")
+    report = announce(path, frame_size, threads)
+    # Each alone, one after another: nobody else's memory is in its figures.
+    alone = [_alone(path, name, max(batches), threads, progress) for name in engines]
     with contextlib.ExitStack() as stack:
-        detector = stack.enter_context(Detector(path, engine, threads, scoring, progress))
-        bare = None
-        if detector.engine.name == "ort":
-            yardstick = open_graph(bare_backbone(model).SerializeToString(), threads)
-            bare = stack.enter_context(yardstick)
-        second = None
-        if baseline:
-            choice = (other, threads, other_scoring or "kernels", progress)
-            second = stack.enter_context(Detector(path, *choice))
+        detectors = {}
+        for one in alone:
+            with _naming(one.name):
+                detectors[one.name] = stack.enter_context(_open(path, one.name, threads, progress))
+        bare = _open_bare(path, threads) if "ort" in detectors else None
+        if bare is not None:
+            stack.enter_context(bare)
         measured = [
             # At least three blocks, or nothing would be interleaved.
-            _measure(
-                detector,
-                bare,
-                second,
-                batch,
-                max(3 * BLOCK, calls // batch),
-                frame_size,
-                progress,
-            )
+            _measure(detectors, bare, batch, max(3 * BLOCK, calls // batch), frame_size, progress)
             for batch in batches
         ]
-        # After the batches: their scratch memory is then in the figure.
-        device = detector.engine.figures()
-        results = [_with_kernel(one, device) for one in measured]
-        info = detector.embedding
-        return Report(
-            machine=machine(),
-            date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            model={
-                "file": path.name,
-                "sha256": model.sha256,
-                "backbone": info.backbone,
-                "channels": len(info.channels),
-                "image_size": list(info.image_size),
-                "constants": detector.detection.constants,
-            },
-            engine=detector.engine.name,
-            engine_description=detector.engine.describe(),
-            threads=threads,
-            frame_size=frame_size,
-            file_bytes=path.stat().st_size,
-            peak_memory_bytes=peak,
-            cold_start_seconds=cold_start,
-            scoring=scoring,
-            baseline=baseline,
-            passed_over=detector.passed_over,
-            device=device,
-            results=results,
-        )
+        finished = []
+        for one in alone:
+            device = detectors[one.name].engine.figures()
+            if device and one.device:
+                # The bandwidth of a device that is as warm as the kernel had it.
+                device = replace(device, memory_bytes=one.device.memory_bytes)
+            results = tuple(_with_kernel(of[one.name], device) for of in measured)
+            finished.append(replace(one, device=device, results=results))
+    return replace(report, engines=tuple(finished))
 
 
-def machine() -> dict[str, str]:
-    """Processor, cores, system and versions: what a figure is worth nothing without."""
-    return {
-        "processor": _processor(),
-        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else "?"),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "padim-edge": __version__,
-        "numpy": np.__version__,
-        "onnx": onnx.__version__,
-    }
+def check_engines(names: Sequence[str]) -> None:
+    """Refuse a list of engines that `bench` would refuse, before any work.
+
+    Raises:
+        UsageError: a name that is none, a name twice, or "auto" beside another.
+    """
+    given = ",".join(names)
+    for name in names or ("",):
+        if name not in ("auto", *CHOICES):
+            raise UsageError(
+                f"--engine {given}: unknown engine '{name}': choose auto alone, or any of "
+                f"{', '.join(CHOICES)}"
+            )
+    if len(set(names)) < len(names):
+        raise UsageError(f"--engine {given}: name each engine once")
+    if "auto" in names and len(names) > 1:
+        raise UsageError(f"--engine {given}: auto chooses one engine; name it alone")
+
+
+def announce(path: Path, frame_size: tuple[int, int], threads: int) -> Report:
+    """What is known before anything is measured: a report without engines."""
+    model = read(path, "padim")
+    if model.detection is None:
+        raise ModelError(f"{path} is no detector")
+    info = model.embedding
+    return Report(
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        machine=machine(),
+        model=ModelFacts(
+            file=path.name,
+            sha256=model.sha256,
+            backbone=info.backbone,
+            precision=info.precision,
+            channels=len(info.channels),
+            image_size=info.image_size,
+            constants=model.detection.constants,
+        ),
+        file_bytes=path.stat().st_size,
+        frame_size=frame_size,
+        threads=threads,
+        engines=(),
+    )
+
+
+def machine() -> Machine:
+    """Processor, cores that this process may use, system and versions."""
+    return Machine(
+        processor=_processor(),
+        cores=available_cores(),
+        system=platform.platform(),
+        versions={
+            "padim-edge": __version__,
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "onnx": onnx.__version__,
+        },
+    )
 
 
 def _processor() -> str:
@@ -255,57 +309,106 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def _open(path: Path, name: str, threads: int, progress: Progress) -> Detector:
+    engine, _, scoring = name.partition("/")
+    return Detector(path, engine, threads, scoring or "kernels", progress)
+
+
+def _open_bare(path: Path, threads: int) -> Graph | None:
+    model = read(path, "padim")
+    if not has_bare_backbone(model):
+        return None
+    return open_graph(bare_backbone(model).SerializeToString(), threads)
+
+
+@contextlib.contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Say in an error whose it is; "auto" names the engines that it tried itself."""
+    try:
+        yield
+    except PadimEdgeError as error:
+        if name != "auto":
+            error.args = (f"engine {name}: {error}",)
+        raise
+
+
+def _alone(path: Path, name: str, batch: int, threads: int, progress: Progress) -> EngineReport:
+    """An engine with nobody beside it: its memory and its starts, and what "auto" chose.
+
+    It also builds what is built once, a plan or kernels, which is no part of a start; and whoever
+    does not run here says so before minutes of measuring.
+    """
+    with _naming(name):
+        with _open(path, name, threads, progress) as detector:
+            images = np.zeros((batch, *detector.embedding.image_size, 3), np.uint8)
+            detector.engine.infer(images)
+            chosen = detector.engine.name if name == "auto" else name
+            description = detector.engine.describe()
+            device = detector.engine.figures()
+        starts = [_fresh_process(path, chosen, threads) for _ in range(STARTS)]
+    return EngineReport(
+        name=chosen,
+        description=description,
+        passed_over=detector.passed_over,
+        cold_start_seconds=statistics.median(seconds for seconds, _ in starts),
+        peak_memory_bytes=statistics.median_low(peak for _, peak in starts),
+        device=device,
+        results=(),
+    )
+
+
 def _measure(
-    detector: Detector,
+    detectors: Mapping[str, Detector],
     bare: Graph | None,
-    second: Detector | None,
     batch: int,
     calls: int,
     frame_size: tuple[int, int],
     progress: Progress,
-) -> BatchResult:
+) -> dict[str, BatchResult]:
+    """Each engine's results at one batch size."""
+    first, detector = next(iter(detectors.items()))
     generator = np.random.default_rng(0)
     height, width = detector.embedding.image_size
     frames = list(generator.integers(0, 256, (batch, *frame_size, 3), dtype=np.uint8))
     images = generator.integers(0, 256, (batch, height, width, 3), dtype=np.uint8)
     normalised = generator.standard_normal((batch, 3, height, width)).astype(np.float32)
     preprocess = detector.detection.preprocess
-    stages: dict[str, list[float]] = {}
+    stages: dict[str, list[dict[str, float]]] = {name: [] for name in detectors}
 
-    def by_stage() -> None:
-        for stage, seconds in detector.engine.stages(images).items():
-            stages.setdefault(stage, []).append(seconds)
+    def by_stage(name: str) -> None:
+        stages[name].append(detectors[name].engine.stages(images))
 
-    contenders: dict[str, Callable[[], object]] = {
-        "preprocess": lambda: [preprocess(frame) for frame in frames],
-        "stages": by_stage,
-        "graph": lambda: detector.engine.infer(images),
-        "total": lambda: detector.batch(frames),
+    contenders: dict[Contender, Callable[[], object]] = {
+        ("", "preprocess"): lambda: [preprocess(frame) for frame in frames]
     }
+    for name, detector in detectors.items():
+        contenders[name, "stages"] = functools.partial(by_stage, name)
+        contenders[name, "graph"] = functools.partial(detector.engine.infer, images)
+        contenders[name, "total"] = functools.partial(detector.batch, frames)
     if bare is not None:
-        contenders["bare"] = functools.partial(bare.run, {NORMALISED: normalised})
-    if second is not None:
-        contenders["baseline"] = functools.partial(second.engine.infer, images)
+        contenders["ort", "bare"] = functools.partial(bare.run, {NORMALISED: normalised})
     seconds = _interleaved(contenders, calls, lambda done: progress(f"batch {batch}", done, calls))
-    # by_stage also ran once per block uncounted: drop that call, the first of each block.
-    timed = {
-        stage: [x for place, x in enumerate(values) if place % (BLOCK + 1)]
-        for stage, values in stages.items()
-    }
-    latencies = {name: Latency.of(values, batch) for name, values in seconds.items()}
-    return BatchResult(
-        batch=batch,
-        calls=len(seconds["graph"]),
-        stages={"preprocess": latencies["preprocess"]}
-        | {stage: Latency.of(values, batch) for stage, values in timed.items()},
-        graph=latencies["graph"],
-        total=latencies["total"],
-        bare=latencies.get("bare"),
-        ratio=latencies["graph"].p50 / latencies["bare"].p50 if bare is not None else None,
-        baseline=latencies.get("baseline"),
-        kernel=None,
-        power=measure_power(contenders["graph"], batch),
-    )
+    latencies = {who: Latency.of(values, batch) for who, values in seconds.items()}
+
+    def result(name: str) -> BatchResult:
+        # by_stage also ran once per block uncounted: drop that call, the first of each block.
+        rows = [row for place, row in enumerate(stages[name]) if place % (BLOCK + 1)]
+        graph, alone = latencies[name, "graph"], latencies.get((name, "bare"))
+        return BatchResult(
+            batch=batch,
+            calls=len(seconds[name, "graph"]),
+            stages={"preprocess": latencies["", "preprocess"]}
+            | {stage: Latency.of([row[stage] for row in rows], batch) for stage in rows[0]},
+            graph=graph,
+            total=latencies[name, "total"],
+            bare=alone,
+            ratio=graph.p50 / alone.p50 if alone else None,
+            to_first=None if name == first else graph.p50 / latencies[first, "graph"].p50,
+            kernel=None,
+            power=measure_power(contenders[name, "graph"], batch),
+        )
+
+    return {name: result(name) for name in detectors}
 
 
 def _with_kernel(result: BatchResult, device: DeviceFigures | None) -> BatchResult:
@@ -319,10 +422,12 @@ def _with_kernel(result: BatchResult, device: DeviceFigures | None) -> BatchResu
 
 
 def _interleaved(
-    contenders: dict[str, Callable[[], object]], calls: int, progress: Callable[[int], None]
-) -> dict[str, list[float]]:
+    contenders: Mapping[Contender, Callable[[], object]],
+    calls: int,
+    progress: Callable[[int], None],
+) -> dict[Contender, list[float]]:
     """Seconds of each counted call, blocks of the contenders taking turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    seconds: dict[Contender, list[float]] = {name: [] for name in contenders}
     progress(0)
     for done in range(BLOCK, calls + BLOCK, BLOCK):
         for name, call in contenders.items():
@@ -336,6 +441,11 @@ def _interleaved(
     return seconds
 
 
+def has_bare_backbone(model: Model) -> bool:
+    """Whether the file holds all layers: one without a chosen channel was left out by export."""
+    return {FEATURES + name for name in model.embedding.layers} == set(model.feature_names())
+
+
 def bare_backbone(model: Model) -> onnx.ModelProto:
     """The truncated backbone with all its channels, as it was before any selection.
 
@@ -345,10 +455,13 @@ def bare_backbone(model: Model) -> onnx.ModelProto:
 
     Returns:
         A graph from ``normalised`` to one output per layer, in the order of the layers.
+
+    Raises:
+        PadimEdgeError: the file does not hold it; see `has_bare_backbone`.
     """
     info = model.embedding
     names = [FEATURES + name for name in info.layers]
-    if set(names) != set(model.feature_names()):
+    if not has_bare_backbone(model):
         raise PadimEdgeError("a layer has no chosen channel, so its bare form is not in the file")
     proto = cut(model.proto, [NORMALISED], names)
     graph = proto.graph
@@ -395,10 +508,10 @@ def bare_backbone(model: Model) -> onnx.ModelProto:
     )
 
 
-def _fresh_process(path: Path, engine: str, threads: int, scoring: str) -> tuple[float, int]:
+def _fresh_process(path: Path, name: str, threads: int) -> tuple[float, int]:
     """Seconds from process start to the first score, and the peak memory of that process."""
     code = "import sys; from padim_edge.bench import first_score; first_score(*sys.argv[1:])"
-    command = [sys.executable, "-c", code, str(path), engine, str(threads), scoring]
+    command = [sys.executable, "-c", code, str(path), name, str(threads)]
     start = time.perf_counter()
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -414,10 +527,10 @@ def _fresh_process(path: Path, engine: str, threads: int, scoring: str) -> tuple
     return seconds, int(json.loads(line)["peak_memory_bytes"])
 
 
-def first_score(path: str, engine: str, threads: str, scoring: str) -> None:
+def first_score(path: str, name: str, threads: str) -> None:
     """Open a model, judge one frame, print the peak memory: what `_fresh_process` runs."""
     try:
-        with Detector(path, engine, int(threads), scoring) as detector:
+        with _open(Path(path), name, int(threads), silent) as detector:
             height, width = detector.embedding.image_size
             detector(np.zeros((height, width, 3), dtype=np.uint8))
             print(json.dumps({"peak_memory_bytes": peak_memory()}), flush=True)

@@ -20,7 +20,8 @@ from padim_edge import __version__
 from padim_edge.errors import ImageError, PadimEdgeError, UsageError, first_line
 
 if TYPE_CHECKING:
-    from padim_edge.bench import Report
+    from padim_edge.against import Earlier
+    from padim_edge.bench import BatchResult, Report
     from padim_edge.detector import Detector
 
 INTERRUPTED = 130
@@ -222,7 +223,11 @@ def _write_json(path: Path, value: Any) -> None:
     from padim_edge.files import atomic_write
 
     with atomic_write(path) as stream:
-        stream.write((json.dumps(value, indent=2) + "\n").encode())
+        stream.write(_json_bytes(value))
+
+
+def _json_bytes(value: Any) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:
@@ -547,8 +552,14 @@ def evaluate(
 @_command("bench", "padim-edge bench padim.onnx --batch 1,32 --json bench.json")
 def bench(
     model: ModelFile = Path("padim.onnx"),
-    engine: EngineName = "auto",
-    scoring: Scoring = "kernels",
+    engine: Annotated[
+        str,
+        typer.Option(
+            "--engine",
+            help="auto, or engines to compare in one run, as ort,trt. Also trt/graph: TensorRT "
+            "without our kernels.",
+        ),
+    ] = "auto",
     batch: Annotated[str, typer.Option("--batch", help="Batch sizes: 1 or 1,8,32.")] = "1",
     calls: Annotated[
         int, typer.Option("--calls", min=10, help="Counted calls at batch 1, fewer at larger ones.")
@@ -556,79 +567,143 @@ def bench(
     frame: Annotated[
         str, typer.Option("--frame", help="Size of the camera's frames, N or HxW.")
     ] = "900",
-    baseline: Annotated[
-        str | None,
-        typer.Option(
-            "--baseline", help="Another engine, measured in the same run: ort, trt/graph, ..."
-        ),
-    ] = None,
     threads: Threads = 0,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the results as JSON.")
     ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option("--against", help="Earlier JSON to compare with; exit code 1 if now worse."),
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option("--tolerance", help="Share that is not yet worse [default: 0.10]."),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Draw the results: .png, .svg or .pdf.")
+    ] = None,
 ) -> None:
     """Measure latency by stage, beside the bare backbone; on a GPU also bandwidth and power."""
+    from padim_edge.against import check, load
+    from padim_edge.bench import announce, check_engines
     from padim_edge.bench import bench as run_bench
+    from padim_edge.files import atomic_write
     from padim_edge.images import parse_size
 
-    sizes = _integers("--batch", batch) or (1,)
-    if min(sizes) < 1:
-        raise UsageError(f"--batch {batch}: sizes of at least 1 are needed")
-    with _progress() as progress:
-        report = run_bench(
-            model, engine, sizes, threads, calls, parse_size(frame), progress, scoring, baseline
-        )
-    _say_passed_over(report.passed_over, report.engine)
+    engines = _names(engine) or ()
+    batches = _integers("--batch", batch) or ()
+    size = parse_size(frame)
+    check_engines(engines)
+    if tolerance is not None and (against is None or not 0 <= tolerance < float("inf")):
+        raise UsageError(f"--tolerance {tolerance}: give a share from 0 up, with --against")
+    # All that can be wrong with a file is said now, not after minutes of measuring.
+    old = load(against) if against else None
+    if old:
+        check(old, announce(model, size, threads), engines, batches)
+    if plot:
+        from padim_edge.plot import draw, kind_of
+
+        kind = kind_of(plot)
+    with contextlib.ExitStack() as files:
+        json_stream = files.enter_context(atomic_write(json_file)) if json_file else None
+        plot_stream = files.enter_context(atomic_write(plot)) if plot else None
+        with _progress() as progress:
+            report = run_bench(model, engines, batches, threads, calls, size, progress)
+        if json_stream:
+            json_stream.write(_json_bytes(report.to_json()))
+        if plot_stream:
+            draw(report, plot_stream, kind)
+    _say_passed_over(report.engines[0].passed_over, report.engines[0].name)
     _print_bench(report)
-    if json_file:
-        _write_json(json_file, report.to_json())
+    if old:
+        _print_changes(old, report, 0.1 if tolerance is None else tolerance)
 
 
 def _print_bench(report: Report) -> None:
-    typer.echo(f"{report.model['file']}: {report.engine_description}")
-    typer.echo(f"{report.machine['processor']}, {report.machine['cores']} cores, {report.date}")
-    for result in report.results:
+    machine = report.machine
+    typer.echo(f"{report.model.file} on {machine.processor}, {machine.cores} cores, {report.date}")
+    for one in report.engines:
+        typer.echo(f"{one.name}: {one.description}")
+        if one.name == "ort" and not one.results[0].bare:
+            _say("no bare backbone, no ratio: a layer without a chosen channel is not in the file")
+    for results in zip(*(one.results for one in report.engines), strict=True):
         typer.echo("")
-        rows = [
-            (name, *(f"{x:.2f}" for x in (one.p50, one.p95, one.p99)), f"{one.throughput:.1f}")
-            for name, one in (
-                *result.stages.items(),
-                ("graph: image to score", result.graph),
-                ("total: frame to score", result.total),
-                *([("bare backbone", result.bare)] if result.bare else []),
-                *([(f"baseline {report.baseline}", result.baseline)] if result.baseline else []),
+        _print_batch({one.name: of for one, of in zip(report.engines, results, strict=True)})
+    typer.echo("")
+    for one in report.engines:
+        if one.device:
+            typer.echo(
+                f"{one.name}: device memory {one.device.memory_bytes / 1e6:.0f} MB, copy on the "
+                f"device {one.device.copy_bandwidth / 1e9:.1f} GB/s (read + written)"
             )
-        ]
-        header = (f"batch {result.batch}, ms per call", "p50", "p95", "p99", "frames/s")
-        _table(rows, header)
-        if result.ratio is None:
-            typer.echo(f"{result.calls} calls each")
-        else:
-            typer.echo(f"graph / bare backbone = {result.ratio:.3f}   ({result.calls} calls each)")
-        if result.baseline:
-            share = result.graph.p50 / result.baseline.p50
-            typer.echo(f"graph / baseline {report.baseline} = {share:.3f}")
+        typer.echo(
+            f"{one.name}: peak memory {one.peak_memory_bytes / 1e6:.0f} MB, process start to "
+            f"first score {one.cold_start_seconds:.2f} s"
+        )
+    typer.echo(f"file {report.file_bytes / 1e6:.1f} MB")
+
+
+def _print_batch(results: dict[str, BatchResult]) -> None:
+    """The table of one batch size, engines below each other."""
+    first, result = next(iter(results.items()))
+    whose = {name: f"{name}: " if len(results) > 1 else "" for name in results}
+    latencies = {"preprocess": result.stages["preprocess"]}
+    for name, result in results.items():
+        of = whose[name]
+        latencies |= {of + stage: x for stage, x in result.stages.items() if stage != "preprocess"}
+        latencies[f"{of}graph: image to score"] = result.graph
+        latencies[f"{of}total: frame to score"] = result.total
+        if result.bare:
+            latencies["bare backbone"] = result.bare
+    rows = [
+        (name, *(f"{x:.2f}" for x in (one.p50, one.p95, one.p99)), f"{one.throughput:.1f}")
+        for name, one in latencies.items()
+    ]
+    _table(rows, (f"batch {result.batch}, ms per call", "p50", "p95", "p99", "frames/s"))
+    typer.echo(f"{result.calls} calls each")
+    for name, result in results.items():
+        of = whose[name]
+        if result.ratio:
+            typer.echo(f"{of}graph / bare backbone = {result.ratio:.3f}")
+        if result.to_first:
+            typer.echo(f"{of}graph / that of {first} = {result.to_first:.3f}")
         if result.kernel:
             typer.echo(
-                f"distance kernel: {result.kernel.bytes / 1e6:.1f} MB of constants at "
+                f"{of}distance kernel: {result.kernel.bytes / 1e6:.1f} MB of constants at "
                 f"{result.kernel.bandwidth / 1e9:.1f} GB/s, {result.kernel.of_copy:.2f} of a copy's"
             )
         if result.power:
-            by_rail = ", ".join(f"{name} {x:.2f}" for name, x in result.power.rails.items())
+            by_rail = ", ".join(f"{rail} {x:.2f}" for rail, x in result.power.rails.items())
             typer.echo(
-                f"power: {result.power.watts:.2f} W ({by_rail}), "
+                f"{of}power: {result.power.watts:.2f} W ({by_rail}), "
                 f"{result.power.millijoules_per_frame:.1f} mJ per frame"
             )
+
+
+def _print_changes(old: Earlier, report: Report, tolerance: float) -> None:
+    """The table of `--against`; fails if something got worse."""
+    from padim_edge.against import compare
+
+    comparison = compare(old, report)
     typer.echo("")
-    if report.device:
-        typer.echo(
-            f"device memory {report.device.memory_bytes / 1e6:.0f} MB, copy on the device "
-            f"{report.device.copy_bandwidth / 1e9:.1f} GB/s (read + written)"
+    for note in comparison.notes:
+        _say(note)
+    rows = [
+        (
+            one.figure,
+            f"{one.old:.3f}",
+            f"{one.new:.3f}",
+            f"{one.share:+.1%}",
+            "worse" if one.worse(tolerance) else "",
         )
-    typer.echo(
-        f"file {report.file_bytes / 1e6:.1f} MB, peak memory {report.peak_memory_bytes / 1e6:.0f} "
-        f"MB, process start to first score {report.cold_start_seconds:.2f} s"
-    )
+        for one in comparison.changes
+    ]
+    _table(rows, (f"against {old.date}", "old", "new", "change", ""))
+    worse = sum(one.worse(tolerance) for one in comparison.changes)
+    if worse:
+        raise PadimEdgeError(
+            f"{worse} of {len(rows)} figures rose by more than {100 * tolerance:.4g} %"
+        )
 
 
 @_command("inspect", "padim-edge inspect padim.onnx")

@@ -20,7 +20,7 @@ from onnx import numpy_helper
 from PIL import Image
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from padim_edge.bench import bare_backbone
+from padim_edge.bench import bare_backbone, has_bare_backbone
 from padim_edge.errors import PadimEdgeError
 from padim_edge.export.export import export
 from padim_edge.fit import Settings, fit
@@ -202,5 +202,6 @@ def test_skip_with_a_convolution(resnet18_weights: Path, tmp_path: Path) -> None
 def test_layer_without_a_chosen_channel(resnet18_weights: Path, tmp_path: Path) -> None:
     layers = ("layer1", "layer2")
     model = fitted(tmp_path, "resnet18", resnet18_weights, layers=layers, dims=(9, 0))
+    assert not has_bare_backbone(model)
     with pytest.raises(PadimEdgeError, match="a layer has no chosen channel"):
         bare_backbone(model)

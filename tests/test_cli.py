@@ -358,7 +358,7 @@ def test_maps_of_unreadable_images_are_none(tmp_path, model_file, photos):
     assert names(maps) == ["001.png", "002.png", "003.png"]
 
 
-# --- eval and bench ---------------------------------------------------------------------------
+# --- eval -------------------------------------------------------------------------------------
 
 
 def test_eval(tmp_path, model_file, photos):
@@ -415,41 +415,6 @@ def test_eval_takes_both_names_of_masks_and_does_without(tmp_path, model_file, p
     assert "6 defective image(s) have no mask" in done.stderr
 
 
-LATENCY = {"p50", "p95", "p99", "throughput"}
-
-
-def test_bench(tmp_path, model_file):
-    done = padim_edge(
-        *("bench", model_file, "--batch", "1,4", "--calls", 10, "--frame", "90x120"),
-        *("--threads", 1, "--json", tmp_path / "b.json"),
-    ).worked()
-    assert done.stderr == ""
-    report = json.loads((tmp_path / "b.json").read_text())
-    assert report["schema"] == 1
-    assert report["engine"] == "ort"
-    assert report["threads"] == 1
-    assert report["frame_size"] == [90, 120]
-    assert report["file_bytes"] == model_file.stat().st_size
-    assert report["peak_memory_bytes"] > 20e6
-    assert report["cold_start_seconds"] > 0
-    assert {"processor", "cores", "python", "numpy"} <= set(report["machine"])
-    assert report["model"]["file"] == model_file.name
-    assert report["model"]["sha256"] == read(model_file, "padim").sha256
-    assert [result["batch"] for result in report["results"]] == [1, 4]
-    for result in report["results"]:
-        assert result["calls"] >= 10
-        stages = result["stages"]
-        assert set(stages) == {"preprocess", "backbone", "distances", "smoothing"}
-        for latency in (*stages.values(), result["graph"], result["total"], result["bare"]):
-            assert set(latency) >= LATENCY
-            assert 0 < latency["p50"] <= latency["p95"] <= latency["p99"]
-            expected = 1e3 * result["batch"] / latency["p50"]
-            assert latency["throughput"] == pytest.approx(expected)
-        assert result["ratio"] > 0
-    for words in ("batch 1,", "batch 4,", "bare backbone", "peak memory", "total: frame to score"):
-        assert words in done.stdout
-
-
 # --- demo -------------------------------------------------------------------------------------
 
 
@@ -503,17 +468,3 @@ def test_eps_with_ledoit_wolf_is_refused_not_ignored(embedding_file, photos, tmp
     )  # fmt: skip
     assert done.code == 2
     assert "leave --eps out" in done.stderr
-
-
-def test_bench_beside_a_baseline(model_file, tmp_path):
-    file = tmp_path / "bench.json"
-    done = padim_edge(
-        "bench", model_file, "--engine", "ort", "--baseline", "ort", "--calls", 10,
-        "--frame", 64, "--json", file,
-    ).worked()  # fmt: skip
-    report = json.loads(file.read_text())
-    assert report["baseline"] == "ort"
-    assert report["results"][0]["baseline"]["p50"] > 0
-    assert "graph / baseline ort = " in done.stdout
-    padim_edge("bench", model_file, "--baseline", "tpu").failed(2, "tpu", "choose")
-    padim_edge("bench", model_file, "--baseline", "ort/graph").failed(2, "trt")

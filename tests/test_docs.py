@@ -18,7 +18,9 @@ from pathlib import Path
 import pytest
 import typer
 
+from padim_edge.bench import check_engines
 from padim_edge.cli import app
+from padim_edge.errors import UsageError
 from padim_edge.runtime import ENGINES, trial
 
 ROOT = Path(__file__).parents[1]
@@ -84,7 +86,10 @@ def parse(arguments: list[str]) -> None:
     command = COMMANDS.commands[name]
     parameters = command.make_context(name, rest).params
     engine = parameters.get("engine", "auto")
-    assert engine in ("auto", "trt", "ort-cuda", *ENGINES), engine
+    if name == "bench":
+        check_engines(engine.split(","))
+    else:
+        assert engine in ("auto", *ENGINES), engine
 
 
 # --- the search itself ------------------------------------------------------------------------
@@ -106,10 +111,14 @@ def test_commands_are_found_wherever_they_stand():
 
 
 @pytest.mark.parametrize(
-    "wrong", ["run padim.onnx", "run a b --nope", "nope", "bench --calls x", "run a b --engine x"]
-)
+    "wrong",
+    [
+        "run padim.onnx", "run a b --nope", "nope", "bench --calls x", "run a b --engine x",
+        "bench --engine x",
+    ],
+)  # fmt: skip
 def test_a_wrong_command_is_noticed(wrong):
-    with pytest.raises((AssertionError, KeyError, typer.BadParameter.__base__)):
+    with pytest.raises((AssertionError, KeyError, UsageError, typer.BadParameter.__base__)):
         parse(wrong.split())
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import fake_gpu
+import jsonschema
 import numpy as np
 import pytest
 from fake_gpu import Gpu, cpu_engine, enter
@@ -357,45 +359,81 @@ def test_auto_takes_the_first_through_which_a_frame_goes(
 # --- bench on such an engine --------------------------------------------------------------------
 
 
-def check_bench(folder: str, path: str) -> dict[str, Any]:
+SCHEMA = Path(__file__).parents[1] / "docs" / "bench.schema.json"
+
+
+def run_bench(folder: str, path: str, engines: str) -> dict[str, Any]:
+    """The command on engines that stand on a fake device; returns its JSON."""
     device = enter(folder)
-    from padim_edge import bench, runtime
-    from padim_edge.runtime import ort_cuda
+    from padim_edge import bench
 
     # Its child process would have no fake driver.
     bench._fresh_process = lambda *_: (1.0, 10**8)
     bench.BLOCK = 2
-    ort_cuda.OrtCudaEngine = cpu_engine(device)
-    assert runtime.ENGINES["ort-cuda"] == "padim_edge.runtime.ort_cuda:OrtCudaEngine"
-    report = bench.bench(
-        Path(path), "ort-cuda", (1, 2), calls=4, frame_size=(80, 90), baseline="ort"
-    )
-    from padim_edge.cli import _print_bench
-
-    _print_bench(report)
+    file = Path(folder) / f"{engines.replace('/', '-')}-{os.getpid()}.json"
+    in_process(
+        *("bench", path, "--engine", engines, "--batch", "1,2", "--calls", 10, "--frame", "80x90"),
+        *("--json", file, "--plot", file.with_suffix(".svg")),
+    ).worked()
     assert device.owned() == {}
-    return report.to_json()
+    return json.loads(file.read_text())
+
+
+def check_bench(folder: str, path: str) -> dict[str, Any]:
+    device = enter(folder)
+    from padim_edge.runtime import ort_cuda
+
+    ort_cuda.OrtCudaEngine = cpu_engine(device)
+    assert ENGINES["ort-cuda"] == "padim_edge.runtime.ort_cuda:OrtCudaEngine"
+    return run_bench(folder, path, "ort-cuda,ort")
 
 
 def test_bench(folder: str, models: dict[str, str]) -> None:
     with interpreter(fake_gpu.pycuda()) as pool:
         report = pool.submit(check_bench, folder, models["float16"]).result(timeout=300)
-    assert report["engine"] == "ort-cuda"
-    assert report["device"]["device"] == "Fake GPU (sm_87)"
-    assert report["device"]["memory_bytes"] > 0
-    for result in report["results"]:
+    jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text())).validate(report)
+    gpu, cpu = report["engines"]
+    assert (gpu["name"], cpu["name"]) == ("ort-cuda", "ort")
+    assert gpu["device"]["device"] == "Fake GPU (sm_87)"
+    assert gpu["device"]["memory_bytes"] > 0
+    assert cpu["device"] is None
+    for result, other in zip(gpu["results"], cpu["results"], strict=True):
         assert list(result["stages"]) == [
             "preprocess", "upload", "backbone", "distances", "smoothing", "download",
         ]  # fmt: skip
-        assert result["bare"] is None
-        assert result["ratio"] is None
-        assert result["baseline"]["p50"] > 0  # engine ort, on the CPU
+        assert (result["bare"], result["ratio"], result["to_first"]) == (None, None, None)
+        assert other["ratio"] == other["graph"]["p50"] / other["bare"]["p50"]
+        assert other["to_first"] == other["graph"]["p50"] / result["graph"]["p50"]
+        assert other["kernel"] is None
         kernel = result["kernel"]
         seconds = result["stages"]["distances"]["p50"] / 1e3
-        assert kernel["bytes"] == report["device"]["constants_bytes"] > 0
+        assert kernel["bytes"] == gpu["device"]["constants_bytes"] > 0
         assert kernel["bandwidth"] == pytest.approx(kernel["bytes"] / seconds)
-        share = kernel["bandwidth"] / report["device"]["copy_bandwidth"]
+        share = kernel["bandwidth"] / gpu["device"]["copy_bandwidth"]
         assert kernel["of_copy"] == pytest.approx(share)
+
+
+def check_bench_of_tensorrt(folder: str, path: str) -> dict[str, Any]:
+    import tensorrt_stubs
+
+    device = enter(folder)
+    os.environ["XDG_CACHE_HOME"] = f"{folder}/bench-{os.getpid()}"
+    tensorrt_stubs.enter(FakeTensorRT(device).answers())
+    sys.modules.pop("padim_edge.runtime.trt", None)
+    return run_bench(folder, path, "trt/graph")
+
+
+def test_bench_of_tensorrt_without_our_kernels(
+    tensorrt: ProcessPoolExecutor, folder: str, models: dict[str, str]
+) -> None:
+    task = tensorrt.submit(check_bench_of_tensorrt, folder, models["float16"])
+    report = task.result(timeout=300)
+    jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text())).validate(report)
+    (engine,) = report["engines"]
+    assert engine["name"] == "trt/graph"
+    assert "for the whole graph" in engine["description"]
+    assert list(engine["results"][0]["stages"]) == ["preprocess", "upload", "graph", "download"]
+    assert engine["results"][0]["kernel"] is None
 
 
 # --- on a machine that has none of it -----------------------------------------------------------
@@ -430,9 +468,11 @@ def test_one_line_says_what_is_missing(
     missing: str,
     mend: str,
 ) -> None:
-    source = () if command == "bench" else (photos,)
-    done = in_process(command, model_file, *source, "--engine", engine)
-    done.failed(1, missing, f"run  {mend}  (", "nor is there an NVIDIA driver")
+    # bench says whose error it is: it may have been asked for several.
+    source, asked = ((), f"ort,{engine}") if command == "bench" else ((photos,), engine)
+    done = in_process(command, model_file, *source, "--engine", asked)
+    line = done.failed(1, missing, f"run  {mend}  (", "nor is there an NVIDIA driver")
+    assert (f"engine {engine}: " in line) == (command == "bench")
 
 
 @pytest.mark.usefixtures("bare_machine")
@@ -454,10 +494,10 @@ def test_auto_says_what_it_passed_over(
 
 
 @pytest.mark.parametrize("engine", ["ort", "ort-cuda", "auto"])
-def test_scoring_in_the_graph_is_for_tensorrt(model_file: Path, engine: str) -> None:
-    done = in_process("bench", model_file, "--engine", engine, "--scoring", "graph")
+def test_scoring_in_the_graph_is_for_tensorrt(model_file: Path, photos: Path, engine: str) -> None:
+    done = in_process("run", model_file, photos, "--engine", engine, "--scoring", "graph")
     done.failed(2, "--scoring graph", "--engine trt")
-    in_process("bench", model_file, "--scoring", "wild").failed(2, "kernels or graph")
+    in_process("run", model_file, photos, "--scoring", "wild").failed(2, "kernels or graph")
 
 
 def test_missing_pieces_have_an_error_of_their_own(model_file: Path, bare_machine: None) -> None:

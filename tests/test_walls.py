@@ -16,7 +16,8 @@ ROOT = Path(package.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 TORCH = ("torch", "torchvision", "onnxscript")
 ENGINES = ("onnxruntime", "tensorrt", "tensorrt_rtx", "pycuda")
-OPTIONAL = (*TORCH, *ENGINES, "sklearn", "scipy")
+PLOT = ("matplotlib",)
+OPTIONAL = (*TORCH, *ENGINES, *PLOT, "sklearn", "scipy")
 
 # --- statically -------------------------------------------------------------------------------
 
@@ -66,8 +67,10 @@ def test_the_search_sees_the_whole_package():
     assert "onnxruntime" in imported((ROOT / "runtime/ort.py").read_text())
 
 
-@pytest.mark.parametrize(("home", "packages"), [("export", TORCH), ("runtime", ENGINES)])
-def test_only_one_folder_imports(home, packages):
+@pytest.mark.parametrize(
+    ("home", "packages"), [("export", TORCH), ("runtime", ENGINES), ("plot.py", PLOT)]
+)
+def test_only_one_place_imports(home, packages):
     for path in FILES:
         if path.relative_to(ROOT).parts[0] != home:
             assert not imported(path.read_text()) & set(packages), path
@@ -81,7 +84,8 @@ def test_no_import_goes_through_the_links_or_is_relative():
 # --- without what is optional -----------------------------------------------------------------
 
 # Every module is imported and every help is shown in one child process per set of packages:
-# what may fail is a backend in runtime/ (with our own error) and what export/ is made of.
+# what may fail is a backend in runtime/ or the plot (with our own error) and what export/ is made
+# of.
 EVERYTHING = f"""
 import importlib, pkgutil
 import padim_edge
@@ -95,7 +99,7 @@ for name in names:
     try:
         importlib.import_module(name)
     except MissingDependencyError as error:
-        assert name.startswith("padim_edge.runtime."), name
+        assert name.startswith(("padim_edge.runtime.", "padim_edge.plot")), name
         assert "pip install 'padim-edge[" in str(error), error
 
 from padim_edge.cli import app
