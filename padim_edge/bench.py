@@ -33,6 +33,7 @@ from padim_edge.model import FEATURES, NORMALISED, Model, read
 from padim_edge.power import Power
 from padim_edge.power import measure as measure_power
 from padim_edge.progress import Progress, silent
+from padim_edge.roofline import Prediction, measure_machine, predict
 from padim_edge.runtime import ENGINES, DeviceFigures, open_graph
 
 if TYPE_CHECKING:
@@ -168,6 +169,8 @@ class Report:
         frame_size: (h, w) of the camera's frames, in pixels.
         threads: as asked for; 0 is all cores.
         engines: in the order asked for.
+        roofline: floors for each batch size, here and on known devices: predictions. None where
+            they were not asked for.
     """
 
     date: str
@@ -177,6 +180,7 @@ class Report:
     frame_size: tuple[int, int]
     threads: int
     engines: tuple[EngineReport, ...]
+    roofline: tuple[Prediction, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, with the version of the schema."""
@@ -191,6 +195,7 @@ def bench(
     calls: int = 100,
     frame_size: tuple[int, int] = (900, 900),
     progress: Progress = silent,
+    roofline: bool = False,
 ) -> Report:
     """Measure a model in one engine or more, all in one interleaved run.
 
@@ -202,6 +207,8 @@ def bench(
         calls: counted calls of each contender at batch 1; fewer for larger batches, at least 30.
         frame_size: (h, w) of the camera's frames, for the preprocess stage and the total.
         progress: called as work goes on.
+        roofline: also predict floors (`padim_edge.roofline`), from this machine's rates measured
+            right after the latencies.
 
     Raises:
         UsageError: no such engine, batch size or number of calls, or one of them twice.
@@ -237,7 +244,19 @@ def bench(
                 device = replace(device, memory_bytes=one.device.memory_bytes)
             results = tuple(_with_kernel(of[one.name], device) for of in measured)
             finished.append(replace(one, device=device, results=results))
-    return replace(report, engines=tuple(finished))
+    report = replace(report, engines=tuple(finished))
+    return replace(report, roofline=_roofline(path, report)) if roofline else report
+
+
+def _roofline(path: Path, report: Report) -> tuple[Prediction, ...]:
+    """Floors for each batch size, beside what engine ``ort`` took if it was measured."""
+    model = read(path, "padim")
+    here = measure_machine(report.threads)
+    ort = next((one for one in report.engines if one.name == "ort"), None)
+    return tuple(
+        predict(model, here, result.batch, result.graph.p50 if ort else None)
+        for result in (ort or report.engines[0]).results
+    )
 
 
 def check_engines(names: Sequence[str]) -> None:

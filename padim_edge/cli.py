@@ -582,6 +582,12 @@ def bench(
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Draw the results: .png, .svg or .pdf.")
     ] = None,
+    roofline: Annotated[
+        bool,
+        typer.Option(
+            "--roofline", help="Also predict what a frame must cost here and on Jetson modules."
+        ),
+    ] = False,
 ) -> None:
     """Measure latency by stage, beside the bare backbone; on a GPU also bandwidth and power."""
     from padim_edge.against import check, load
@@ -608,7 +614,7 @@ def bench(
         json_stream = files.enter_context(atomic_write(json_file)) if json_file else None
         plot_stream = files.enter_context(atomic_write(plot)) if plot else None
         with _progress() as progress:
-            report = run_bench(model, engines, batches, threads, calls, size, progress)
+            report = run_bench(model, engines, batches, threads, calls, size, progress, roofline)
         if json_stream:
             json_stream.write(_json_bytes(report.to_json()))
         if plot_stream:
@@ -641,6 +647,11 @@ def _print_bench(report: Report) -> None:
             f"first score {one.cold_start_seconds:.2f} s"
         )
     typer.echo(f"file {report.file_bytes / 1e6:.1f} MB")
+    if report.roofline:
+        from padim_edge.roofline import render
+
+        for prediction in report.roofline:
+            typer.echo("\n" + "\n".join(render(prediction)))
 
 
 def _print_batch(results: dict[str, BatchResult]) -> None:

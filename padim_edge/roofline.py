@@ -30,7 +30,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -391,10 +391,6 @@ class Prediction:
     measured: float | None
     ratio: float | None
     devices: tuple[Estimate, ...]
-
-    def to_json(self) -> dict[str, object]:
-        """Plain values: milliseconds per call, bytes, operations per second."""
-        return {"prediction": True, **asdict(self)}
 
 
 def estimate(work: Iterable[Work], batch: int, device: Device, storage: Storage) -> Estimate:

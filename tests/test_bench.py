@@ -38,7 +38,8 @@ def measured(model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     """The command as it is typed, once: what it printed and its JSON."""
     file = tmp_path_factory.mktemp("bench") / "bench.json"
     done = padim_edge(
-        *("bench", model_file, "--engine", "ort", *SMALL, "--batch", "1,4", "--json", file)
+        *("bench", model_file, "--engine", "ort", *SMALL, "--batch", "1,4", "--json", file),
+        "--roofline",
     ).worked()
     return done, file
 
@@ -262,6 +263,7 @@ def test_the_json_is_that_of_the_schema(
         lambda value: value.update(schema=1),
         lambda value: value["machine"].update(cores="2"),
         lambda value: value["engines"][0].update(results=[]),
+        lambda value: value["roofline"][0]["here"].pop("floor"),
         lambda value: value["engines"][0]["results"][0]["stages"].pop("preprocess"),
         lambda value: value["engines"][0]["results"][0]["graph"].update(p50=0),
     ],
@@ -273,6 +275,33 @@ def test_the_schema_notices(
     spoil(value)
     with pytest.raises(jsonschema.ValidationError):
         validate(value)
+
+
+# --- the roofline -----------------------------------------------------------------------------
+
+
+def test_floors_beside_what_was_measured(measured: tuple[Outcome, Path]) -> None:
+    done, file = measured
+    report = json.loads(file.read_text())
+    one, four = report["roofline"]
+    assert (one["batch"], four["batch"]) == (1, 4)
+    for prediction, result in zip((one, four), report["engines"][0]["results"], strict=True):
+        assert prediction["measured"] == result["graph"]["p50"]
+        assert prediction["ratio"] == prediction["measured"] / prediction["here"]["floor"]
+        assert f"MEASURED here: {prediction['measured']:.2f} ms" in done.stdout
+    assert four["operations"] > 3.9 * one["operations"]
+    assert one["here"]["device"]["source"] == "measured"
+    assert any(each["device"]["name"].startswith("Orin Nano") for each in one["devices"])
+    assert done.stdout.count("PREDICTION, not measured") == 2
+
+
+def test_no_ratio_to_a_floor_of_another_engine(report: bench.Report, model_file: Path) -> None:
+    _, trt = with_gpu(report).engines
+    predictions = bench._roofline(model_file, dataclasses.replace(report, engines=(trt,)))
+    assert [(each.batch, each.measured, each.ratio) for each in predictions] == [
+        (1, None, None),
+        (4, None, None),
+    ]
 
 
 # --- against an earlier one -------------------------------------------------------------------

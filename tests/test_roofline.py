@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -326,13 +325,6 @@ def test_the_text_says_what_it_is_and_names_every_device_and_source(small):
 def test_what_does_not_fit_stands_out_in_the_text(small):
     found = predict(small, dataclasses.replace(TEN, memory_bytes=1000))
     assert [line for line in render(found) if line.endswith("NO")]
-
-
-def test_the_json_is_plain_and_says_that_it_is_a_prediction(small):
-    found = json.loads(json.dumps(predict(small, TEN, measured=1.0).to_json()))
-    assert found["prediction"] is True
-    assert found["here"]["stages"][0]["name"] == "backbone"
-    assert found["devices"][0]["device"]["source"].startswith("NVIDIA")
 
 
 # --- machines ---------------------------------------------------------------------------------
