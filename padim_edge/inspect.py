@@ -43,10 +43,10 @@ def describe(path: Path) -> dict[str, Any]:
             (p for prefix, p in PARTS.items() if tensor.name.startswith(prefix)), "backbone"
         )
         sizes[part] += tensor.ByteSize()
-    sizes["graph and metadata"] = len(model.data) - sum(sizes.values())
+    sizes["graph and metadata"] = model.size - sum(sizes.values())
     return {
         "fields": _plain(fields),
-        "bytes": {**dict(sizes), "file": len(model.data)},
+        "bytes": {**dict(sizes), "file": model.size},
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
@@ -108,7 +109,7 @@ def test_auto_takes_an_engine_that_runs_and_says_which(model_file):
 
 
 def test_auto_says_why_nothing_runs(model_file):
-    model = dataclasses.replace(read(model_file, "padim"), data=b"damaged")
+    model = dataclasses.replace(read(model_file, "padim"), proto=onnx.ModelProto())
     with pytest.raises(PadimEdgeError, match="no engine runs here: ort: ONNX Runtime cannot load"):
         open_engine("auto", model)
 

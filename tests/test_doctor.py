@@ -150,7 +150,7 @@ def test_the_json_has_the_stated_form(here):
 
 
 def test_no_engine_is_exit_code_1(tmp_path, library):
-    for name in ("onnxruntime", "tensorrt", "tensorrt_rtx", "pycuda"):
+    for name in ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "pycuda"):
         library(name, f"raise ModuleNotFoundError('no such module', name={name!r})")
     # The packages that only export needs are slow to load and no concern of this test.
     prelude = (
@@ -160,8 +160,27 @@ def test_no_engine_is_exit_code_1(tmp_path, library):
     file = tmp_path / "doctor.json"
     done = padim_edge("doctor", "--json", file, prelude=prelude)
     done.failed(1, "no engine runs here")
-    assert json.loads(file.read_text())["engines"] == []
+    report = json.loads(file.read_text())
+    assert report["engines"] == []
     assert "mend:  pip install 'padim-edge[cpu]'" in done.stdout
+    found = {one["name"]: one for one in report["findings"] if one["area"] == "engine"}
+    for name in ("openvino", "openvino-bf16"):
+        assert found[name]["status"] == "missing"
+        assert found[name]["mend"] == "pip install 'padim-edge[openvino]'"
+
+
+def test_a_processor_without_bfloat16_is_no_fault(monkeypatch):
+    """The words are those of the engine: see tests/test_openvino.py."""
+    words = {"openvino-bf16": "An old one cannot compute in bfloat16: choose engine openvino"}
+
+    def ask(probe, name="", seconds=None):
+        if probe == "engines":
+            return {"status": "ok", "detail": "", "mend": "", "items": list(ENGINES)}
+        return {"status": "broken", "detail": words.get(name, "crashed"), "mend": "", "items": []}
+
+    monkeypatch.setattr(doctor, "ask", ask)
+    found = {one.name: one.status for one in doctor._engines()}
+    assert found == dict.fromkeys(ENGINES, "broken") | {"openvino-bf16": "absent"}
 
 
 def test_the_doctor_itself_needs_the_standard_library_alone():

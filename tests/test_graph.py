@@ -1,4 +1,4 @@
-"""The scoring graph in ONNX Runtime against the independent float64 reference."""
+"""The scoring graph in the runtimes on the CPU against the independent float64 reference."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import numpy as np
 import onnx
 import pytest
 import reference
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from padim_edge import gaussian, graph
-from padim_edge.errors import PadimEdgeError
+from padim_edge.errors import ModelError, PadimEdgeError
 from padim_edge.model import FEATURES, IR_VERSION, OPSET
 from padim_edge.pyramid import Layer, Pyramid
+from padim_edge.runtime.cpu import Runner, lifted
 from padim_edge.runtime.ort import Graph
 
 EPS = 0.01
@@ -83,7 +84,26 @@ def build(pyramid, layers, features, constants, size, sigma=4.0):
         ir_version=IR_VERSION,
     )
     onnx.checker.check_model(proto, full_check=True)
+    return proto
+
+
+def as_file(proto: onnx.ModelProto) -> Runner:
+    """In ONNX Runtime as it stands, as anybody may run the file."""
     return Graph(proto.SerializeToString())
+
+
+def as_ort(proto: onnx.ModelProto) -> Runner:
+    """As engine `ort` opens it."""
+    data, constants = lifted(proto)
+    return Graph(data, 0, constants)
+
+
+def as_openvino(proto: onnx.ModelProto) -> Runner:
+    """As engine `openvino` opens it."""
+    pytest.importorskip("openvino")
+    from padim_edge.runtime.openvino import Graph
+
+    return Graph(*lifted(proto), "f32")
 
 
 def tree(pyramid, by_name):
@@ -95,18 +115,18 @@ def tree(pyramid, by_name):
     return features
 
 
+@pytest.mark.parametrize("opened", [as_file, as_ort, as_openvino])
 @pytest.mark.parametrize("constants", TOLERANCES)
 @pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
-def test_score_maps_equal_the_reference(shapes, constants):
+def test_score_maps_equal_the_reference(shapes, constants, opened):
     layers = [Layer(f"layer{i}", *shape) for i, shape in enumerate(shapes)]
     names = [layer.name for layer in layers]
     pyramid = Pyramid.coarse_to_fine(layers)
     good = maps_of(shapes, 25, seed=0)
     new = maps_of(shapes, 5, seed=1)
     size = (SIZE[0], SIZE[0] * shapes[0][2] // shapes[0][1])
-    scorer = build(
-        pyramid, layers, tree(pyramid, dict(zip(names, good, strict=True))), constants, size
-    )
+    features = tree(pyramid, dict(zip(names, good, strict=True)))
+    scorer = opened(build(pyramid, layers, features, constants, size))
     embedding = reference.embed(good)
     distances = reference.distances(reference.embed(new), *reference.fit(embedding, EPS))
     expected = reference.score_maps(distances, size)
@@ -127,7 +147,7 @@ def test_a_frame_equal_to_the_mean_scores_zero_and_not_nan():
     pyramid = Pyramid.coarse_to_fine(layers)
     good = maps_of(shapes, 10, seed=0)
     by_name = dict(zip([layer.name for layer in layers], good, strict=True))
-    scorer = build(pyramid, layers, tree(pyramid, by_name), "int8", SIZE)
+    scorer = as_ort(build(pyramid, layers, tree(pyramid, by_name), "int8", SIZE))
     feed = {FEATURES + n: m.mean(axis=0, keepdims=True) for n, m in by_name.items()}
     score, score_map = scorer.run(feed, ["score", "score_map"])
     assert np.isfinite(score_map).all()
@@ -139,13 +159,45 @@ def test_nan_in_one_frame_stays_in_that_frame():
     layers = [Layer(f"layer{i}", *shape) for i, shape in enumerate(shapes)]
     pyramid = Pyramid.coarse_to_fine(layers)
     by_name = dict(zip([layer.name for layer in layers], maps_of(shapes, 10, 0), strict=True))
-    scorer = build(pyramid, layers, tree(pyramid, by_name), "float16", SIZE)
+    scorer = as_ort(build(pyramid, layers, tree(pyramid, by_name), "float16", SIZE))
     feed = {FEATURES + n: m[:3].copy() for n, m in by_name.items()}
     clean = scorer.run(feed, ["score"])[0]
     feed["features.layer2"][1, 0, 0, 0] = np.nan
     score = scorer.run(feed, ["score"])[0]
     assert np.isnan(score[1])
     assert np.array_equal(score[[0, 2]], clean[[0, 2]])
+
+
+@pytest.mark.parametrize("constants", TOLERANCES)
+def test_lifted_whitening_is_that_of_the_graph_bit_by_bit(constants):
+    """Each constant is there once, in float32, and scores are those of the file as it stands."""
+    layers = [Layer(f"layer{i}", *s) for i, s in enumerate(SHAPES["three levels"])]
+    pyramid = Pyramid.coarse_to_fine(layers)
+    by_name = dict(
+        zip([layer.name for layer in layers], maps_of(SHAPES["three levels"], 20, 0), strict=True)
+    )
+    proto = build(pyramid, layers, tree(pyramid, by_name), constants, SIZE)
+    data, lifts = lifted(proto)
+    left = onnx.load_model_from_string(data).graph
+    assert len(lifts) == 6
+    assert all(values.dtype == np.float32 for values in lifts.values())
+    assert not [t.name for t in left.initializer if t.name.startswith("whitening")]
+    assert not [n.name for n in left.node if n.output[0].startswith("whitening")]
+    assert {value.name for value in left.input} == {FEATURES + n for n in by_name} | lifts.keys()
+    feed = {FEATURES + name: maps[:3] for name, maps in by_name.items()}
+    for ours, theirs in zip(as_ort(proto).run(feed), as_file(proto).run(feed), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_graph_that_does_not_fit_its_constants_is_refused():
+    layers = [Layer("a", 3, 16, 16), Layer("b", 2, 4, 4)]
+    pyramid = Pyramid.coarse_to_fine(layers)
+    by_name = dict(zip("ab", maps_of([(3, 16, 16), (2, 4, 4)], 9, 0), strict=True))
+    proto = build(pyramid, layers, tree(pyramid, by_name), "float16", SIZE)
+    shape = next(t for t in proto.graph.initializer if t.name == "whitening.1.0.grouped.shape")
+    shape.CopyFrom(numpy_helper.from_array(np.array([7, -1, 2]), shape.name))
+    with pytest.raises(ModelError, match="its whitening is misshapen"):
+        lifted(proto)
 
 
 def test_whitening_that_float16_cannot_hold_is_refused():

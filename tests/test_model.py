@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import zipfile
@@ -92,6 +93,13 @@ def test_reading_gives_back_what_was_written(model_file):
     assert stream.getvalue() == model_file.read_bytes()
 
 
+def test_the_hash_and_the_size_are_those_of_the_file(model_file):
+    data = model_file.read_bytes()
+    model = read(model_file, "padim")
+    assert model.sha256 == hashlib.sha256(data).hexdigest()
+    assert model.size == len(data)
+
+
 def test_nothing_in_the_file_is_a_pickle(model_file):
     data = model_file.read_bytes()
     assert not zipfile.is_zipfile(model_file)
@@ -127,7 +135,7 @@ def test_bad_metadata_is_refused_by_name(model_file, tmp_path, change, message):
 
 
 @pytest.mark.parametrize("name", ["mean.0", "whitening.1.0"])
-@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])
 def test_constants_that_are_not_finite_are_refused(model_file, tmp_path, name, value):
     def change(proto):
         for tensor in proto.graph.initializer:
@@ -138,6 +146,21 @@ def test_constants_that_are_not_finite_are_refused(model_file, tmp_path, name, v
 
     with pytest.raises(ModelError, match=f"'{name}' holds NaN or infinity"):
         read(altered(model_file, tmp_path / "bad.onnx", change), "padim")
+
+
+@pytest.mark.parametrize("name", ["mean.0", "whitening.1.0"])
+def test_the_largest_finite_constants_are_taken(model_file, tmp_path, name):
+    """Next to infinity's bit pattern, on both sides of zero; and both zeros."""
+
+    def change(proto):
+        for tensor in proto.graph.initializer:
+            if tensor.name == name:
+                values = numpy_helper.to_array(tensor).copy()
+                limit = np.finfo(values.dtype)
+                values.flat[:4] = limit.max, limit.min, 0.0, -0.0
+                tensor.CopyFrom(numpy_helper.from_array(values, name))
+
+    read(altered(model_file, tmp_path / "large.onnx", change), "padim")
 
 
 def test_missing_or_misshapen_constants_are_refused(model_file, tmp_path):

@@ -381,7 +381,7 @@ def test_another_fit_keeps_the_plan(int8_model: Model, model_file: Path) -> None
 def test_widened_int8_constants_score_the_same(int8_model: Model) -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
     results = []
-    for data in (int8_model.data, whole_graph(int8_model)):
+    for data in (int8_model.proto.SerializeToString(), whole_graph(int8_model)):
         with open_graph(data) as graph:
             results.append(graph.run({"image": images}, ["score", "score_map"]))
     for ours, theirs in zip(*results, strict=True):

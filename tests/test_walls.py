@@ -15,7 +15,7 @@ import padim_edge as package
 ROOT = Path(package.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 TORCH = ("torch", "torchvision", "onnxscript")
-ENGINES = ("onnxruntime", "tensorrt", "tensorrt_rtx", "pycuda")
+ENGINES = ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "pycuda")
 PLOT = ("matplotlib",)
 OPTIONAL = (*TORCH, *ENGINES, *PLOT, "sklearn", "scipy")
 
@@ -74,6 +74,11 @@ def test_only_one_place_imports(home, packages):
     for path in FILES:
         if path.relative_to(ROOT).parts[0] != home:
             assert not imported(path.read_text()) & set(packages), path
+
+
+def test_one_file_imports_openvino():
+    """The one that silences it."""
+    assert [p.name for p in FILES if "openvino" in imported(p.read_text())] == ["openvino.py"]
 
 
 def test_no_import_goes_through_the_links_or_is_relative():

@@ -27,8 +27,14 @@ ENGINES = {
     "trt": "padim_edge.runtime.trt:TrtEngine",
     "ort-cuda": "padim_edge.runtime.ort_cuda:OrtCudaEngine",
     "ort": "padim_edge.runtime.ort:OrtEngine",
+    "openvino": "padim_edge.runtime.openvino:OpenVinoEngine",
+    "openvino-bf16": "padim_edge.runtime.openvino:OpenVinoBf16Engine",
 }
-"""Name -> "module:Class", the fastest first: the order in which `auto` tries them."""
+"""Name -> "module:Class", in the order in which `auto` tries them."""
+
+APPROXIMATE = ("openvino-bf16",)
+"""Engines whose scores are not those that the threshold was made with, to more than float32's
+rounding: never taken by `auto`, only by name."""
 
 NVIDIA = ("trt", "ort-cuda")
 """Engines that need an NVIDIA GPU."""
@@ -37,7 +43,7 @@ SCORINGS = ("kernels", "graph")
 """What `trt` scores with: our CUDA kernels, or TensorRT itself as a baseline."""
 
 STAGES = ("backbone", "distances", "smoothing")
-"""Of engine `ort`, whose names the others use where they do the same."""
+"""Of the engines on the CPU, whose names the others use where they do the same."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,8 @@ def open_engine(
     passed_over: Callable[[str, PadimEdgeError], None] | None = None,
 ) -> Engine:
     """Open an engine by name; "auto" takes the first through which a frame really goes.
+
+    It looks for one that is exact: those of `APPROXIMATE` are not tried.
 
     Args:
         name: of `ENGINES`, or "auto".
@@ -178,7 +186,9 @@ def _first_that_runs(
     """A provider that is listed proves nothing: an engine counts once a frame went through."""
     frame = np.zeros((1, *model.embedding.image_size, 3), dtype=np.uint8)
     reasons = []
-    names = [name for name in ENGINES if name not in NVIDIA or has_driver()]
+    names = [
+        name for name in ENGINES if name not in APPROXIMATE and (name not in NVIDIA or has_driver())
+    ]
     for name in names:
         engine = None
         try:
