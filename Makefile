@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-gpu lint bench clean
+.PHONY: demo test test-gpu lint bench bench-peers bench-curves clean
 
 demo: $(VENV)/.ready          ## synthetic photos -> export -> fit -> run -> eval -> bench
 	$(BIN)/padim-edge demo --folder demo
@@ -23,6 +23,13 @@ lint: $(VENV)/.ready
 bench: $(VENV)/.ready         ## the figures of benchmarks/README.md
 	$(BIN)/python benchmarks/frame.py
 	$(BIN)/python benchmarks/fit.py
+
+# Environments of the peers go to .peers (20 GB). More: make bench-peers PEERS="--dataset ..."
+bench-peers: $(VENV)/.ready   ## anomalib, AnomaVision, plain runtimes and us, in one run
+	$(BIN)/python benchmarks/peers/compare.py $(PEERS)
+
+bench-curves: $(VENV)/.ready  ## latency, size, time and memory over everything that sets them
+	$(BIN)/python benchmarks/curves.py
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,280 @@
+"""The peers and us, side by side in one interleaved run: make bench-peers.
+
+    python benchmarks/peers/compare.py [--backbones resnet18,wide_resnet50_2] [--weights FILE]
+                                       [--dataset mvtec/bottle] [--only anomalib] [--rounds 10]
+
+Everybody has the same 60 images, backbone weights and channels, an environment of his own, and
+a process of his own that times its own calls. Blocks of at most ten calls take turns, with a
+short rest and one uncounted call before each. Those that do not fit into memory together are
+measured in several groups, each with padim-edge and the bare backbone among them: ratios are
+always within a group. Nobody's failure stops the others; its message stands in the table.
+
+Weights are random unless a file is given: no time and no size depends on them. With a dataset in
+MVTec AD's layout (and real weights) `answers.py` compares what all of them say of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import answers
+import environments
+import tables
+from rows import BARE, MAKERS, OURS, ROWS, Row
+from workers import Running, command, make_folder, shown, work
+
+from padim_edge.bench import bare_backbone, machine
+from padim_edge.images import Preprocess, find_images, load_image
+from padim_edge.model import read
+from padim_edge.synthetic import make_dataset
+
+IMAGES = 60
+REST_SECONDS = 0.05
+BLOCK_SECONDS = 1.0
+PACKAGES = ["anomalib", "anomavision", "onnxruntime", "openvino", "torch", "timm", "numpy"]
+
+
+def fits(folder: Path, makers: list[str], repeats: int) -> dict[str, dict[str, Any]]:
+    """Seconds and peak memory of everybody's fit: medians of runs that take turns."""
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in makers}
+    for _ in range(repeats):
+        for name in makers:
+            runs[name].append(work(name, "fit", folder))
+    result = {}
+    for name, all_runs in runs.items():
+        failed = next((run for run in all_runs if "error" in run), None)
+        result[name] = failed or {
+            "command": all_runs[0]["command"],
+            **{
+                key: statistics.median(run[key] for run in all_runs)
+                for key in ("features", "statistics", "peak")
+            },
+        }
+    return result
+
+
+def cold_starts(rows: list[Row], folder: Path, repeats: int) -> dict[str, dict[str, Any]]:
+    """Process start to first score, and peak memory until then: medians of fresh processes."""
+    found: dict[str, list[tuple[float, int]]] = {row.name: [] for row in rows}
+    errors: dict[str, str] = {}
+    for _ in range(repeats):
+        for row in rows:
+            if row.name in errors:
+                continue
+            time.sleep(REST_SECONDS)
+            try:
+                running = Running(row, folder)
+            except RuntimeError as error:
+                errors[row.name] = str(error)
+                continue
+            found[row.name].append((running.seconds, running.first["peak"]))
+            running.close()
+    return {
+        name: {"error": errors[name]} if name in errors else {
+            "cold_start": statistics.median(seconds for seconds, _ in runs),
+            "peak": statistics.median(peak for _, peak in runs),
+        }
+        for name, runs in found.items()
+    }  # fmt: skip
+
+
+def groups(rows: list[Row], peaks: dict[str, int]) -> list[list[Row]]:
+    """Rows that fit into memory together, padim-edge and the bare backbone in each group."""
+    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 0.75
+    anchors = [row for row in rows if row.name in (OURS, BARE)]
+    base = sum(peaks[row.name] for row in anchors)
+    result: list[list[Row]] = []
+    room = 0.0
+    for row in rows:
+        if row in anchors:
+            continue
+        need = 1.2 * peaks[row.name]
+        if not result or need > room:
+            result.append([*anchors])
+            room = available - 1.2 * base
+        result[-1].append(row)
+        room -= need
+    return result or [anchors]
+
+
+def interleaved(
+    rows: list[Row], folder: Path, batch: int, rounds: int
+) -> dict[str, dict[str, Any]]:
+    """Medians of one group at one batch size, ms per frame; stages where there are any."""
+    running: dict[str, Running] = {}
+    result: dict[str, dict[str, Any]] = {row.name: {} for row in rows}
+    seconds: dict[str, dict[str, list[float]]] = {}
+    calls: dict[str, int] = {}
+    try:
+        for row in rows:
+            with _noted(result[row.name]):
+                running[row.name] = Running(row, folder)
+                first = running[row.name].ask(do="block", batch=batch, calls=1)
+                calls[row.name] = max(
+                    1, min(10, int(BLOCK_SECONDS / sum(map(sum, first.values()))))
+                )
+                seconds[row.name] = {"prepare": [], "infer": []}
+        for _ in range(rounds):
+            for name, one in running.items():
+                if "error" in result[name]:
+                    continue
+                time.sleep(REST_SECONDS)
+                with _noted(result[name]):
+                    timed = one.ask(do="block", batch=batch, calls=calls[name])
+                    for part, values in timed.items():
+                        seconds[name][part] += values
+        for name, one in running.items():
+            if "error" in result[name]:
+                continue
+            for part, values in seconds[name].items():
+                result[name][part] = 1e3 * statistics.median(values) / batch
+            result[name]["calls"] = len(seconds[name]["infer"])
+            time.sleep(REST_SECONDS)
+            with _noted(result[name]):
+                stages = one.ask(do="stages", batch=batch, calls=min(10, calls[name]))
+                result[name]["stages"] = {k: 1e3 * v / batch for k, v in stages.items()}
+    finally:
+        for one in running.values():
+            one.close()
+    return result
+
+
+@contextlib.contextmanager
+def _noted(result: dict[str, Any]) -> Iterator[None]:
+    """A contender's failure becomes its row's message."""
+    try:
+        yield
+    except RuntimeError as error:
+        result["error"] = str(error)
+
+
+def _not_made(
+    row: Row, fitted: dict[str, dict[str, Any]], exported: dict[str, dict[str, Any]]
+) -> str | None:
+    """Why there is nothing to open for a row; None if there is."""
+    if "bare.onnx" in row.arguments:
+        return None
+    made = exported.get(row.environment, {})
+    reasons = [fitted[row.environment].get("error")]
+    if row.export:
+        reasons += [made.get("error"), made.get("failures", {}).get(row.export)]
+    return next((reason for reason in reasons if reason), None)
+
+
+def sizes(row: Row, folder: Path) -> int:
+    """Bytes of the files that a device needs."""
+    files = {path for pattern in row.files for path in folder.glob(pattern) if path.is_file()}
+    return sum(path.stat().st_size for path in files)
+
+
+def compare(
+    backbone: str, rows: list[Row], weights: str, batches: list[int], rounds: int, repeats: int
+) -> dict[str, Any]:
+    """Everything of one backbone."""
+    folder = environments.HOME / "work" / backbone
+    photos = folder / "photos"
+    if not photos.exists():
+        make_dataset(photos, train=IMAGES, good=1, per_defect=1)
+    prepare = Preprocess.whole((224, 224))
+    frames = [prepare(load_image(path)) for path in find_images(photos / "train")]
+    make_folder(folder, backbone, weights, frames)
+    makers = [name for name in MAKERS if any(row.environment == name for row in rows)]
+    fitted = fits(folder, makers, repeats)
+    if reason := fitted["ours"].get("error"):
+        raise SystemExit(f"our own fit failed: {reason}")
+    bare = bare_backbone(read(folder / "padim.onnx", "padim"))
+    (folder / "bare.onnx").write_bytes(bare.SerializeToString())
+    exported = {
+        name: work(name, "export", folder) for name in makers if "error" not in fitted[name]
+    }
+    sizes_given = ["--batch", ",".join(map(str, batches))]
+    report: dict[str, dict[str, Any]] = {
+        row.name: {"command": shown([*command(row, folder, "time"), *sizes_given])} for row in rows
+    }
+    for row in rows:
+        if reason := _not_made(row, fitted, exported):
+            report[row.name]["error"] = reason
+    sound = [row for row in rows if "error" not in report[row.name]]
+    for name, found in cold_starts(sound, folder, repeats).items():
+        report[name] |= found
+    sound = [row for row in sound if "error" not in report[row.name]]
+    for row in sound:
+        report[row.name]["file_bytes"] = sizes(row, folder)
+        installed = environments.installed(row.environment, list(row.device))
+        report[row.name]["install"] = asdict(installed)
+    for group in groups(sound, {row.name: report[row.name]["peak"] for row in sound}):
+        for batch in batches:
+            print(
+                f"{backbone}, batch {batch}: {len(group)} in one run", file=sys.stderr, flush=True
+            )
+            measured = interleaved(
+                group, folder, batch, rounds if batch == 1 else max(3, rounds // 2)
+            )
+            for name, one in measured.items():
+                if "infer" in one and "infer" in measured.get(OURS, {}):
+                    one["times_ours"] = one["infer"] / measured[OURS]["infer"]
+                if "infer" in one and "infer" in measured.get(BARE, {}):
+                    one["times_bare"] = one["infer"] / measured[BARE]["infer"]
+                # The anchors are in every group: the first counts.
+                report[name].setdefault("batches", {}).setdefault(str(batch), one)
+    return {"fit": fitted, "rows": report}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--backbones", default="resnet18,wide_resnet50_2")
+    parser.add_argument("--weights", default="random", help="a file for the first backbone")
+    parser.add_argument("--dataset", type=Path, help="in MVTec AD's layout: compare the answers")
+    parser.add_argument("--batch", default="1,32")
+    parser.add_argument("--rounds", type=int, default=10, help="blocks of each at batch 1")
+    parser.add_argument("--repeats", type=int, default=3, help="fits and cold starts of each")
+    parser.add_argument("--only", default="", help="rows whose names contain this, and ours")
+    parser.add_argument("--output", type=Path, default=environments.HOME / "peers.json")
+    options = parser.parse_args()
+    rows = [row for row in ROWS if options.only in row.name or row.name in (OURS, BARE)]
+    failures = {}
+    for name in dict.fromkeys(row.environment for row in rows):
+        if reason := environments.build(name):
+            failures[name] = reason
+            print(f"environment {name}: {reason}", file=sys.stderr)
+    rows = [row for row in rows if row.environment not in failures]
+    if OURS not in [row.name for row in rows]:
+        raise SystemExit("our own environment could not be made: see above")
+    report: dict[str, Any] = {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "machine": asdict(machine()),
+        "versions": {name: environments.versions(name, PACKAGES)
+                     for name in dict.fromkeys(row.environment for row in rows)},
+        "missing_environments": failures,
+        "images": IMAGES,
+        "backbones": {},
+    }  # fmt: skip
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    for place, backbone in enumerate(options.backbones.split(",")):
+        weights = options.weights if place == 0 else "random"
+        batches = [int(size) for size in options.batch.split(",")]
+        report["backbones"][backbone] = compare(
+            backbone, rows, weights, batches, options.rounds, options.repeats
+        )
+        # What is measured is kept, whatever happens to the next.
+        options.output.write_text(json.dumps(report, indent=1))
+        print(tables.backbone(backbone, report), flush=True)
+    if options.dataset:
+        report["answers"] = answers.compare(options.dataset, options.weights, rows)
+        options.output.write_text(json.dumps(report, indent=1))
+        print(tables.answers(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""padim-edge itself, in an environment that holds what a device needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from padim_edge import Detector
+from padim_edge.fit import Settings
+from padim_edge.fit import fit as run_fit
+from padim_edge.images import Preprocess, find_images
+
+
+class PadimEdge:
+    """A padim.onnx in one of our engines."""
+
+    def __init__(self, folder: Path, file: str, engine: str) -> None:
+        detector = Detector(folder / file, engine)
+        self._engine = detector.engine
+        self._size = detector.embedding.image_size
+        self._preprocess = detector.detection.preprocess
+
+    def prepare(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The images themselves if they are of the graph's size: it takes uint8."""
+        if images.shape[1:3] == self._size:
+            return images
+        return np.stack([self._preprocess(image) for image in images])
+
+    def infer(self, prepared: NDArray[np.uint8]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """See `worker.Contender`."""
+        return self._engine.infer(prepared)
+
+    def stages(self, prepared: NDArray[np.uint8]) -> dict[str, float]:
+        """Each stage run alone."""
+        return self._engine.stages(prepared)
+
+
+def fit(folder: Path) -> dict[str, Any]:
+    """Fit padim.onnx, float16 constants, on the folder's images."""
+    with_size = Settings(Preprocess.whole((224, 224)))
+    done = run_fit(
+        folder / "embedding.onnx", find_images(folder / "images"), folder / "padim.onnx", with_size
+    )
+    return {"features": done.seconds_features, "statistics": done.seconds_statistics}
+
+
+def export(folder: Path) -> None:
+    """The same fit with int8 constants, for its size."""
+    settings = Settings(Preprocess.whole((224, 224)), constants="int8")
+    images = find_images(folder / "images")
+    run_fit(folder / "embedding.onnx", images, folder / "padim-int8.onnx", settings)
