@@ -34,7 +34,7 @@ bench-curves: $(VENV)/.ready  ## latency, size, time and memory over everything 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e ".[cpu,export,eval,dev]"
+	$(BIN)/python -m pip install --quiet -e ".[cpu,openvino,export,eval,dev]"
 	touch $@
 
 clean:

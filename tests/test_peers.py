@@ -19,11 +19,11 @@ PEERS = Path(__file__).parents[1] / "benchmarks" / "peers"
 sys.path.append(str(PEERS))
 pytest.importorskip("torch")
 import compare  # noqa: E402
-
-environments, tables, picture = (
-    pytest.importorskip(n) for n in ("environments", "tables", "picture")
-)
-rows, workers = (pytest.importorskip(n) for n in ("rows", "workers"))
+import environments  # noqa: E402
+import picture  # noqa: E402
+import rows  # noqa: E402
+import tables  # noqa: E402
+import workers  # noqa: E402
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_a_failing_contender_says_why(folder: Path) -> None:
     with pytest.raises(RuntimeError, match="No module named 'nobody'"):
         workers.Running(row("nobody:Torch", "x"), folder)
     running = workers.Running(row("runtimes:Onnx", "padim.onnx", "uint8"), folder)
-    with pytest.raises(RuntimeError, match="nothing.npy"):
+    with pytest.raises(RuntimeError, match=r"nothing\.npy"):
         running.ask(do="judge", source=str(folder / "nothing.npy"), target="x.npz")
     assert running.ask(do="block", batch=1, calls=1)["infer"]  # it goes on
     running._process.kill()
