@@ -124,8 +124,7 @@ class CpuEngine(ABC):
 def lifted(proto: onnx.ModelProto) -> tuple[bytes, Constants]:
     """A graph with its whitening as further inputs, and what they are to be given.
 
-    What the graph does with whitening alone (widen, scale, reshape) is done here, with the same
-    results: nothing is rounded on the way.
+    What the graph does with whitening alone (widen, scale, reshape) is done here, to the same bits.
 
     Returns:
         The graph's bytes, and its new inputs by name, float32 unless the graph leaves them narrow.
