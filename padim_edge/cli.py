@@ -44,8 +44,9 @@ EngineName = Annotated[
     str,
     typer.Option(
         "--engine",
-        help="auto (the fastest that runs here), trt (TensorRT), ort-cuda (ONNX Runtime on an "
-        "NVIDIA GPU) or ort (on the CPU).",
+        help="auto (the first of the next four that runs here), trt (TensorRT), ort-cuda (ONNX "
+        "Runtime on an NVIDIA GPU), ort (on the CPU), openvino (on the CPU), or openvino-bf16 "
+        "(rounds to bfloat16; never chosen by auto).",
     ),
 ]
 Scoring = Annotated[

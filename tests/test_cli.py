@@ -161,7 +161,7 @@ def test_defaults_chain(tmp_path, embedding_file, photos):
     shutil.copy(embedding_file, tmp_path / "embedding.onnx")
     padim_edge("fit", "embedding.onnx", photos, cwd=tmp_path).worked()
     done = padim_edge("bench", "--calls", 10, "--frame", 100, cwd=tmp_path).worked()
-    assert done.stdout.startswith("padim.onnx: ")
+    assert done.stdout.startswith("padim.onnx on ")
 
 
 def test_what_fit_writes_is_plain_onnx_that_scores_alone(model_file, photos):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 from rows import OURS
 
-PANELS = (
+PANELS: tuple[tuple[str, Callable[[dict[str, Any]], float], float], ...] = (
     ("ms per frame, batch 1", lambda entry: entry["batches"]["1"]["infer"], 1.0),
     ("ms per frame, batch 32", lambda entry: entry["batches"]["32"]["infer"], 1.0),
     ("files, MB", lambda entry: entry["file_bytes"], 1e-6),
