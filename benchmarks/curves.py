@@ -113,7 +113,9 @@ def axes(quick: bool) -> dict[str, Axis]:
             "dims": Axis("d", "dims", (10, 20), tiny),
             "images": Axis("training images", "images", (6, 12), tiny),
             "batch": Axis("batch", "batch", (1, 2), tiny, fit=False, start=False),
-            "threads": Axis("threads", "threads", threads, replace(tiny, threads=cores)),
+            "threads": Axis(
+                f"threads of {cores}", "threads", threads, replace(tiny, threads=cores)
+            ),
         }
     base, wide = Point(), Point("wide_resnet50_2")
     return {
@@ -121,7 +123,7 @@ def axes(quick: bool) -> dict[str, Axis]:
         "dims": Axis("d", "dims", (25, 50, 100, 200, 350, 448), base),
         "images": Axis("training images", "images", (10, 30, 60, 100, 300, 1000), base),
         "batch": Axis("batch", "batch", (1, 2, 4, 8, 16, 32, 64), base, fit=False, start=False),
-        "threads": Axis("threads", "threads", threads, replace(base, threads=cores)),
+        "threads": Axis(f"threads of {cores}", "threads", threads, replace(base, threads=cores)),
         "dims-wide": Axis("d of WideResNet-50-2", "dims", (100, 200, 350, 550), wide),
     }
 
@@ -396,7 +398,7 @@ def plot(axis: Axis, rows: list[Row], title: str, path: Path) -> None:
     for panel in list(grid)[len(panels) :]:
         panel.remove()
     with atomic_write(path) as stream:
-        figure.savefig(stream, format="png")
+        figure.savefig(stream, format="png", pil_kwargs={"optimize": True})
 
 
 def main() -> None:
