@@ -122,8 +122,7 @@ def test_groups_fit_into_memory_and_hold_the_anchors(monkeypatch: pytest.MonkeyP
     gigabytes = dict.fromkeys((one.name for one in rows.ROWS), 5)
     gigabytes |= {rows.OURS: 1, rows.BARE: 1}
     peaks = {name: size * 10**9 for name, size in gigabytes.items()}
-    sizes = {"SC_AVPHYS_PAGES": 24 * 10**9, "SC_PAGE_SIZE": 1}
-    monkeypatch.setattr(compare.os, "sysconf", sizes.__getitem__)
+    monkeypatch.setattr(compare, "available_memory", lambda: 24 * 10**9)
     groups = compare.groups(rows.ROWS, peaks)
     assert len(groups) > 1
     for group in groups:
@@ -132,8 +131,12 @@ def test_groups_fit_into_memory_and_hold_the_anchors(monkeypatch: pytest.MonkeyP
         assert sum(peaks[name] for name in names) < 24e9
     measured = [one.name for group in groups for one in group]
     assert set(measured) == {one.name for one in rows.ROWS}
-    sizes["SC_AVPHYS_PAGES"] = 240 * 10**9
+    monkeypatch.setattr(compare, "available_memory", lambda: 240 * 10**9)
     assert len(compare.groups(rows.ROWS, peaks)) == 1
+
+
+def test_available_memory_is_of_this_machine() -> None:
+    assert 1e8 < compare.available_memory() < 1e13
 
 
 def test_names_and_makers_are_there() -> None:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import statistics
 import sys
 import time
@@ -95,9 +94,15 @@ def cold_starts(rows: list[Row], folder: Path, repeats: int) -> dict[str, dict[s
     }  # fmt: skip
 
 
+def available_memory() -> int:
+    """Bytes that processes can have without swapping."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable:")))
+
+
 def groups(rows: list[Row], peaks: dict[str, int]) -> list[list[Row]]:
     """Rows that fit into memory together, padim-edge and the bare backbone in each group."""
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 0.75
+    available = 0.75 * available_memory()
     anchors = [row for row in rows if row.name in (OURS, BARE)]
     base = sum(peaks[row.name] for row in anchors)
     result: list[list[Row]] = []
