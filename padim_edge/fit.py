@@ -205,14 +205,14 @@ class Features:
     count: int
 
     def chunks(self) -> Iterator[slice]:
-        """Runs of cells whose statistics take some `CHUNK_BYTES` in float64."""
+        """Runs of cells whose blocks and features take some `CHUNK_BYTES` in float64."""
         levels = self.pyramid.levels
         known = np.cumsum([level.channels for level in levels])
-        rows = sum(
-            self.pyramid.positions_per_cell(index) * level.channels * int(width)
+        values = sum(
+            self.pyramid.positions_per_cell(index) * level.channels * (int(width) + self.count)
             for (index, level), width in zip(enumerate(levels), known, strict=True)
         )
-        step = max(1, CHUNK_BYTES // (8 * rows))
+        step = max(1, CHUNK_BYTES // (8 * values))
         for start in range(0, self.pyramid.cells, step):
             yield slice(start, min(start + step, self.pyramid.cells))
 

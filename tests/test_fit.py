@@ -19,6 +19,7 @@ from padim_edge.export.export import export
 from padim_edge.fit import Settings, fit
 from padim_edge.images import Preprocess, find_images
 from padim_edge.model import read
+from padim_edge.pyramid import Pyramid
 from padim_edge.runtime.ort import Graph
 from padim_edge.synthetic import make_dataset
 
@@ -252,6 +253,20 @@ def test_chunks_and_store_do_not_change_the_result(tmp_path, embedding_path, goo
         if tensor.name.startswith("whitening.") and "shape" not in tensor.name:
             x, y = (m.constant(tensor.name).astype(np.float64) for m in (a, b))
             np.testing.assert_allclose(x, y, rtol=2e-3, atol=2e-3 * np.abs(x).max())
+
+
+@pytest.mark.parametrize("images", [3, 60, 1000, 10_000])
+def test_a_chunk_is_bounded_whatever_the_number_of_images(embedding_path, images):
+    pyramid = Pyramid.coarse_to_fine(read(embedding_path, "embedding").embedding.pyramid_layers())
+    chunks = list(fitting.Features(pyramid, [], images).chunks())
+    assert (chunks[0].start, chunks[-1].stop) == (0, pyramid.cells)
+    assert all(a.stop == b.start for a, b in zip(chunks, chunks[1:], strict=False))
+    per_cell = sum(
+        8 * images * level.channels * pyramid.positions_per_cell(index)
+        for index, level in enumerate(pyramid.levels)
+    )
+    for chunk in chunks:
+        assert (chunk.stop - chunk.start) * per_cell <= max(fitting.CHUNK_BYTES, per_cell)
 
 
 def test_no_room_for_features_is_an_error_not_a_crash(embedding_path, good, tmp_path, monkeypatch):
