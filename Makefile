@@ -24,7 +24,7 @@ bench: $(VENV)/.ready         ## the figures of benchmarks/README.md
 	$(BIN)/python benchmarks/frame.py
 	$(BIN)/python benchmarks/fit.py
 
-# Environments of the peers go to .peers (20 GB). More: make bench-peers PEERS="--dataset ..."
+# Environments of the peers go to .peers (20 GB). More: make bench-peers PEERS="--datasets ..."
 bench-peers: $(VENV)/.ready   ## anomalib, AnomaVision, plain runtimes and us, in one run
 	$(BIN)/python benchmarks/peers/compare.py $(PEERS)
 

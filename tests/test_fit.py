@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -260,7 +261,7 @@ def test_a_chunk_is_bounded_whatever_the_number_of_images(embedding_path, images
     pyramid = Pyramid.coarse_to_fine(read(embedding_path, "embedding").embedding.pyramid_layers())
     chunks = list(fitting.Features(pyramid, [], images).chunks())
     assert (chunks[0].start, chunks[-1].stop) == (0, pyramid.cells)
-    assert all(a.stop == b.start for a, b in zip(chunks, chunks[1:], strict=False))
+    assert all(a.stop == b.start for a, b in itertools.pairwise(chunks))
     per_cell = sum(
         8 * images * level.channels * pyramid.positions_per_cell(index)
         for index, level in enumerate(pyramid.levels)

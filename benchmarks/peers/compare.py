@@ -1,7 +1,7 @@
 """The peers and us, side by side in one interleaved run: make bench-peers.
 
     python benchmarks/peers/compare.py [--backbones resnet18,wide_resnet50_2] [--weights FILE]
-                                       [--dataset mvtec/bottle] [--only anomalib] [--rounds 10]
+                                       [--datasets mvtec/bottle] [--only anomalib] [--rounds 10]
 
 Everybody has the same 60 images, backbone weights and channels, an environment of his own, and
 a process of his own that times its own calls. Blocks of at most ten calls take turns, with a
@@ -246,7 +246,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--backbones", default="resnet18,wide_resnet50_2")
     parser.add_argument("--weights", default="random", help="a file for the first backbone")
-    parser.add_argument("--dataset", type=Path, help="in MVTec AD's layout: compare the answers")
+    parser.add_argument("--datasets", help="in MVTec AD's layout, commas between: same answers?")
     parser.add_argument("--batch", default="1,32")
     parser.add_argument("--rounds", type=int, default=10, help="blocks of each at batch 1")
     parser.add_argument("--repeats", type=int, default=3, help="fits and cold starts of each")
@@ -281,10 +281,12 @@ def main() -> None:
         # What is measured is kept, whatever happens to the next.
         options.output.write_text(json.dumps(report, indent=1))
         print(tables.backbone(backbone, report), flush=True)
-    if options.dataset:
-        report["answers"] = answers.compare(options.dataset, options.weights, rows)
+    report["answers"] = []
+    for dataset in options.datasets.split(",") if options.datasets else ():
+        found = answers.compare(Path(dataset), options.weights, rows)
+        report["answers"].append(found)
         options.output.write_text(json.dumps(report, indent=1))
-        print(tables.answers(report))
+        print(tables.answers(found), flush=True)
 
 
 if __name__ == "__main__":

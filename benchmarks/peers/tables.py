@@ -107,9 +107,8 @@ def _stages(rows: dict[str, dict[str, Any]], batch: str) -> str:
     return table([f"batch {batch}", "ms/frame by stage, each alone"], lines) if lines else ""
 
 
-def answers(report: dict[str, Any]) -> str:
+def answers(found: dict[str, Any]) -> str:
     """What everybody says of one data set."""
-    found = report["answers"]
     parts = [f"### Same answers: {found['dataset']}, {found['train']} images to fit, "
              f"{found['test']} to judge"]  # fmt: skip
     for kind in ("prepared", "as shipped"):
