@@ -5,6 +5,7 @@ The peers themselves are not installed here: their environments take 13 GB.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from padim_edge import Detector
 PEERS = Path(__file__).parents[1] / "benchmarks" / "peers"
 sys.path.append(str(PEERS))
 pytest.importorskip("torch")
+import answers  # noqa: E402
 import compare  # noqa: E402
 import environments  # noqa: E402
 import picture  # noqa: E402
@@ -135,8 +137,11 @@ def test_groups_fit_into_memory_and_hold_the_anchors(monkeypatch: pytest.MonkeyP
     assert len(compare.groups(rows.ROWS, peaks)) == 1
 
 
-def test_available_memory_is_of_this_machine() -> None:
-    assert 1e8 < compare.available_memory() < 1e13
+def test_errors_in_one_telling_line() -> None:
+    error = "RuntimeError: Exception from src/a.cpp:223:\nException from src/b.cpp:1:\nNo batch\n"
+    assert workers._message(error) == "No batch"
+    assert workers._message("Fail: one\n two") == "Fail: one two"
+    assert workers._message("Exception from src/a.cpp:1:") == "Exception from src/a.cpp:1:"
 
 
 def test_names_and_makers_are_there() -> None:
@@ -172,6 +177,7 @@ def test_install_sizes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 REPORT = {
     "date": "2026-01-02T03:04:05+00:00",
     "machine": {"processor": "P", "cores": 2},
+    "versions": {"ours": {"onnxruntime": "1.2"}},
     "missing_environments": {"anomalib": "ERROR: no such version"},
     "backbones": {
         "resnet18": {
@@ -184,14 +190,15 @@ REPORT = {
                     "command": "time us", "file_bytes": 25_000_000, "peak": 2e8, "cold_start": 0.4,
                     "install": {"bytes": 220e6, "cuda": 20e6, "packages": 22},
                     "batches": {"1": {
-                        "prepare": 0.01, "infer": 10.0, "times_ours": 1.0, "times_bare": 1.2,
+                        "prepare": 0.01, "infer": 10.0, "quartiles": [9.5, 10.25],
+                        "times_ours": 1.0, "times_bare": 1.2, "group": 1,
                         "stages": {"backbone": 8.0, "distances": 2.0}, "calls": 100,
                     }},
                 },
                 "peer": {
                     "command": "time peer", "file_bytes": 1e6, "peak": 1e9, "cold_start": 3.0,
                     "install": {"bytes": 1e9, "cuda": 0, "packages": 3},
-                    "batches": {"1": {"error": "batches of 1 alone"}},
+                    "batches": {"1": {"error": "batches of 1 alone", "group": 2}},
                 },
                 "broken": {"command": "time broken", "error": "no file"},
             },
@@ -202,11 +209,10 @@ REPORT = {
 
 def test_tables_show_figures_and_failures() -> None:
     text = tables.backbone("resnet18", REPORT)
-    assert (
-        f"| **{rows.OURS}** | 10.00 | 1.00 | 1.20 | 0.01 | 25.0 | 200 | 0.40 | 200 (20) | 22 |"
-        in text
-    )
-    assert "| peer | fails | - | - |" in text
+    ours = ["10.00 (9.50 to 10.25)", "1.00", "1.20", "all", "0.01", "25.0", "200", "0.40"]
+    assert f"| **{rows.OURS}** | {' | '.join(ours)} | 200 (20) | 22 |" in text
+    assert "| peer | fails | - | - | 2 |" in text
+    assert "P, 2 cores, 2026-01-02. ours: onnxruntime 1.2." in text
     assert "- peer: `batch 1: batches of 1 alone`" in text
     assert "- broken: `no file`" in text
     assert "- environment anomalib: `ERROR: no such version`" in text
@@ -245,7 +251,49 @@ def test_ourselves_alone(
         assert one["times_ours"] == 1
         assert one["times_bare"] == one["infer"] / bare["batches"][batch]["infer"]
     work = tmp_path / "work" / "resnet18"
+    assert ours["need"] >= ours["peak"] - 2e6
     assert ours["file_bytes"] == (work / "padim.onnx").stat().st_size
     assert bare["file_bytes"] == (work / "bare.onnx").stat().st_size
     assert "No module named 'anomavision'" in result["rows"]["AnomaVision, torch"]["error"]
     assert "No module named 'anomavision'" in capsys.readouterr().out
+
+
+# --- same answers -----------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("here")
+def test_what_rows_say_of_a_data_set(
+    tmp_path: Path, photos: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """We agree with the float64 reference; a map that is off, or missing, is seen."""
+    monkeypatch.setattr(environments, "HOME", tmp_path)
+    off = tmp_path / "off.py"
+    off.write_text(
+        "from ours import PadimEdge\n"
+        "class Off(PadimEdge):\n"
+        "    def infer(self, prepared):\n"
+        "        scores, maps = super().infer(prepared)\n"
+        "        maps[:, :8] *= 1.25\n"
+        "        return scores, maps\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    weights = data / "weights" / "resnet18-imagenet1k-v1-to-layer3.pth"
+    chosen = [
+        next(one for one in rows.ROWS if one.name == rows.OURS),
+        dataclasses.replace(row("off:Off", "padim.onnx", "ort"), name="off"),
+        dataclasses.replace(row("runtimes:Onnx", "padim.onnx", "uint8"), name="plain file"),
+        dataclasses.replace(row("nobody:Torch", "x"), name="nobody", smoothed=False),
+    ]
+    report = answers.compare(photos, str(weights), chosen)
+    assert (report["train"], report["test"]) == (12, 10)
+    found = report["prepared"]
+    reference = found["float64 reference"]
+    assert reference["image_auroc"] > 0.5
+    for name in (rows.OURS, "plain file"):
+        assert found[name]["largest_difference"] < 2e-3  # float16 constants
+        assert found[name]["image_auroc"] == reference["image_auroc"]
+        assert found[name]["false_alarms"] == reference["false_alarms"]
+    assert found["off"]["largest_difference"] == pytest.approx(0.25, abs=0.01)
+    assert found["off"]["largest_inside"] < 2e-3
+    assert "nobody" in found["nobody"]["error"]
+    assert "| off |" in tables.answers(report)

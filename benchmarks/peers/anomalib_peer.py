@@ -19,6 +19,7 @@ from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from numpy.typing import NDArray
 from PIL import Image
+from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 BATCH = 8
@@ -89,6 +90,12 @@ def export(folder: Path) -> dict[str, Any]:
         "openvino-int8": lambda to: model.to_openvino(
             to, input_size=size, compression_type=CompressionType.INT8
         ),
+        "openvino-int8-ptq": lambda to: model.to_openvino(
+            to,
+            input_size=size,
+            compression_type=CompressionType.INT8_PTQ,
+            datamodule=Calibration(folder),
+        ),
     }
     for name in config["anomalib_exports"]:
         try:
@@ -96,6 +103,23 @@ def export(folder: Path) -> dict[str, Any]:
         except Exception as error:  # its row says why
             failures[name] = f"{type(error).__name__}: {error}"
     return {"failures": failures}
+
+
+class Calibration:
+    """What its quantiser asks of a data module: the folder's images, one by one."""
+
+    train_batch_size = 1
+
+    def __init__(self, folder: Path) -> None:
+        images = torch.from_numpy(np.load(folder / "images.npy")).permute(0, 3, 1, 2) / 255
+        self._images = [{"image": image} for image in images]
+
+    def setup(self, stage: str) -> None:
+        """Nothing is left to do."""
+
+    def val_dataloader(self) -> Any:
+        """Batches {"image": [1, 3, H, W]}, float32 from 0 to 1."""
+        return DataLoader(self._images, batch_size=1)  # type: ignore[arg-type]
 
 
 class Torch:

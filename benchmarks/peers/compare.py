@@ -29,15 +29,19 @@ from typing import Any
 
 import answers
 import environments
+import numpy as np
 import tables
 from rows import BARE, MAKERS, OURS, ROWS, Row
-from workers import Running, command, make_folder, shown, work
+from workers import Running, command, make, make_folder, shown, work
 
 from padim_edge.bench import bare_backbone, machine
+from padim_edge.dataset import test_samples
+from padim_edge.errors import PadimEdgeError
 from padim_edge.images import Preprocess, find_images, load_image
 from padim_edge.model import read
 from padim_edge.synthetic import make_dataset
 
+BACKBONES = ("resnet18", "wide_resnet50_2")
 IMAGES = 60
 REST_SECONDS = 0.05
 BLOCK_SECONDS = 1.0
@@ -69,29 +73,32 @@ def fits(folder: Path, makers: list[str], repeats: int) -> dict[str, dict[str, A
     return result
 
 
-def cold_starts(rows: list[Row], folder: Path, repeats: int) -> dict[str, dict[str, Any]]:
-    """Process start to first score, and peak memory until then: medians of fresh processes."""
+def cold_starts(
+    rows: list[Row], folder: Path, batch: int, repeats: int
+) -> dict[str, dict[str, Any]]:
+    """Process start to first score, and peak memory until then: medians of fresh processes.
+
+    ``need`` is the peak of the first of them after a call of the largest batch.
+    """
     found: dict[str, list[tuple[float, int]]] = {row.name: [] for row in rows}
-    errors: dict[str, str] = {}
-    for _ in range(repeats):
+    result: dict[str, dict[str, Any]] = {row.name: {} for row in rows}
+    for repeat in range(repeats):
         for row in rows:
-            if row.name in errors:
+            if "error" in result[row.name]:
                 continue
             time.sleep(REST_SECONDS)
-            try:
-                running = Running(row, folder)
-            except RuntimeError as error:
-                errors[row.name] = str(error)
-                continue
-            found[row.name].append((running.seconds, running.first["peak"]))
-            running.close()
-    return {
-        name: {"error": errors[name]} if name in errors else {
-            "cold_start": statistics.median(seconds for seconds, _ in runs),
-            "peak": statistics.median(peak for _, peak in runs),
-        }
-        for name, runs in found.items()
-    }  # fmt: skip
+            with _noted(result[row.name]), Running(row, folder) as running:
+                found[row.name].append((running.seconds, running.first["peak"]))
+                result[row.name].setdefault("need", running.first["peak"])
+                if not repeat:
+                    with _noted({}):  # its failure will stand beside its other batches
+                        timed = running.ask(do="block", batch=batch, calls=1)
+                        result[row.name]["need"] = timed["peak"]
+    for name, runs in found.items():
+        if runs:
+            result[name]["cold_start"] = statistics.median(seconds for seconds, _ in runs)
+            result[name]["peak"] = statistics.median_low(peak for _, peak in runs)
+    return result
 
 
 def available_memory() -> int:
@@ -102,7 +109,7 @@ def available_memory() -> int:
 
 def groups(rows: list[Row], peaks: dict[str, int]) -> list[list[Row]]:
     """Rows that fit into memory together, padim-edge and the bare backbone in each group."""
-    available = 0.75 * available_memory()
+    available = 0.8 * available_memory()
     anchors = [row for row in rows if row.name in (OURS, BARE)]
     base = sum(peaks[row.name] for row in anchors)
     result: list[list[Row]] = []
@@ -110,10 +117,10 @@ def groups(rows: list[Row], peaks: dict[str, int]) -> list[list[Row]]:
     for row in rows:
         if row in anchors:
             continue
-        need = 1.2 * peaks[row.name]
+        need = 1.1 * peaks[row.name]
         if not result or need > room:
             result.append([*anchors])
-            room = available - 1.2 * base
+            room = available - 1.1 * base
         result[-1].append(row)
         room -= need
     return result or [anchors]
@@ -122,42 +129,46 @@ def groups(rows: list[Row], peaks: dict[str, int]) -> list[list[Row]]:
 def interleaved(
     rows: list[Row], folder: Path, batch: int, rounds: int
 ) -> dict[str, dict[str, Any]]:
-    """Medians of one group at one batch size, ms per frame; stages where there are any."""
-    running: dict[str, Running] = {}
+    """Medians and quartiles of one group at one batch size, ms per frame; stages if there are any.
+
+    Whoever begins changes from round to round, so that nobody always follows the same one.
+    """
     result: dict[str, dict[str, Any]] = {row.name: {} for row in rows}
     seconds: dict[str, dict[str, list[float]]] = {}
     calls: dict[str, int] = {}
-    try:
+    with contextlib.ExitStack() as stack:
+        running: dict[str, Running] = {}
         for row in rows:
             with _noted(result[row.name]):
-                running[row.name] = Running(row, folder)
-                first = running[row.name].ask(do="block", batch=batch, calls=1)
-                calls[row.name] = max(
-                    1, min(10, int(BLOCK_SECONDS / sum(map(sum, first.values()))))
-                )
+                one = stack.enter_context(Running(row, folder))
+                first = one.ask(do="block", batch=batch, calls=1)
+                took = first["prepare"][0] + first["infer"][0]
+                calls[row.name] = max(1, min(10, int(BLOCK_SECONDS / took)))
                 seconds[row.name] = {"prepare": [], "infer": []}
-        for _ in range(rounds):
-            for name, one in running.items():
+                running[row.name] = one
+        names = list(running)
+        for turn in range(rounds):
+            start = turn * len(names) // rounds
+            for name in names[start:] + names[:start]:
                 if "error" in result[name]:
                     continue
                 time.sleep(REST_SECONDS)
                 with _noted(result[name]):
-                    timed = one.ask(do="block", batch=batch, calls=calls[name])
-                    for part, values in timed.items():
-                        seconds[name][part] += values
-        for name, one in running.items():
+                    timed = running[name].ask(do="block", batch=batch, calls=calls[name])
+                    for part, values in seconds[name].items():
+                        values += timed[part]
+        for name in names:
             if "error" in result[name]:
                 continue
             for part, values in seconds[name].items():
                 result[name][part] = 1e3 * statistics.median(values) / batch
+            quartiles = np.percentile(seconds[name]["infer"], [25, 75]) * 1e3 / batch
+            result[name]["quartiles"] = quartiles.tolist()
             result[name]["calls"] = len(seconds[name]["infer"])
             time.sleep(REST_SECONDS)
             with _noted(result[name]):
-                stages = one.ask(do="stages", batch=batch, calls=min(10, calls[name]))
+                stages = running[name].ask(do="stages", batch=batch, calls=min(10, calls[name]))
                 result[name]["stages"] = {k: 1e3 * v / batch for k, v in stages.items()}
-    finally:
-        for one in running.values():
-            one.close()
     return result
 
 
@@ -168,19 +179,6 @@ def _noted(result: dict[str, Any]) -> Iterator[None]:
         yield
     except RuntimeError as error:
         result["error"] = str(error)
-
-
-def _not_made(
-    row: Row, fitted: dict[str, dict[str, Any]], exported: dict[str, dict[str, Any]]
-) -> str | None:
-    """Why there is nothing to open for a row; None if there is."""
-    if "bare.onnx" in row.arguments:
-        return None
-    made = exported.get(row.environment, {})
-    reasons = [fitted[row.environment].get("error")]
-    if row.export:
-        reasons += [made.get("error"), made.get("failures", {}).get(row.export)]
-    return next((reason for reason in reasons if reason), None)
 
 
 def sizes(row: Row, folder: Path) -> int:
@@ -194,49 +192,45 @@ def compare(
 ) -> dict[str, Any]:
     """Everything of one backbone."""
     folder = environments.HOME / "work" / backbone
-    photos = folder / "photos"
+    photos = environments.HOME / "photos"
     if not photos.exists():
         make_dataset(photos, train=IMAGES, good=1, per_defect=1)
     prepare = Preprocess.whole((224, 224))
     frames = [prepare(load_image(path)) for path in find_images(photos / "train")]
-    make_folder(folder, backbone, weights, frames)
+    make_folder(folder, backbone, weights, frames, rows)
     makers = [name for name in MAKERS if any(row.environment == name for row in rows)]
     fitted = fits(folder, makers, repeats)
     if reason := fitted["ours"].get("error"):
         raise SystemExit(f"our own fit failed: {reason}")
     bare = bare_backbone(read(folder / "padim.onnx", "padim"))
     (folder / "bare.onnx").write_bytes(bare.SerializeToString())
-    exported = {
-        name: work(name, "export", folder) for name in makers if "error" not in fitted[name]
-    }
+    reasons = make(rows, folder, fitted)
     sizes_given = ["--batch", ",".join(map(str, batches))]
     report: dict[str, dict[str, Any]] = {
         row.name: {"command": shown([*command(row, folder, "time"), *sizes_given])} for row in rows
     }
-    for row in rows:
-        if reason := _not_made(row, fitted, exported):
-            report[row.name]["error"] = reason
+    for name, reason in reasons.items():
+        report[name]["error"] = reason
     sound = [row for row in rows if "error" not in report[row.name]]
-    for name, found in cold_starts(sound, folder, repeats).items():
+    for name, found in cold_starts(sound, folder, max(batches), repeats).items():
         report[name] |= found
     sound = [row for row in sound if "error" not in report[row.name]]
     for row in sound:
         report[row.name]["file_bytes"] = sizes(row, folder)
         installed = environments.installed(row.environment, list(row.device))
         report[row.name]["install"] = asdict(installed)
-    for group in groups(sound, {row.name: report[row.name]["peak"] for row in sound}):
+    needs = {row.name: report[row.name]["need"] for row in sound}
+    for number, group in enumerate(groups(sound, needs), 1):
         for batch in batches:
             print(
                 f"{backbone}, batch {batch}: {len(group)} in one run", file=sys.stderr, flush=True
             )
-            measured = interleaved(
-                group, folder, batch, rounds if batch == 1 else max(3, rounds // 2)
-            )
+            measured = interleaved(group, folder, batch, rounds)
             for name, one in measured.items():
-                if "infer" in one and "infer" in measured.get(OURS, {}):
-                    one["times_ours"] = one["infer"] / measured[OURS]["infer"]
-                if "infer" in one and "infer" in measured.get(BARE, {}):
-                    one["times_bare"] = one["infer"] / measured[BARE]["infer"]
+                one["group"] = number
+                for key, anchor in (("times_ours", OURS), ("times_bare", BARE)):
+                    if "infer" in one and "infer" in measured[anchor]:
+                        one[key] = one["infer"] / measured[anchor]["infer"]
                 # The anchors are in every group: the first counts.
                 report[name].setdefault("batches", {}).setdefault(str(batch), one)
     return {"fit": fitted, "rows": report}
@@ -245,15 +239,36 @@ def compare(
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--backbones", default="resnet18,wide_resnet50_2")
-    parser.add_argument("--weights", default="random", help="a file for the first backbone")
+    parser.add_argument("--weights", default="random", help="a file, for ResNet-18")
     parser.add_argument("--datasets", help="in MVTec AD's layout, commas between: same answers?")
     parser.add_argument("--batch", default="1,32")
-    parser.add_argument("--rounds", type=int, default=10, help="blocks of each at batch 1")
+    parser.add_argument("--rounds", type=int, default=10, help="blocks of each")
     parser.add_argument("--repeats", type=int, default=3, help="fits and cold starts of each")
     parser.add_argument("--only", default="", help="rows whose names contain this, and ours")
+    parser.add_argument("--skip", default="-", help="leave out rows whose names contain this")
     parser.add_argument("--output", type=Path, default=environments.HOME / "peers.json")
     options = parser.parse_args()
-    rows = [row for row in ROWS if options.only in row.name or row.name in (OURS, BARE)]
+    backbones = [name for name in options.backbones.split(",") if name]
+    datasets = [Path(name) for name in (options.datasets or "").split(",") if name]
+    if not set(backbones) <= set(BACKBONES):
+        parser.error(f"--backbones {options.backbones}: choose {', '.join(BACKBONES)}")
+    if not all(size.isdecimal() and int(size) for size in options.batch.split(",")):
+        parser.error(f"--batch {options.batch}: sizes with commas between are needed")
+    if min(options.rounds, options.repeats) < 1:
+        parser.error("--rounds and --repeats: at least 1 is needed")
+    if options.weights != "random" and not Path(options.weights).is_file():
+        parser.error(f"--weights {options.weights}: no such file")
+    if datasets and options.weights == "random":
+        parser.error("--datasets: what random weights say is worth nothing; give --weights")
+    for dataset in datasets:
+        test_samples(dataset)
+    rows = [
+        row
+        for row in ROWS
+        if row.name in (OURS, BARE) or (options.only in row.name and options.skip not in row.name)
+    ]
+    if options.only and len(rows) == 2:
+        parser.error(f"--only {options.only}: no row has that in its name")
     failures = {}
     for name in dict.fromkeys(row.environment for row in rows):
         if reason := environments.build(name):
@@ -272,8 +287,8 @@ def main() -> None:
         "backbones": {},
     }  # fmt: skip
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    for place, backbone in enumerate(options.backbones.split(",")):
-        weights = options.weights if place == 0 else "random"
+    for backbone in backbones:
+        weights = options.weights if backbone == "resnet18" else "random"
         batches = [int(size) for size in options.batch.split(",")]
         report["backbones"][backbone] = compare(
             backbone, rows, weights, batches, options.rounds, options.repeats
@@ -282,12 +297,15 @@ def main() -> None:
         options.output.write_text(json.dumps(report, indent=1))
         print(tables.backbone(backbone, report), flush=True)
     report["answers"] = []
-    for dataset in options.datasets.split(",") if options.datasets else ():
-        found = answers.compare(Path(dataset), options.weights, rows)
+    for dataset in datasets:
+        found = answers.compare(dataset, options.weights, rows)
         report["answers"].append(found)
         options.output.write_text(json.dumps(report, indent=1))
         print(tables.answers(found), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except PadimEdgeError as error:
+        sys.exit(f"error: {error}")

@@ -20,11 +20,12 @@ REQUIREMENTS = {
     "anomavision": ["anomavision[cpu]==3.6.2"],
 }
 CUDA = ("nvidia-", "cuda-", "triton")
+"""Packages that serve GPUs alone; so do the libraries of torch whose names hold "cuda"."""
 
 
 @dataclass(frozen=True)
 class Installed:
-    """Packages that must be on a device and their bytes; ``cuda`` of them serve GPUs alone."""
+    """Packages that must be on a device and their bytes; ``cuda`` bytes of them serve GPUs."""
 
     packages: int
     bytes: int
@@ -78,9 +79,13 @@ def installed(name: str, roots: list[str]) -> Installed:
             needed = Requirement(line)
             if needed.marker is None or any(needed.marker.evaluate({"extra": x}) for x in extras):
                 queue.append(needed)
-    sizes = {package: _size(known[package]) for package in found}
-    cuda = sum(size for package, size in sizes.items() if package.startswith(CUDA))
-    return Installed(len(sizes), sum(sizes.values()), cuda)
+    files = [(package, file) for package in found for file in _files(known[package])]
+    cuda = sum(
+        file.stat().st_size
+        for package, file in files
+        if package.startswith(CUDA) or (package == "torch" and "cuda" in file.name)
+    )
+    return Installed(len(found), sum(file.stat().st_size for _, file in files), cuda)
 
 
 def versions(name: str, packages: list[str]) -> dict[str, str]:
@@ -93,7 +98,7 @@ def _packages(name: str) -> dict[NormalizedName, Distribution]:
     return {canonicalize_name(d.metadata["Name"]): d for d in distributions(path=[str(site)])}
 
 
-def _size(package: Distribution) -> int:
-    """Bytes on disk of a package's files, compiled Python included."""
+def _files(package: Distribution) -> set[Path]:
+    """A package's files, compiled Python included."""
     places = {Path(str(package.locate_file(file))) for file in package.files or []}
-    return sum(place.stat().st_size for place in places if place.is_file())
+    return {place for place in places if place.is_file()}

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from padim_edge import Detector
-from padim_edge.fit import Settings
+from padim_edge.fit import Fitted, Settings
 from padim_edge.fit import fit as run_fit
 from padim_edge.images import Preprocess, find_images
 
@@ -40,15 +40,17 @@ class PadimEdge:
 
 def fit(folder: Path) -> dict[str, Any]:
     """Fit padim.onnx, float16 constants, on the folder's images."""
-    with_size = Settings(Preprocess.whole((224, 224)))
-    done = run_fit(
-        folder / "embedding.onnx", find_images(folder / "images"), folder / "padim.onnx", with_size
-    )
+    done = _fit(folder, "embedding.onnx", "padim.onnx", "float16")
     return {"features": done.seconds_features, "statistics": done.seconds_statistics}
 
 
 def export(folder: Path) -> None:
-    """The same fit with int8 constants, for its size."""
-    settings = Settings(Preprocess.whole((224, 224)), constants="int8")
+    """The same with int8 constants, and with a float16 backbone."""
+    _fit(folder, "embedding.onnx", "padim-int8.onnx", "int8")
+    _fit(folder, "embedding-fp16.onnx", "padim-fp16.onnx", "float16")
+
+
+def _fit(folder: Path, embedding: str, file: str, constants: str) -> Fitted:
+    settings = Settings(Preprocess.whole((224, 224)), constants=constants)
     images = find_images(folder / "images")
-    run_fit(folder / "embedding.onnx", images, folder / "padim-int8.onnx", settings)
+    return run_fit(folder / embedding, images, folder / file, settings)

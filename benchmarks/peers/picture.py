@@ -11,27 +11,23 @@ from typing import Any
 from matplotlib.figure import Figure
 from rows import OURS
 
-PANELS: tuple[tuple[str, Callable[[dict[str, Any]], float], float], ...] = (
-    ("ms per frame, batch 1", lambda entry: entry["batches"]["1"]["infer"], 1.0),
-    ("ms per frame, batch 32", lambda entry: entry["batches"]["32"]["infer"], 1.0),
-    ("files, MB", lambda entry: entry["file_bytes"], 1e-6),
-    ("peak memory, MB", lambda entry: entry["peak"], 1e-6),
-    ("start to first score, s", lambda entry: entry["cold_start"], 1.0),
-)
+Panel = tuple[str, Callable[[dict[str, Any]], float]]
+
 COLOURS = {"padim-edge": "#1f77b4", "bare": "#999999"}
 
 
 def draw(report: dict[str, Any], backbone: str, file: Path) -> None:
     """Bars of every contender; what it could not do is left empty."""
-    rows = report["backbones"][backbone]["rows"]
+    rows: dict[str, dict[str, Any]] = report["backbones"][backbone]["rows"]
+    panels = _panels(rows)
     figure = Figure((17, 0.8 + 0.33 * len(rows)), layout="constrained")
-    axes = figure.subplots(1, len(PANELS), sharey=True)
+    axes = figure.subplots(1, len(panels), sharey=True)
     names = list(rows)[::-1]
-    for axis, (title, of, scale) in zip(axes, PANELS, strict=True):
+    for axis, (title, of) in zip(axes, panels, strict=True):
         for place, name in enumerate(names):
             colour = next((c for start, c in COLOURS.items() if name.startswith(start)), "#ff7f0e")
             try:
-                value = of(rows[name]) * scale
+                value = of(rows[name])
             except KeyError:
                 axis.text(0, place, " fails", va="center", fontsize=8, color="#cc0000")
                 continue
@@ -49,6 +45,21 @@ def draw(report: dict[str, Any], backbone: str, file: Path) -> None:
         fontsize=10,
     )
     figure.savefig(file, dpi=70)
+
+
+def _panels(rows: dict[str, dict[str, Any]]) -> list[Panel]:
+    """What is drawn of each row: a title, and its value."""
+
+    def latency(batch: str) -> Panel:
+        return f"ms per frame, batch {batch}", lambda entry: float(entry["batches"][batch]["infer"])
+
+    batches = dict.fromkeys(b for entry in rows.values() for b in entry.get("batches", {}))
+    return [
+        *map(latency, batches),
+        ("files, MB", lambda entry: entry["file_bytes"] / 1e6),
+        ("peak memory, MB", lambda entry: entry["peak"] / 1e6),
+        ("start to first score, s", lambda entry: float(entry["cold_start"])),
+    ]
 
 
 def main() -> None:

@@ -34,62 +34,51 @@ MAKERS = {"ours": "ours", "anomalib": "anomalib_peer", "anomavision": "anomavisi
 """Environment -> module with `fit` and `export`."""
 
 OURS = "padim-edge, ort"
-BARE = "bare backbone, ONNX Runtime"
+BARE = "bare backbone in ONNX Runtime"
 ONNX, OPENVINO = ("onnxruntime", "pillow"), ("openvino", "pillow")
-IR = "weights/openvino/model"
-ANOMALIB_ONNX = "anomalib-onnx/weights/onnx/model.onnx"
 
 
-def _ours(engine: str, file: str = "padim.onnx", extra: str = "openvino", note: str = "") -> Row:
-    return Row(
-        f"padim-edge, {engine}{note}",
-        "ours",
-        "ours:PadimEdge",
-        (file, engine),
-        (f"padim-edge[{extra}]",),
-        (file,),
-    )
+def _ours(name: str, engine: str, extra: str, file: str = "padim.onnx", export: str = "") -> Row:
+    device = (f"padim-edge[{extra}]",)
+    return Row(f"padim-edge, {name}", "ours", "ours:PadimEdge", (file, engine), device, (file,),
+               export)  # fmt: skip
 
 
-def _anomalib_ir(kind: str, precision: str, note: str) -> Row:
-    folder = f"anomalib-{kind}/{IR}"
-    return Row(
-        f"anomalib, OpenVINO {note}",
-        "anomalib",
-        "runtimes:OpenVino",
-        (f"{folder}.xml", "plain", precision),
-        OPENVINO,
-        (f"{folder}.*",),
-        kind,
-    )
+def _onnx(name: str, environment: str, file: str, takes: str, export: str = "") -> Row:
+    return Row(f"{name} in ONNX Runtime", environment, "runtimes:Onnx", (file, takes), ONNX,
+               (f"{file}*",), export, smoothed=environment != "anomavision")  # fmt: skip
+
+
+def _openvino(
+    name: str, environment: str, file: str, takes: str, precision: str, export: str = ""
+) -> Row:
+    computes = {"f32": "float32", "default": "its default precision"}[precision]
+    files = (file.replace(".xml", ".*"),)
+    return Row(f"{name} in OpenVINO, {computes}", environment, "runtimes:OpenVino",
+               (file, takes, precision), OPENVINO, files, export,
+               smoothed=environment != "anomavision")  # fmt: skip
+
+
+def _anomalib(kind: str, name: str, precision: str) -> Row:
+    file = f"anomalib-{kind}/weights/openvino/model.xml"
+    return _openvino(f"anomalib, {name}", "anomalib", file, "plain", precision, kind)
 
 
 ROWS = [
-    _ours("ort", extra="cpu"),
-    _ours("ort", "padim-int8.onnx", "cpu", ", int8 constants"),
-    _ours("openvino"),
-    _ours("openvino-bf16"),
-    Row(
-        "anomalib, torch",
-        "anomalib",
-        "anomalib_peer:Torch",
-        (),
-        ("anomalib",),
-        ("anomalib.pt",),
-    ),
-    Row(
-        "anomalib, ONNX in ONNX Runtime",
-        "anomalib",
-        "runtimes:Onnx",
-        (ANOMALIB_ONNX, "plain"),
-        ONNX,
-        (f"{ANOMALIB_ONNX}*",),
-        "onnx",
-    ),
-    _anomalib_ir("openvino", "f32", "float32"),
-    _anomalib_ir("openvino", "default", "float32 file, default precision"),
-    _anomalib_ir("openvino-fp16", "f32", "fp16 file"),
-    _anomalib_ir("openvino-int8", "f32", "int8 file"),
+    _ours("ort", "ort", "cpu"),
+    _ours("ort, int8 constants", "ort", "cpu", "padim-int8.onnx", "int8"),
+    _ours("ort, float16 backbone", "ort", "cpu", "padim-fp16.onnx", "fp16"),
+    _ours("openvino", "openvino", "openvino"),
+    _ours("openvino-bf16", "openvino-bf16", "openvino"),
+    _onnx("padim-edge's file", "ours", "padim.onnx", "uint8"),
+    _openvino("padim-edge's file", "ours", "padim.onnx", "uint8", "f32"),
+    Row("anomalib, torch", "anomalib", "anomalib_peer:Torch", (), ("anomalib",), ("anomalib.pt",)),
+    _onnx("anomalib, ONNX", "anomalib", "anomalib-onnx/weights/onnx/model.onnx", "plain", "onnx"),
+    _anomalib("openvino", "float32 file", "f32"),
+    _anomalib("openvino", "float32 file", "default"),
+    _anomalib("openvino-fp16", "fp16 file", "default"),
+    _anomalib("openvino-int8", "int8 weights", "default"),
+    _anomalib("openvino-int8-ptq", "int8 by PTQ", "default"),
     Row(
         "AnomaVision, torch",
         "anomavision",
@@ -98,33 +87,11 @@ ROWS = [
         ("anomavision[cpu]",),
         ("anomavision.pt",),
     ),
-    Row(
-        "AnomaVision, ONNX in ONNX Runtime",
-        "anomavision",
-        "runtimes:Onnx",
-        ("anomavision.onnx", "normalised"),
-        ONNX,
-        ("anomavision.onnx*",),
-        "onnx",
-        smoothed=False,
-    ),
-    Row(
-        "AnomaVision, OpenVINO float32",
-        "anomavision",
-        "runtimes:OpenVino",
-        ("anomavision-openvino/anomavision-openvino.xml", "normalised", "f32"),
-        OPENVINO,
-        ("anomavision-openvino/*",),
-        "openvino",
-        smoothed=False,
-    ),
-    Row(BARE, "ours", "runtimes:Onnx", ("bare.onnx", "normalised"), ONNX, ("bare.onnx",)),
-    Row(
-        "bare backbone, OpenVINO float32",
-        "ours",
-        "runtimes:OpenVino",
-        ("bare.onnx", "normalised", "f32"),
-        OPENVINO,
-        ("bare.onnx",),
-    ),
-]
+    _onnx("AnomaVision, ONNX", "anomavision", "anomavision.onnx", "normalised", "onnx"),
+    _onnx("AnomaVision, ONNX traced with 2", "anomavision", "anomavision-2.onnx", "normalised",
+          "onnx2"),
+    _openvino("AnomaVision, traced with 2", "anomavision",
+              "anomavision-openvino/anomavision-openvino.xml", "normalised", "f32", "openvino"),
+    _onnx("bare backbone", "ours", "bare.onnx", "normalised"),
+    _openvino("bare backbone", "ours", "bare.onnx", "normalised", "f32"),
+]  # fmt: skip

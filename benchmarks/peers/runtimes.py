@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,8 @@ class OpenVino(_File):
 
     def __init__(self, folder: Path, file: str, takes: str, precision: str) -> None:
         super().__init__(takes)
+        # Importing OpenVINO sends a message to its makers; nobody waits for that here.
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
         import openvino
 
         hint = {} if precision == "default" else {"INFERENCE_PRECISION_HINT": precision}

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from rows import OURS
+from rows import BARE, OURS, ROWS
+
+SMOOTHED = {row.name: row.smoothed for row in ROWS}
 
 
 def _ms(entry: dict[str, Any], batch: str) -> str:
     one = entry.get("batches", {}).get(batch, {})
     if "infer" not in one:
         return "fails" if "error" in one else "-"
-    return f"{one['infer']:.2f}"
+    low, high = one["quartiles"]
+    return f"{one['infer']:.2f} ({low:.2f} to {high:.2f})"
 
 
 def _ratio(entry: dict[str, Any], batch: str, key: str) -> str:
@@ -41,14 +44,19 @@ def backbone(name: str, report: dict[str, Any]) -> str:
     batches = list(dict.fromkeys(b for entry in rows.values() for b in entry.get("batches", {})))
     header = ["contender"]
     for batch in batches:
-        header += [f"batch {batch}: ms/frame", "x padim-edge", "x bare"]
+        header += [f"batch {batch}: ms/frame (quartiles)", "x padim-edge", "x bare (ORT)"]
+    groups = {one.get("group") for e in rows.values() for one in e.get("batches", {}).values()}
+    header += ["run"] if len(groups) > 1 else []
     header += ["prepare ms", "files MB", "peak MB", "cold start s", "install MB (CUDA)", "packages"]
     cells = []
     for row, entry in rows.items():
-        line = [f"**{row}**" if row == OURS else row]
+        line = [f"**{row}**" if row == OURS else row + ("" if SMOOTHED.get(row, True) else "*")]
         for batch in batches:
             line += [_ms(entry, batch), _ratio(entry, batch, "times_ours"),
                      _ratio(entry, batch, "times_bare")]  # fmt: skip
+        if len(groups) > 1:
+            runs = {one["group"] for one in entry.get("batches", {}).values()}
+            line += [", ".join(map(str, sorted(runs))) if row not in (OURS, BARE) else "all"]
         install = entry.get("install")
         line += [
             _prepare(entry, batches[0]) if batches else "-",
@@ -61,7 +69,17 @@ def backbone(name: str, report: dict[str, Any]) -> str:
             str(install["packages"]) if install else "-",
         ]
         cells.append(line)
-    parts = [f"### {name}", table(header, cells)]
+    machine = report["machine"]
+    versions = "; ".join(
+        f"{environment}: {', '.join(f'{k} {v}' for k, v in found.items())}"
+        for environment, found in report["versions"].items()
+    )
+    parts = [
+        f"### {name}",
+        f"{machine['processor']}, {machine['cores']} cores, {report['date'][:10]}. {versions}.",
+        table(header, cells),
+        "*: its maps are not smoothed.",
+    ]
     failed = [(f"environment {name}", error)
               for name, error in report["missing_environments"].items()]  # fmt: skip
     failed += [(row, error) for row, entry in rows.items() for error in _errors(entry)]
@@ -124,9 +142,10 @@ def answers(found: dict[str, Any]) -> str:
                 for key in ("largest_difference", "largest_inside", "median_difference")
             ]
             note = "" if entry.get("smoothed", True) else " (not smoothed)"
+            alarms = entry["false_alarms"]
             rows.append([
                 name + note, f"{entry['image_auroc']:.4f}", f"{entry['pixel_auroc']:.4f}",
-                f"{entry['false_alarms']} of {entry['good']}", *off,
+                "-" if alarms is None else f"{alarms} of {entry['good']}", *off,
             ])  # fmt: skip
         header = [kind, "image AUROC", "pixel AUROC", "alarms on good", "largest difference",
                   "away from the border", "median"]  # fmt: skip

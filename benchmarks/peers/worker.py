@@ -12,9 +12,9 @@ standard library, because it runs in the environments of all peers.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
 import json
+import os
 import statistics
 import sys
 import time
@@ -58,7 +58,7 @@ def images_of(folder: Path, batch: int) -> NDArray[np.uint8]:
 
 
 def block(contender: Contender, images: NDArray[np.uint8], calls: int) -> dict[str, list[float]]:
-    """Seconds of some calls, after one uncounted, split into preparing and inferring."""
+    """Seconds of each of some calls, after one uncounted: to prepare and to infer."""
     seconds: dict[str, list[float]] = {"prepare": [], "infer": []}
     for place in range(calls + 1):
         start = time.perf_counter()
@@ -118,7 +118,8 @@ def serve(place: str, folder: Path, arguments: list[str], answers: Any) -> None:
         order = json.loads(line)
         try:
             if order["do"] == "block":
-                answer(block(contender, images_of(folder, order["batch"]), order["calls"]))
+                timed = block(contender, images_of(folder, order["batch"]), order["calls"])
+                answer({**timed, "peak": peak_memory()})
             elif order["do"] == "stages":
                 answer(stages(contender, images_of(folder, order["batch"]), order["calls"]))
             else:
@@ -153,15 +154,15 @@ def main() -> None:
         batches = [int(size) for size in options.batch.split(",")]
         measure(options.place, options.folder, options.arguments, batches, options.calls)
         return
-    # What libraries print must not get between the answers.
-    answers = sys.stdout
-    with contextlib.redirect_stdout(sys.stderr):
-        if options.do == "serve":
-            serve(options.place, options.folder, options.arguments, answers)
-            return
-        work = getattr(importlib.import_module(options.place), options.do)
-        result = work(options.folder) or {}
-    print(json.dumps(result | {"peak": peak_memory()}))
+    # What libraries print, from C++ too, must not get between the answers.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    if options.do == "serve":
+        serve(options.place, options.folder, options.arguments, answers)
+        return
+    work = getattr(importlib.import_module(options.place), options.do)
+    result = work(options.folder) or {}
+    print(json.dumps(result | {"peak": peak_memory()}), file=answers, flush=True)
 
 
 if __name__ == "__main__":

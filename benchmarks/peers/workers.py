@@ -6,9 +6,12 @@ import contextlib
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +21,27 @@ import torch
 import torchvision
 from numpy.typing import NDArray
 from PIL import Image
-from rows import MAKERS, ROWS, Row
+from rows import MAKERS, Row
 
 from padim_edge.export.backbone import read_state
 from padim_edge.export.export import export
 from padim_edge.model import read
 
 HERE = Path(__file__).resolve().parent
+PATIENCE_SECONDS = 1800
 CACHED_WEIGHTS = ("resnet18-f37072fd.pth", "wide_resnet50_2-9ba9bcbe.pth")
 
 
 class Running:
-    """A contender in its process, opened; `ask` gives an order and waits for the answer."""
+    """A contender in its process, opened; `ask` gives an order and waits for the answer.
+
+    Raises:
+        RuntimeError: it cannot be opened; its message.
+    """
 
     def __init__(self, row: Row, folder: Path) -> None:
-        self.log = folder / "worker.log"
+        self.log = folder / "logs" / f"{row.name}.log"
+        self.log.parent.mkdir(exist_ok=True)
         start = time.perf_counter()
         with self.log.open("w") as log:
             self._process = subprocess.Popen(
@@ -64,19 +73,39 @@ class Running:
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:
+        patience = threading.Timer(PATIENCE_SECONDS, self._process.kill)
+        patience.start()
         line = self._process.stdout.readline() if self._process.stdout else ""
+        patience.cancel()
         if not line:
             code = self._process.wait()
             raise RuntimeError(f"the process ended with code {code}: {_last_line(self.log)}")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise RuntimeError(answer["error"].strip().splitlines()[0][:300])
+            raise RuntimeError(_message(answer["error"]))
         return answer
 
     def close(self) -> None:
-        """End the process and wait until its memory is free."""
+        """End the process and wait until its memory is free. Closing twice is harmless."""
         self._process.kill()
-        self._process.communicate()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _message(error: str) -> str:
+    """An error in one line, without the places in OpenVINO's source that it begins with."""
+    lines = [line.strip() for line in error.splitlines() if line.strip()]
+    telling = [line for line in lines if "Exception from src" not in line]
+    return " ".join(telling or lines)[:300]
 
 
 def command(row: Row, folder: Path, do: str) -> list[str]:
@@ -100,7 +129,13 @@ def _last_line(log: Path) -> str:
     return (log.read_text().strip().splitlines() or ["it said nothing"])[-1][:300]
 
 
-def make_folder(folder: Path, backbone: str, weights: str, frames: list[NDArray[np.uint8]]) -> None:
+def make_folder(
+    folder: Path,
+    backbone: str,
+    weights: str,
+    frames: list[NDArray[np.uint8]],
+    rows: Sequence[Row],
+) -> None:
     """What all contenders share: config.json, images/, images.npy, weights, embedding.onnx.
 
     Args:
@@ -108,10 +143,11 @@ def make_folder(folder: Path, backbone: str, weights: str, frames: list[NDArray[
         backbone: its name, as torchvision has it.
         weights: a file, or "random".
         frames: to fit on, uint8 [H, W, 3], all of one size; whoever needs another resizes them.
+        rows: who is to be measured, and so what anomalib has to export.
     """
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    for old in (folder / "images").iterdir():
-        old.unlink()
+    # Nothing of an earlier run may be taken for this one's.
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "images").mkdir(parents=True)
     for place, frame in enumerate(frames):
         Image.fromarray(frame).save(folder / "images" / f"{place:04}.png")
     np.save(folder / "images.npy", np.stack(frames))
@@ -126,9 +162,11 @@ def make_folder(folder: Path, backbone: str, weights: str, frames: list[NDArray[
     for name in CACHED_WEIGHTS:
         if name.startswith(backbone):
             torch.save(state, cache / name)
-    export(folder / "embedding.onnx", backbone, weights=str(folder / "weights.pth"))
+    weights = str(folder / "weights.pth")
+    export(folder / "embedding.onnx", backbone, weights=weights)
+    export(folder / "embedding-fp16.onnx", backbone, weights=weights, precision="float16")
     info = read(folder / "embedding.onnx", "embedding").embedding
-    exports = [row.export for row in ROWS if row.environment == "anomalib" and row.export]
+    exports = [row.export for row in rows if row.environment == "anomalib" and row.export]
     config = {
         "backbone": backbone,
         "channels": list(info.channels),
@@ -136,6 +174,26 @@ def make_folder(folder: Path, backbone: str, weights: str, frames: list[NDArray[
         "anomalib_exports": list(dict.fromkeys(exports)),
     }
     (folder / "config.json").write_text(json.dumps(config))
+
+
+def make(rows: Sequence[Row], folder: Path, fits: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Everybody's files, after the fits.
+
+    Returns:
+        By row, why there is nothing to open; rows without trouble are not in it.
+    """
+    made = {name: work(name, "export", folder) for name in fits if "error" not in fits[name]}
+    reasons = {}
+    for row in rows:
+        if "bare.onnx" in row.arguments:
+            continue
+        exported = made.get(row.environment, {})
+        possible = [fits[row.environment].get("error")]
+        if row.export:
+            possible += [exported.get("error"), exported.get("failures", {}).get(row.export)]
+        if reason := next((one for one in possible if one), None):
+            reasons[row.name] = reason
+    return reasons
 
 
 def work(name: str, do: str, folder: Path) -> dict[str, Any]:
