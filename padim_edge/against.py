@@ -142,10 +142,16 @@ def compare(old: Earlier, report: Report) -> Comparison:
     ]
     notes += [f"not compared: {name} was on {old.devices[name]}" for name in moved]
     places = [place for place in new.figures if place[0] not in moved]
-    _check_shared(old, places)
-    missing = [_name(place) for place in places if place not in old.figures and place[1]]
-    if missing:
-        notes.append(f"not in the earlier report: {'; '.join(missing)}")
+    before = {place: of for place, of in old.figures.items() if place[0] not in moved}
+    now = {place: new.figures[place] for place in places}
+    for words, some, others in (
+        ("not in the earlier report", now, before),
+        ("in the earlier report only", before, now),
+    ):
+        missing = _missing(some, others)
+        if missing:
+            notes.append(f"{words}: {'; '.join(missing)}")
+    _check_shared(old, places, notes)
     changes = [
         Change(f"{_name(place)}: {figure}", old.figures[place][figure], value, gates=True)
         for place in places
@@ -156,10 +162,27 @@ def compare(old: Earlier, report: Report) -> Comparison:
     return Comparison((*changes, size), tuple(notes))
 
 
-def _check_shared(old: Earlier, places: Sequence[tuple[str, int | None]]) -> None:
+Figures = Mapping[tuple[str, int | None], Mapping[str, float]]
+
+
+def _missing(some: Figures, others: Figures) -> list[str]:
+    """What the one has and the other has not: whole batch sizes, or single figures."""
+    names = []
+    for place, figures in some.items():
+        if place in others:
+            names += [f"{_name(place)}: {name}" for name in figures if name not in others[place]]
+        elif place[1]:
+            names.append(_name(place))
+    return names
+
+
+def _check_shared(
+    old: Earlier, places: Sequence[tuple[str, int | None]], notes: Sequence[str] = ()
+) -> None:
     if not any(batch and (engine, batch) in old.figures for engine, batch in places):
         had = "; ".join(_name(place) for place in old.figures if place[1])
-        raise UsageError(f"--against: nothing to compare with: the earlier report has {had}")
+        why = "".join(f"; {note}" for note in notes)
+        raise UsageError(f"--against: nothing to compare with: the earlier report has {had}{why}")
 
 
 def _name(place: tuple[str, int | None]) -> str:
@@ -196,6 +219,7 @@ def _take(report: Mapping[str, Any]) -> Earlier:
         conditions={
             "processor": _text(machine["processor"]),
             "cores": str(_number(machine["cores"])),
+            "power mode": machine.get("power_mode") or "unknown",
             "threads": str(int(report["threads"])),
             "frames": "{}x{}".format(*report["frame_size"]),
             "precision": _text(model["precision"]),

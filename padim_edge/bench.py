@@ -13,6 +13,8 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,6 +28,7 @@ from onnx import helper, numpy_helper
 
 from padim_edge import __version__
 from padim_edge.detector import Detector
+from padim_edge.doctor import power_mode
 from padim_edge.errors import ModelError, PadimEdgeError, UsageError
 from padim_edge.fit import available_cores
 from padim_edge.graph import cut
@@ -34,7 +37,9 @@ from padim_edge.power import Power
 from padim_edge.power import measure as measure_power
 from padim_edge.progress import Progress, silent
 from padim_edge.roofline import Prediction, measure_machine, predict
+from padim_edge.roofline import check as check_roofline
 from padim_edge.runtime import ENGINES, DeviceFigures, open_graph
+from padim_edge.system import processor
 
 if TYPE_CHECKING:
     from padim_edge.runtime.ort import Graph
@@ -45,6 +50,7 @@ CHOICES = (*ENGINES, "trt/graph")
 BLOCK = 10
 REST_SECONDS = 0.05
 STARTS = 3
+START_SECONDS = 600.0
 SCHEMA = 2
 
 Contender = tuple[str, str]  # the engine, or "" for all of them, and what is measured
@@ -136,11 +142,20 @@ class EngineReport:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a figure is worth nothing without; ``versions`` are of Python and of packages."""
+    """What a figure is worth nothing without.
+
+    Attributes:
+        processor: or the board, where it names itself.
+        cores: that this process may use.
+        system: its name and version.
+        power_mode: of a Jetson; None elsewhere, and where nvpmodel does not answer.
+        versions: of Python and of packages.
+    """
 
     processor: str
     cores: int
     system: str
+    power_mode: str | None
     versions: dict[str, str]
 
 
@@ -221,6 +236,8 @@ def bench(
     if calls < 1:
         raise UsageError(f"--calls {calls}: a number of at least 1 is needed")
     report = announce(path, frame_size, threads)
+    if roofline:
+        check_roofline(read(path, "padim"))
     # Each alone, one after another: nobody else's memory is in its figures.
     alone = [_alone(path, name, max(batches), threads, progress) for name in engines]
     with contextlib.ExitStack() as stack:
@@ -304,11 +321,12 @@ def announce(path: Path, frame_size: tuple[int, int], threads: int) -> Report:
 
 
 def machine() -> Machine:
-    """Processor, cores that this process may use, system and versions."""
+    """This machine, as a report has it."""
     return Machine(
-        processor=_processor(),
+        processor=processor(),
         cores=available_cores(),
         system=platform.platform(),
+        power_mode=power_mode(),
         versions={
             "padim-edge": __version__,
             "python": platform.python_version(),
@@ -316,16 +334,6 @@ def machine() -> Machine:
             "onnx": onnx.__version__,
         },
     )
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("model name", "Model")):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _open(path: Path, name: str, threads: int, progress: Progress) -> Detector:
@@ -531,19 +539,36 @@ def _fresh_process(path: Path, name: str, threads: int) -> tuple[float, int]:
     """Seconds from process start to the first score, and the peak memory of that process."""
     code = "import sys; from padim_edge.bench import first_score; first_score(*sys.argv[1:])"
     command = [sys.executable, "-c", code, str(path), name, str(threads)]
+    found, seconds = "", 0.0
     start = time.perf_counter()
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as child:
-        if child.stdout is None or child.stderr is None:
-            raise RuntimeError("no pipes to the child process")
-        line = child.stdout.readline()
-        seconds = time.perf_counter() - start
-        errors = child.stderr.read()
-    if not line:
+    # Errors go to a file: a pipe that nobody empties would stop whoever fills it.
+    with (
+        tempfile.TemporaryFile() as errors,
+        subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors
+        ) as child,
+    ):
+        limit = threading.Timer(START_SECONDS, child.kill)
+        limit.start()
+        try:
+            for line in child.stdout or ():
+                # What else stands on stdout is some library's.
+                if line.startswith(b'{"peak_memory_bytes"'):
+                    found, seconds = line.decode(), time.perf_counter() - start
+            status = child.wait()
+        finally:
+            limit.cancel()
+            child.kill()
+        errors.seek(0)
+        said = errors.read().decode(errors="replace").strip().splitlines()
+    if status < 0:
+        late = time.perf_counter() - start >= START_SECONDS
+        what = f"gave no score within {START_SECONDS:g} s" if late else f"died of signal {-status}"
+        raise PadimEdgeError(f"a fresh process {what}")
+    if status or not found:
         # The child's last line says what its own command would have said.
-        raise PadimEdgeError((errors.strip().splitlines() or ["the child process failed"])[-1])
-    return seconds, int(json.loads(line)["peak_memory_bytes"])
+        raise PadimEdgeError((said or [f"a fresh process failed (exit code {status})"])[-1])
+    return seconds, int(json.loads(found)["peak_memory_bytes"])
 
 
 def first_score(path: str, name: str, threads: str) -> None:

@@ -611,19 +611,29 @@ def bench(
         from padim_edge.plot import draw, kind_of
 
         kind = kind_of(plot)
-    with contextlib.ExitStack() as files:
-        json_stream = files.enter_context(atomic_write(json_file)) if json_file else None
-        plot_stream = files.enter_context(atomic_write(plot)) if plot else None
-        with _progress() as progress:
-            report = run_bench(model, engines, batches, threads, calls, size, progress, roofline)
-        if json_stream:
-            json_stream.write(_json_bytes(report.to_json()))
+    worse: PadimEdgeError | None = None
+    with contextlib.ExitStack() as pictures:
+        plot_stream = pictures.enter_context(atomic_write(plot)) if plot else None
+        with contextlib.ExitStack() as files:
+            json_stream = files.enter_context(atomic_write(json_file)) if json_file else None
+            with _progress() as progress:
+                report = run_bench(
+                    model, engines, batches, threads, calls, size, progress, roofline
+                )
+            if json_stream:
+                json_stream.write(_json_bytes(report.to_json()))
+        _say_passed_over(report.engines[0].passed_over, report.engines[0].name)
+        _print_bench(report)
+        try:
+            if old:
+                _print_changes(old, report, 0.1 if tolerance is None else tolerance)
+        except PadimEdgeError as error:
+            worse = error
+        # Last: whatever goes wrong with a picture, the figures are there.
         if plot_stream:
             draw(report, plot_stream, kind)
-    _say_passed_over(report.engines[0].passed_over, report.engines[0].name)
-    _print_bench(report)
-    if old:
-        _print_changes(old, report, 0.1 if tolerance is None else tolerance)
+    if worse:
+        raise worse
 
 
 def _print_bench(report: Report) -> None:

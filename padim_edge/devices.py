@@ -49,6 +49,7 @@ class Device:
         float16: operations per second.
         source: title and address of the document.
         runs: whether our GPU engines can: they need TensorRT 10, that is JetPack 6.1 or later.
+        note: what makes a measured rate doubtful, if anything does.
     """
 
     name: str
@@ -58,23 +59,29 @@ class Device:
     float16: float
     source: str
     runs: bool = True
+    note: str | None = None
 
 
 def _device(
-    name: str, ram: int, bandwidth: float, cores: int, ghz: float, ratio: int, source: str
+    name: str,
+    ram: int,
+    bandwidth: float,
+    cores: int,
+    ghz: float,
+    ratio: int,
+    source: str,
+    runs: bool = True,
 ) -> Device:
     """A device from GiB, GB/s, CUDA cores, GHz and float16 / float32."""
     rate = cores * 2 * ghz * 1e9
-    return Device(
-        name, ram * GIB, bandwidth * GB, rate, ratio * rate, source, runs=source != _LINEUP
-    )
+    return Device(name, ram * GIB, bandwidth * GB, rate, ratio * rate, source, runs)
 
 
 DEVICES = (
-    _device("Nano", 4, 25.6, 128, 0.9216, 2, _LINEUP),
-    _device("TX2", 8, 59.7, 256, 1.3, 2, _LINEUP),
-    _device("Xavier NX 8GB", 8, 59.7, 384, 1.1, 8, _LINEUP),
-    _device("AGX Xavier 32GB", 32, 136.5, 512, 1.377, 8, _LINEUP),
+    _device("Nano", 4, 25.6, 128, 0.9216, 2, _LINEUP, runs=False),
+    _device("TX2", 8, 59.7, 256, 1.3, 2, _LINEUP, runs=False),
+    _device("Xavier NX 8GB", 8, 59.7, 384, 1.1, 8, _LINEUP, runs=False),
+    _device("AGX Xavier 32GB", 32, 136.5, 512, 1.377, 8, _LINEUP, runs=False),
     _device("Orin Nano 4GB", 4, 34, 512, 0.625, 8, _ORIN_NANO),
     _device("Orin Nano 8GB", 8, 68, 1024, 0.625, 8, _ORIN_NANO),
     _device("Orin Nano 8GB Super", 8, 102, 1024, 1.02, 8, _ORIN_NANO),

@@ -27,6 +27,7 @@ from typing import IO, Any
 
 from padim_edge import __version__
 from padim_edge.progress import Progress, silent
+from padim_edge.system import memory, module, processor, read_text
 
 SCHEMA = 1
 STATUSES = ("ok", "missing", "broken", "absent")
@@ -109,16 +110,15 @@ def examine(root: Path = Path("/"), progress: Progress = silent) -> Diagnosis:
 
 def is_jetson(root: Path) -> bool:
     """Whether this is a Jetson: only L4T has this file, or a device tree of that name."""
-    return bool(_read(root / "etc/nv_tegra_release")) or "Jetson" in _model(root)
+    return bool(read_text(root / "etc/nv_tegra_release")) or "Jetson" in module(root)
 
 
 def device(root: Path) -> list[Finding]:
     """Model, processor, memory, and on a Jetson its release and power mode; clocks anywhere."""
-    memory = dict(re.findall(r"^(\w+):\s+(\d+) kB", _read(root / "proc/meminfo"), re.MULTILINE))
-    sizes = [int(memory.get(key, 0)) / 2**20 for key in ("MemTotal", "MemAvailable")]
+    sizes = [memory(root).get(key, 0) / 2**30 for key in ("MemTotal", "MemAvailable")]
     system = f"{platform.system()} {platform.release()}, Python {platform.python_version()}"
     found = [
-        Finding("device", "model", "ok", _model(root) or _processor(root)),
+        Finding("device", "model", "ok", processor(root)),
         Finding("device", "system", "ok", f"{system}, {platform.machine()}"),
         Finding("device", "memory", "ok", f"{sizes[0]:.1f} GiB, {sizes[1]:.1f} available"),
     ]
@@ -129,17 +129,8 @@ def device(root: Path) -> list[Finding]:
     return [*found, _clocks(root)]
 
 
-def _model(root: Path) -> str:
-    return _read(root / "proc/device-tree/model").rstrip("\0").strip()
-
-
-def _processor(root: Path) -> str:
-    named = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", _read(root / "proc/cpuinfo"), re.M)
-    return named[1] if named else platform.processor() or platform.machine()
-
-
 def _l4t(root: Path) -> Finding:
-    text = _read(root / "etc/nv_tegra_release")
+    text = read_text(root / "etc/nv_tegra_release")
     found = re.search(r"R(\d+)\s*\(release\),\s*REVISION:\s*(\d+)((?:\.\d+)*)", text)
     if not found:
         return Finding("device", "L4T", "broken", "/etc/nv_tegra_release names no release")
@@ -167,11 +158,21 @@ def _power_mode() -> Finding:
     name = "power mode"
     if not shutil.which("nvpmodel"):
         return Finding("device", name, "absent", "no nvpmodel here (in a container: ask outside)")
+    done, mode = _nvpmodel()
+    if mode:
+        return Finding("device", name, "ok", mode)
+    return Finding("device", name, "broken", f"nvpmodel {done.trouble}", "sudo nvpmodel -q")
+
+
+def _nvpmodel() -> tuple[Done, str | None]:
     done = execute(["nvpmodel", "-q"], TOOL_SECONDS)
     mode = re.search(r"NV Power Mode:\s*(\S+)", done.stdout)
-    if done.code == 0 and mode:
-        return Finding("device", name, "ok", mode[1])
-    return Finding("device", name, "broken", f"nvpmodel {done.trouble}", "sudo nvpmodel -q")
+    return done, mode[1] if done.code == 0 and mode else None
+
+
+def power_mode() -> str | None:
+    """The power mode of a Jetson; None elsewhere, and where nvpmodel is not there or refuses."""
+    return _nvpmodel()[1] if shutil.which("nvpmodel") else None
 
 
 def _clocks(root: Path) -> Finding:
@@ -183,7 +184,7 @@ def _clocks(root: Path) -> Finding:
             [_number(folder / f"scaling_{name}_freq") // 1000 for folder in processors]
             for name in ("cur", "min", "max")
         )
-        governor = _read(processors[0] / "scaling_governor").strip()
+        governor = read_text(processors[0] / "scaling_governor").strip()
         span = _span("CPU", max(now), min(low), max(high))
         parts.append(f"{span}, {governor}" if governor else span)
     for folder in sorted((root / "sys/class/devfreq").glob("*")):
@@ -207,7 +208,7 @@ def _span(name: str, now: int, low: int, high: int) -> str:
 def _driver(root: Path) -> Finding:
     name = "driver and GPU"
     answer = ask("driver")
-    release = re.search(r"\s(\d+\.\d+(?:\.\d+)?)\s", _read(root / "proc/driver/nvidia/version"))
+    release = re.search(r"\s(\d+\.\d+(?:\.\d+)?)\s", read_text(root / "proc/driver/nvidia/version"))
     if answer["status"] == "ok":
         detail = f"{release[1]}, {answer['detail']}" if release else answer["detail"]
         return Finding("nvidia", name, "ok", detail)
@@ -224,7 +225,8 @@ def _driver(root: Path) -> Finding:
 
 def _has_gpu(root: Path) -> bool:
     return any(
-        _read(folder / "vendor").strip() == "0x10de" and _read(folder / "class").startswith("0x03")
+        read_text(folder / "vendor").strip() == "0x10de"
+        and read_text(folder / "class").startswith("0x03")
         for folder in (root / "sys/bus/pci/devices").glob("*")
     )
 
@@ -322,10 +324,7 @@ def _engines() -> list[Finding]:
     found = []
     for name in answer["items"]:
         trial = ask("engine", name, seconds=ENGINE_SECONDS)
-        status = trial["status"]
-        if "cannot compute in bfloat16" in trial["detail"]:  # the processor; nothing is broken
-            status = "absent"
-        found.append(Finding("engine", name, status, trial["detail"], trial["mend"]))
+        found.append(Finding("engine", name, trial["status"], trial["detail"], trial["mend"]))
     return found
 
 
@@ -419,14 +418,6 @@ def _text(stream: IO[bytes]) -> str:
     return stream.read().decode(errors="replace")
 
 
-def _read(path: Path) -> str:
-    """A file of the system, or nothing: which of them exist differs from machine to machine."""
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""
-
-
 def _number(path: Path) -> int:
-    text = _read(path).strip()
+    text = read_text(path).strip()
     return int(text) if text.isdigit() else 0

@@ -36,6 +36,10 @@ class MissingDependencyError(PadimEdgeError):
         )
 
 
+class ProcessorError(PadimEdgeError):
+    """This processor cannot do what was asked for; nothing is broken, and nothing mends it."""
+
+
 class ImageError(PadimEdgeError):
     """One image cannot be used; others may still be."""
 

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import itertools
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ import numpy as np
 import pytest
 from helpers import Outcome, blocking, in_process, padim_edge, unchanged
 
-from padim_edge import bench
+from padim_edge import bench, roofline
 from padim_edge.against import Change, compare, load
-from padim_edge.errors import PadimEdgeError, UsageError
+from padim_edge.errors import MissingDependencyError, PadimEdgeError, UsageError
 from padim_edge.images import Preprocess
 from padim_edge.model import read
 from padim_edge.power import Power
@@ -304,6 +305,71 @@ def test_no_ratio_to_a_floor_of_another_engine(report: bench.Report, model_file:
     ]
 
 
+def test_a_roofline_that_cannot_be_is_refused_before_measuring(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: object) -> None:
+        raise MissingDependencyError("running a graph on the CPU", "onnxruntime", "cpu")
+
+    def measure(*_: object) -> None:
+        raise AssertionError("something was measured")
+
+    monkeypatch.setattr(roofline, "open_graph", missing)
+    monkeypatch.setattr(bench, "_alone", measure)
+    done = in_process("bench", model_file, "--engine", "openvino", "--roofline")
+    done.failed(1, "onnxruntime", "pip install 'padim-edge[cpu]'")
+
+
+# --- a fresh process --------------------------------------------------------------------------
+
+CHILD = "import json, os, sys, time; good = json.dumps({'peak_memory_bytes': 7});"
+
+
+@pytest.fixture
+def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], tuple[float, int]]:
+    """Run other code than a start in the fresh process."""
+
+    def start(code: str) -> tuple[float, int]:
+        script = tmp_path / "python"
+        script.write_text(f"#!{python}\n{CHILD}{code}\n")
+        script.chmod(0o755)
+        return bench._fresh_process(tmp_path, "ort", 1)
+
+    python = sys.executable
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    return start
+
+
+def test_the_time_is_that_of_the_score(child: Callable[[str], tuple[float, int]]) -> None:
+    """Much on stderr, other lines on stdout, and a slow end: nothing of it counts or hinders."""
+    seconds, peak = child(
+        "print('x' * 10**6, file=sys.stderr); print('hello'); print(good, flush=True);"
+        "time.sleep(2); print('good-bye')"
+    )
+    assert 0 < seconds < 1.5
+    assert peak == 7
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("print(good); sys.exit('no room')", "^no room$"),
+        ("print('hello')", r"failed \(exit code 0\)"),
+        ("print(good); sys.stdout.flush(); os.kill(os.getpid(), 11)", "died of signal 11"),
+        ("time.sleep(60)", "no score within 1 s"),
+    ],
+)
+def test_a_fresh_process_that_fails(
+    child: Callable[[str], tuple[float, int]],
+    monkeypatch: pytest.MonkeyPatch,
+    code: str,
+    words: str,
+) -> None:
+    monkeypatch.setattr(bench, "START_SECONDS", 1.0 if "sleep" in code else 60.0)
+    with pytest.raises(PadimEdgeError, match=words):
+        child(code)
+
+
 # --- against an earlier one -------------------------------------------------------------------
 
 
@@ -394,14 +460,41 @@ def test_against_itself_as_it_is_typed(
         *("bench", model_file, "--engine", "ort", *SMALL, "--batch", "4,2"),
         *("--against", measured[1], "--tolerance", 1e4, "--plot", tmp_path / "bench.png"),
     ).worked()
-    assert done.stderr.splitlines() == ["not in the earlier report: ort, batch 2"]
+    assert done.stderr.splitlines() == [
+        "not in the earlier report: ort, batch 2",
+        "in the earlier report only: ort, batch 1",
+    ]
     assert "ort, batch 4: graph, ms " in done.stdout
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG\r\n")
+
+
+def test_no_figure_vanishes_in_silence(report: bench.Report, tmp_path: Path) -> None:
+    both, one = with_gpu(report), report.engines[0]
+    results = (dataclasses.replace(one.results[0], ratio=None),)
+    fewer = dataclasses.replace(report, engines=(dataclasses.replace(one, results=results),))
+    gone = "ort, batch 1: graph / bare backbone; ort, batch 4; trt, batch 1; trt, batch 4"
+    assert compare(load(earlier(both, tmp_path)), fewer).notes == (
+        f"in the earlier report only: {gone}",
+    )
+    assert compare(load(earlier(fewer, tmp_path)), both).notes == (
+        f"not in the earlier report: {gone}",
+    )
+
+
+def test_nothing_in_common_says_why(report: bench.Report, tmp_path: Path) -> None:
+    _, trt = with_gpu(report).engines
+    alone = dataclasses.replace(report, engines=(trt,))
+    value = json.loads(earlier(alone, tmp_path).read_text())
+    value["engines"][0]["device"]["device"] = "Nano"
+    (tmp_path / "old.json").write_text(json.dumps(value))
+    with pytest.raises(UsageError, match=r"nothing to compare .*; not compared: trt was on Nano$"):
+        compare(load(tmp_path / "old.json"), alone)
 
 
 CONDITIONS: dict[str, tuple[Callable[[dict[str, Any]], object], list[str]]] = {
     "processor": (lambda v: v["machine"].update(processor="Z80"), ["processor Z80 (now "]),
     "cores": (lambda v: v["machine"].update(cores=1000), ["cores 1000 (now "]),
+    "power": (lambda v: v["machine"].update(power_mode="25W"), ["power mode 25W (now unknown)"]),
     "threads": (lambda v: v.update(threads=7), ["threads 7 (now 1)"]),
     "frames": (lambda v: v.update(frame_size=[8, 9]), ["frames 8x9 (now 90x120)"]),
     "precision": (lambda v: v["model"].update(precision="float16"), ["float16 (now float32)"]),
@@ -528,6 +621,28 @@ def test_what_the_picture_shows(report: bench.Report, tmp_path: Path) -> None:
     words += ["whole graph", "ms per frame", report.date, report.machine.processor[:20], "numpy"]
     words += [f"{one.graph.p50 / one.batch:.3g}" for one in ort.results]
     assert [word for word in words if word not in text] == []
+
+
+@pytest.mark.usefixtures("remeasured")
+def test_a_picture_that_fails_costs_no_figures(
+    report: bench.Report, model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+
+    def fail(*_: object) -> None:
+        raise MemoryError("no room for a picture")
+
+    monkeypatch.setattr("padim_edge.plot.draw", fail)
+    old, new = earlier(report, tmp_path, graph=0.5), tmp_path / "new.json"
+    done = in_process(
+        *("bench", model_file, "--engine", "ort", "--batch", "1,4", *SMALL, "--against", old),
+        *("--json", new, "--plot", tmp_path / "a.png"),
+    )
+    done.failed(1, "no room for a picture")
+    validate(json.loads(new.read_text()))
+    assert "graph: image to score" in done.stdout
+    assert "worse" in done.stdout
+    assert not (tmp_path / "a.png").exists()
 
 
 @pytest.mark.usefixtures("not_measured")

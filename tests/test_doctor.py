@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -16,8 +17,9 @@ import pytest
 from helpers import blocking, padim_edge
 
 from padim_edge import doctor
-from padim_edge.errors import MissingDependencyError, PadimEdgeError
+from padim_edge.errors import MissingDependencyError, PadimEdgeError, ProcessorError
 from padim_edge.runtime import ENGINES, open_engine, probe, trial
+from padim_edge.system import processor
 
 Files = dict[str, str]
 
@@ -169,18 +171,20 @@ def test_no_engine_is_exit_code_1(tmp_path, library):
         assert found[name]["mend"] == "pip install 'padim-edge[openvino]'"
 
 
-def test_a_processor_without_bfloat16_is_no_fault(monkeypatch):
-    """The words are those of the engine: see tests/test_openvino.py."""
-    words = {"openvino-bf16": "An old one cannot compute in bfloat16: choose engine openvino"}
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(ProcessorError("cannot"), "absent"), (PadimEdgeError("does not"), "broken")],
+)
+def test_what_a_processor_cannot_do_is_no_fault(monkeypatch, error, status):
+    def fail(name):
+        raise error
 
-    def ask(probe, name="", seconds=None):
-        if probe == "engines":
-            return {"status": "ok", "detail": "", "mend": "", "items": list(ENGINES)}
-        return {"status": "broken", "detail": words.get(name, "crashed"), "mend": "", "items": []}
+    def ask(which, *given, **_):
+        return dataclasses.asdict(probe.tried(fail if which == "engine" else probe.engines, *given))
 
     monkeypatch.setattr(doctor, "ask", ask)
-    found = {one.name: one.status for one in doctor._engines()}
-    assert found == dict.fromkeys(ENGINES, "broken") | {"openvino-bf16": "absent"}
+    found = {one.name: (one.status, one.detail) for one in doctor._engines()}
+    assert found == dict.fromkeys(ENGINES, (status, str(error)))
 
 
 def test_the_doctor_itself_needs_the_standard_library_alone():
@@ -203,7 +207,9 @@ def test_orin(tmp_path, tools):
     assert found["memory"] == "7.4 GiB, 5.0 available"
     assert found["L4T"] == "36.4.3"
     assert found["JetPack"] == "6.2+b77"
-    assert found["power mode"] == "25W"
+    assert found["power mode"] == doctor.power_mode() == "25W"
+    # /proc/cpuinfo of a Jetson tells no module from another.
+    assert processor(root) == found["model"]
     assert found["clocks"] == (
         "CPU 1728 MHz (free from 729 to 1728), schedutil; "
         "17000000.gpu 306 MHz (free from 306 to 1020)"
@@ -241,6 +247,7 @@ def test_a_jetson_without_jetpack_or_rights(tmp_path, tools):
     assert found["JetPack"].mend == "sudo apt install nvidia-jetpack"
     assert found["power mode"].status == "broken"
     assert "NVPM ERROR: permission denied" in found["power mode"].detail
+    assert doctor.power_mode() is None
 
 
 def test_desktop(tmp_path, tools):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from padim_edge.errors import MissingDependencyError, PadimEdgeError, first_line
+from padim_edge.errors import MissingDependencyError, PadimEdgeError, ProcessorError, first_line
 from padim_edge.runtime.cpu import Constants, CpuEngine
 
 # Importing OpenVINO sends a message to its makers and leaves a folder in the user's home. It goes
@@ -42,7 +42,8 @@ class Graph:
         threads: threads within an operator; 0 lets OpenVINO take every core.
 
     Raises:
-        PadimEdgeError: the processor lacks the precision, or OpenVINO refuses the graph.
+        ProcessorError: the processor lacks the precision.
+        PadimEdgeError: OpenVINO refuses the graph.
     """
 
     def __init__(self, data: bytes, constants: Constants, precision: str, threads: int = 0) -> None:
@@ -57,7 +58,7 @@ class Graph:
             able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
             if precision == "bf16" and "BF16" not in able:
                 name = core.get_property("CPU", "FULL_DEVICE_NAME")
-                raise PadimEdgeError(f"{name} cannot compute in bfloat16: choose engine openvino")
+                raise ProcessorError(f"{name} cannot compute in bfloat16: choose engine openvino")
             model = core.read_model(data)
             _bind(model, constants)
             compiled = core.compile_model(model, "CPU", settings)
@@ -125,8 +126,7 @@ class OpenVinoBf16Engine(OpenVinoEngine):
     """padim.onnx in OpenVINO on the CPU, in bfloat16: faster, and not exact.
 
     Raises:
-        PadimEdgeError: also where the processor has no bfloat16, which OpenVINO would replace by
-            float32.
+        ProcessorError: the processor has no bfloat16, which OpenVINO would replace by float32.
     """
 
     name = "openvino-bf16"

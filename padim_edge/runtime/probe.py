@@ -21,7 +21,7 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
-from padim_edge.errors import MissingDependencyError, PadimEdgeError
+from padim_edge.errors import MissingDependencyError, PadimEdgeError, ProcessorError
 from padim_edge.runtime import ENGINES, open_engine
 
 
@@ -30,7 +30,7 @@ class Answer:
     """What a probe found.
 
     Attributes:
-        status: "ok", "missing" or "broken".
+        status: "ok", "missing", "broken", or "absent" for what this processor cannot do.
         detail: one line: version and what it can do, or what is wrong.
         mend: a command, where the error itself names one.
         items: names to go on with: providers, engines.
@@ -57,14 +57,17 @@ def tried(probe: Callable[..., Answer], *arguments: str) -> Answer:
     try:
         return probe(*arguments)
     except Exception as error:
-        absent = isinstance(error, MissingDependencyError | ModuleNotFoundError) or isinstance(
+        missing = isinstance(error, MissingDependencyError | ModuleNotFoundError) or isinstance(
             error.__cause__, ModuleNotFoundError
+        )
+        status = (
+            "absent" if isinstance(error, ProcessorError) else "missing" if missing else "broken"
         )
         text = " ".join(str(error).split())
         if not isinstance(error, PadimEdgeError):
             text = f"{type(error).__name__}: {text}"
         mend = remedy(str(error)) if isinstance(error, PadimEdgeError) else ""
-        return Answer("missing" if absent else "broken", text, mend)
+        return Answer(status, text, mend)
 
 
 def remedy(text: str) -> str:
