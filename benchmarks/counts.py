@@ -9,7 +9,7 @@ channels on level i, coarse to fine, on maps of h x w for images of H x W, and N
     statistics  `statistics_operations`
     latency     `padim_edge.roofline`
 
-The file's nodes and metadata are not counted; they take up to `OVERHEAD` of the file.
+The file's nodes and metadata are not counted; they take up to a hundredth of the file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from padim_edge.model import Model
 from padim_edge.pyramid import Pyramid
 from padim_edge.roofline import BYTES, CPU, count, estimate
 
-OVERHEAD = 0.01
 COPIES = 4
 """Times the file is in memory while fit checks and writes it: the message, its bytes, and what
 onnx's checker makes of them. Observed (3.75 for 295 MB), not derived."""

@@ -39,7 +39,7 @@ from typing import Any
 
 import counts
 import numpy as np
-from counts import QUANTITIES, Row
+from counts import COPIES, MAPS, QUANTITIES, Row
 
 from padim_edge.bench import STARTS, _fresh_process, _interleaved, machine, peak_memory
 from padim_edge.detector import Detector
@@ -54,10 +54,12 @@ from padim_edge.synthetic import make_dataset
 
 CONSTANTS = "float16"
 DISTINCT = 20
-LEGEND = """\
-predicted: what bytes and operations alone say. The file is a count as it is; all else is calibrated
-at the base point, where it deviates by nothing: seconds = count x (measured / count at the base),
-memory = count + (measured - count at the base). The floor of the latency is not calibrated.
+LEGEND = f"""\
+predicted: what bytes and operations say, and for the peak of fit two factors that were observed:
+the file is in memory {COPIES} times while it is written, a node's largest maps {MAPS} times.
+The file is a count as it is; all else is calibrated at the base point, where it deviates by
+nothing: seconds = count x (measured / count at the base), memory = count + (measured - count at
+the base). The floor of the latency is not calibrated.
 %: predicted / measured - 1."""
 
 

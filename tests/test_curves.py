@@ -6,6 +6,7 @@ import itertools
 import json
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,15 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from padim_edge import gaussian
-from padim_edge.fit import Settings, _scores, fit
+from padim_edge.fit import Features, Settings, _scores, fit
 from padim_edge.images import Preprocess, find_images
 from padim_edge.model import read
 from padim_edge.pyramid import Layer, Pyramid
 from padim_edge.roofline import measure_machine
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
+OVERHEAD = 0.01
+"""Share of the file that nodes and metadata may take."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -49,7 +52,7 @@ def test_the_file_has_the_bytes_that_were_counted(embeddings, photos, tmp_path, 
     path = tmp_path / "padim.onnx"
     fit(embeddings[which], find_images(photos / "train"), path, settings)
     counted, size = counts.file_bytes(embedding, constants), path.stat().st_size
-    assert counted <= size <= counted / (1 - counts.OVERHEAD)
+    assert counted <= size <= counted / (1 - OVERHEAD)
     # The backbone is most of so small a file: what fit adds must be there to the byte.
     tensors = {t.name: t for t in read(path, "padim").proto.graph.initializer}
     added = [
@@ -107,6 +110,31 @@ def test_the_statistics_do_the_operations_that_were_counted(monkeypatch):
     squares = 2 * count * sum(level.positions * level.channels for level in pyramid.levels)
     total = Counted.operations + sum(cubes) + squares
     assert counts.statistics_operations(pyramid, size, count) == pytest.approx(total, rel=1e-9)
+
+
+@pytest.mark.parametrize("images", [60, 1000])
+def test_the_statistics_hold_the_bytes_that_were_counted(images):
+    import counts
+
+    layers = [Layer("a", 14, 56, 56), Layer("b", 29, 28, 28), Layer("c", 57, 14, 14)]
+    pyramid, rng = Pyramid.coarse_to_fine(layers), np.random.default_rng(0)
+    run = next(Features(pyramid, [], images).chunks())
+    tracemalloc.start()
+    try:
+        own = [
+            rng.standard_normal(
+                (level.positions * run.stop // pyramid.cells, images, level.channels)
+            )
+            for level in pyramid.levels
+        ]
+        stats = gaussian.moments(own)
+        blocks = gaussian.whitening(stats, 0.01)
+        centred = [x - mean[:, None] for x, mean in zip(own, stats.means, strict=True)]
+        gaussian.squared_distances(blocks, centred)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak == pytest.approx(counts.scratch_bytes(pyramid, images, 1), rel=0.2)
 
 
 def test_counts_grow_as_they_must(embeddings):
