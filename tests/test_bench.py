@@ -6,7 +6,11 @@ import copy
 import dataclasses
 import itertools
 import json
+import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -368,6 +372,21 @@ def test_a_fresh_process_that_fails(
     monkeypatch.setattr(bench, "START_SECONDS", 1.0 if "sleep" in code else 60.0)
     with pytest.raises(PadimEdgeError, match=words):
         child(code)
+
+
+def test_a_fresh_process_ends_with_its_parent(
+    child: Callable[[str], tuple[float, int]], tmp_path: Path
+) -> None:
+    """SIGTERM comes as KeyboardInterrupt, like Ctrl-C."""
+    file = tmp_path / "pid"
+    main = threading.get_ident()
+    threading.Timer(2, signal.pthread_kill, (main, signal.SIGINT)).start()
+    start = time.perf_counter()
+    with pytest.raises(KeyboardInterrupt):
+        child(f"open({str(file)!r}, 'w').write(str(os.getpid())); time.sleep(60)")
+    assert time.perf_counter() - start < 30
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(file.read_text()), 0)
 
 
 # --- against an earlier one -------------------------------------------------------------------
