@@ -40,6 +40,7 @@ from padim_edge.errors import PadimEdgeError
 from padim_edge.images import Preprocess, find_images, load_image
 from padim_edge.model import read
 from padim_edge.synthetic import make_dataset
+from padim_edge.system import available_memory
 
 BACKBONES = ("resnet18", "wide_resnet50_2")
 IMAGES = 60
@@ -99,12 +100,6 @@ def cold_starts(
             result[name]["cold_start"] = statistics.median(seconds for seconds, _ in runs)
             result[name]["peak"] = statistics.median_low(peak for _, peak in runs)
     return result
-
-
-def available_memory() -> int:
-    """Bytes that processes can have without swapping."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    return 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable:")))
 
 
 def groups(rows: list[Row], peaks: dict[str, int]) -> list[list[Row]]:
@@ -245,7 +240,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10, help="blocks of each")
     parser.add_argument("--repeats", type=int, default=3, help="fits and cold starts of each")
     parser.add_argument("--only", default="", help="rows whose names contain this, and ours")
-    parser.add_argument("--skip", default="-", help="leave out rows whose names contain this")
+    parser.add_argument("--skip", default="", help="leave out rows whose names contain this")
     parser.add_argument("--output", type=Path, default=environments.HOME / "peers.json")
     options = parser.parse_args()
     backbones = [name for name in options.backbones.split(",") if name]
@@ -265,7 +260,8 @@ def main() -> None:
     rows = [
         row
         for row in ROWS
-        if row.name in (OURS, BARE) or (options.only in row.name and options.skip not in row.name)
+        if row.name in (OURS, BARE)
+        or (options.only in row.name and not (options.skip and options.skip in row.name))
     ]
     if options.only and len(rows) == 2:
         parser.error(f"--only {options.only}: no row has that in its name")
