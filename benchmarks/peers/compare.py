@@ -240,7 +240,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10, help="blocks of each")
     parser.add_argument("--repeats", type=int, default=3, help="fits and cold starts of each")
     parser.add_argument("--only", default="", help="rows whose names contain this, and ours")
-    parser.add_argument("--skip", default="", help="leave out rows whose names contain this")
+    parser.add_argument("--skip", default="", help="rows to leave out: parts of names with commas")
     parser.add_argument("--output", type=Path, default=environments.HOME / "peers.json")
     options = parser.parse_args()
     backbones = [name for name in options.backbones.split(",") if name]
@@ -257,11 +257,12 @@ def main() -> None:
         parser.error("--datasets: what random weights say is worth nothing; give --weights")
     for dataset in datasets:
         test_samples(dataset)
+    skipped = [part for part in options.skip.split(",") if part]
     rows = [
         row
         for row in ROWS
         if row.name in (OURS, BARE)
-        or (options.only in row.name and not (options.skip and options.skip in row.name))
+        or (options.only in row.name and not any(part in row.name for part in skipped))
     ]
     if options.only and len(rows) == 2:
         parser.error(f"--only {options.only}: no row has that in its name")
