@@ -32,7 +32,8 @@ def draw(report: dict[str, Any], backbone: str, file: Path) -> None:
                 axis.text(0, place, " fails", va="center", fontsize=8, color="#cc0000")
                 continue
             axis.barh(place, value, color=colour, alpha=1 if name == OURS else 0.6)
-            axis.text(value, place, f" {value:.3g}", va="center", fontsize=8)
+            text = f" {value:.0f}" if value >= 100 else f" {value:.3g}"
+            axis.text(value, place, text, va="center", fontsize=8)
         axis.set_title(title, fontsize=10)
         axis.set_yticks(range(len(names)), names, fontsize=9)
         axis.margins(x=0.22)
