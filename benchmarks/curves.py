@@ -45,12 +45,13 @@ from padim_edge.bench import STARTS, _fresh_process, _interleaved, machine, peak
 from padim_edge.detector import Detector
 from padim_edge.errors import MissingDependencyError, PadimEdgeError, first_line
 from padim_edge.files import atomic_write
-from padim_edge.fit import Settings, available_cores, fit
+from padim_edge.fit import Settings, fit
 from padim_edge.images import Preprocess, find_images
 from padim_edge.model import read
 from padim_edge.progress import silent
 from padim_edge.roofline import measure_machine
 from padim_edge.synthetic import make_dataset
+from padim_edge.system import available_cores
 
 CONSTANTS = "float16"
 DISTINCT = 20
@@ -148,12 +149,17 @@ def say(text: str) -> None:
 
 
 def child_fit(
-    embedding: str, photos: str, images: int, output: str, threads: int
+    embedding: str,
+    photos: str,
+    images: int,
+    output: str,
+    threads: int = 0,
+    constants: str = CONSTANTS,
 ) -> dict[str, float]:
     """One fit: bytes, seconds and peak memory."""
     size = read(embedding, "embedding").embedding.image_size
     chosen = list(itertools.islice(itertools.cycle(find_images(photos)), images))
-    settings = Settings(Preprocess.whole(size), constants=CONSTANTS)
+    settings = Settings(Preprocess.whole(size), constants=constants)
     done = fit(embedding, chosen, output, settings, threads=threads)
     return {
         "file": done.size,

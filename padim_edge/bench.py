@@ -30,7 +30,6 @@ from padim_edge import __version__
 from padim_edge.detector import Detector
 from padim_edge.doctor import power_mode
 from padim_edge.errors import ModelError, PadimEdgeError, UsageError
-from padim_edge.fit import available_cores
 from padim_edge.graph import cut
 from padim_edge.model import FEATURES, NORMALISED, Model, read
 from padim_edge.power import Power
@@ -39,7 +38,7 @@ from padim_edge.progress import Progress, silent
 from padim_edge.roofline import Prediction, measure_machine, predict
 from padim_edge.roofline import check as check_roofline
 from padim_edge.runtime import ENGINES, DeviceFigures, open_graph
-from padim_edge.system import processor
+from padim_edge.system import available_cores, processor
 
 if TYPE_CHECKING:
     from padim_edge.runtime.ort import Graph

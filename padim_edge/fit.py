@@ -42,6 +42,7 @@ from padim_edge.model import FEATURES, Detection, Model, read, write
 from padim_edge.progress import Progress, silent
 from padim_edge.pyramid import Pyramid
 from padim_edge.runtime import open_graph
+from padim_edge.system import available_cores
 
 DEFAULT_FALSE_ALARM_RATE = 0.01
 EPS = 0.01
@@ -372,13 +373,6 @@ def _in_threads(
                 progress("statistics", run.stop, cells)
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _rasters(pyramid: Pyramid, means: list[Array]) -> list[NDArray[np.float32]]:

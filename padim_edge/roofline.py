@@ -26,7 +26,6 @@ weights and constants once per call (our distance kernel does so for up to 8 fra
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -42,7 +41,7 @@ from padim_edge.errors import ModelError, UsageError
 from padim_edge.model import Model
 from padim_edge.pyramid import Pyramid
 from padim_edge.runtime import STAGES, open_graph
-from padim_edge.system import available_memory, last_cache
+from padim_edge.system import available_cores, available_memory, last_cache, whole_memory
 
 if TYPE_CHECKING:
     from padim_edge.runtime.ort import Graph
@@ -303,8 +302,7 @@ def measure_machine(threads: int = 0) -> Device:
     Raises:
         MissingDependencyError: onnxruntime is not installed.
     """
-    affinity = getattr(os, "sched_getaffinity", None)
-    threads = threads or (len(affinity(0)) if affinity else os.cpu_count() or 1)
+    threads = threads or available_cores()
     size, note = _reading()
     array = np.empty(size // 8, np.int64)
     parts = np.array_split(array, threads)
@@ -317,8 +315,7 @@ def measure_machine(threads: int = 0) -> Device:
     with _convolution(threads) as convolution:
         operations = 2 * x.size * _SHAPE[1] * 9
         rate = operations / _best(lambda: convolution.run({"x": x}))
-    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Device("this machine", whole, bandwidth, rate, rate, "measured", note=note)
+    return Device("this machine", whole_memory(), bandwidth, rate, rate, "measured", note=note)
 
 
 def check(model: Model) -> None:

@@ -36,10 +36,21 @@ def memory(root: Path = ROOT) -> dict[str, int]:
     return {name: 1024 * int(size) for name, size in lines}
 
 
+def available_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def whole_memory() -> int:
+    """Bytes of RAM."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def available_memory(root: Path = ROOT) -> int:
     """Bytes that can be had without swapping; where nothing says, those of the whole memory."""
-    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return memory(root).get("MemAvailable", whole)
+    return memory(root).get("MemAvailable", whole_memory())
 
 
 def last_cache(root: Path = ROOT) -> int:

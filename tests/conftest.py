@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -51,3 +53,21 @@ def model_file(
     path = tmp_path_factory.mktemp("model") / "padim.onnx"
     fit(embedding_file, train_images(photos), path, Settings(Preprocess.whole((64, 64))))
     return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with the driver made for tests, `fake_gpu`."""
+    import fake_gpu
+
+    return str(fake_gpu.assemble(tmp_path_factory.mktemp("gpu")))
+
+
+@pytest.fixture(scope="module")
+def gpu(folder: str) -> Iterator[ProcessPoolExecutor]:
+    """An interpreter with pycuda."""
+    import fake_gpu
+    from wheels import interpreter
+
+    with interpreter(fake_gpu.pycuda()) as pool:
+        yield pool

@@ -27,18 +27,6 @@ from padim_edge.runtime import compiler
 from padim_edge.runtime.plans import PlanCache
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(fake_gpu.assemble(tmp_path_factory.mktemp("gpu")))
-
-
-@pytest.fixture(scope="module")
-def gpu(folder: str) -> Iterator[ProcessPoolExecutor]:
-    """An interpreter with pycuda."""
-    with interpreter(fake_gpu.pycuda()) as pool:
-        yield pool
-
-
 def model(folder: str) -> Any:
     """A tiny model whose answer is known without an engine."""
     from padim_edge.model import read

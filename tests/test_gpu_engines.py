@@ -33,18 +33,6 @@ VERSIONS = ("10.3.0", "11.4.0.106")
 FLOAT32, FLOAT16 = 1e-5, 1e-3  # of the largest value, by the type of the backbone's maps
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(fake_gpu.assemble(tmp_path_factory.mktemp("gpu")))
-
-
-@pytest.fixture(scope="module")
-def gpu(folder: str) -> Iterator[ProcessPoolExecutor]:
-    """An interpreter with pycuda."""
-    with interpreter(fake_gpu.pycuda()) as pool:
-        yield pool
-
-
 @pytest.fixture(scope="module", params=VERSIONS)
 def tensorrt(
     request: pytest.FixtureRequest, folder: str, tmp_path_factory: pytest.TempPathFactory
