@@ -7,7 +7,7 @@ channels on level i, coarse to fine, on maps of h x w for images of H x W, and N
                 H h + w W float32 smoothing matrices, the weights of the truncated backbone
     fit, run    `of_point`
     statistics  `statistics_operations`
-    latency     `padim_edge.roofline`
+    latency     `padim_edge.measure.roofline`
 
 The file's nodes and metadata are not counted; they take up to a hundredth of the file.
 """
@@ -19,13 +19,13 @@ from dataclasses import dataclass, field
 import onnx
 from onnx import numpy_helper
 
-from padim_edge.devices import Device
-from padim_edge.fit import BATCH as FIT_BATCH
-from padim_edge.fit import Features
-from padim_edge.graph import cut
-from padim_edge.model import Model
-from padim_edge.pyramid import Pyramid
-from padim_edge.roofline import BYTES, CPU, count, estimate
+from padim_edge.fit.fit import BATCH as FIT_BATCH
+from padim_edge.fit.fit import Features
+from padim_edge.measure.devices import Device
+from padim_edge.measure.roofline import BYTES, CPU, count, estimate
+from padim_edge.model.file import Model
+from padim_edge.model.graph import cut
+from padim_edge.model.pyramid import Pyramid
 
 COPIES = 4
 """Times the file is in memory while fit checks and writes it: the message, its bytes, and what
@@ -63,7 +63,7 @@ def file_bytes(embedding: Model, constants: str) -> int:
 def store_bytes(pyramid: Pyramid, images: int) -> int:
     """Bytes of the selected maps of all training images, float32.
 
-    Beyond `padim_edge.fit.STORE_IN_MEMORY` they lie in a file that is mapped: still resident, and
+    Beyond `STORE_IN_MEMORY` of fit they lie in a file that is mapped: still resident, and
     so part of a peak, unless somebody else needs the memory.
     """
     return 4 * images * sum(level.positions * level.channels for level in pyramid.levels)
@@ -91,7 +91,7 @@ def statistics_operations(pyramid: Pyramid, image_size: tuple[int, int], images:
     """Operations (2 per multiplication) from selected maps to constants and held-out scores.
 
     For each position of level l, with d its channels, c the sum of d_m over all m < l, and p the
-    sum of d_k d_m over all k <= m < l, in the order of `padim_edge.gaussian`:
+    sum of d_k d_m over all k <= m < l, in the order of `padim_edge.fit.gaussian`:
 
         moments            2 N d (c + d)
         whitening, twice   2 (d p + d^2 c)     L_lm, and what it takes from S_ll

@@ -6,7 +6,7 @@ One quantity is varied at a time; everything else is that of the base: ResNet-18
 d = 100, 60 images, batch 1, all threads, float16 constants, engine ort. Measured:
 
     latency     a prepared frame through the graph: median call / batch. All points of an axis
-                take turns, in one process (see `padim_edge.bench`).
+                take turns, in one process (see `padim_edge.measure.bench`).
     fit         file size; seconds of features (reading images is part of it) and of statistics and
                 file; peak memory. A process per fit; medians, the points taking turns.
     run         peak memory, and cold start, of a fresh process that scores one call
@@ -41,16 +41,16 @@ import counts
 import numpy as np
 from counts import COPIES, MAPS, QUANTITIES, Row
 
-from padim_edge.bench import STARTS, _fresh_process, _interleaved, machine, peak_memory
-from padim_edge.detector import Detector
+from padim_edge.detect.detector import Detector
 from padim_edge.errors import MissingDependencyError, PadimEdgeError, first_line
 from padim_edge.files import atomic_write
-from padim_edge.fit import Settings, fit
-from padim_edge.images import Preprocess, find_images
-from padim_edge.model import read
+from padim_edge.fit.fit import Settings, fit
+from padim_edge.images.preprocess import Preprocess, find_images
+from padim_edge.images.synthetic import make_dataset
+from padim_edge.measure.bench import STARTS, _fresh_process, _interleaved, machine, peak_memory
+from padim_edge.measure.roofline import measure_machine
+from padim_edge.model.file import read
 from padim_edge.progress import silent
-from padim_edge.roofline import measure_machine
-from padim_edge.synthetic import make_dataset
 from padim_edge.system import available_cores
 
 CONSTANTS = "float16"

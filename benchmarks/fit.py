@@ -15,9 +15,9 @@ from pathlib import Path
 
 from curves import in_child
 
-from padim_edge.bench import machine
 from padim_edge.export.export import export
-from padim_edge.synthetic import make_dataset
+from padim_edge.images.synthetic import make_dataset
+from padim_edge.measure.bench import machine
 
 IMAGES = 60
 

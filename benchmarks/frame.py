@@ -3,7 +3,7 @@
     python benchmarks/frame.py [--backbone resnet18] [--batch 1,32] [--calls 200]
 
 Exports with random weights (time does not depend on them), fits 60 synthetic images with each
-kind of constants, and prints a Markdown table. Ratios are of medians; see `padim_edge.bench`.
+kind of constants, and prints a Markdown table. Ratios are of medians (`padim_edge.measure.bench`).
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from padim_edge.bench import bench
 from padim_edge.export.export import export
-from padim_edge.fit import Settings, fit
-from padim_edge.images import Preprocess, find_images
-from padim_edge.synthetic import make_dataset
+from padim_edge.fit.fit import Settings, fit
+from padim_edge.images.preprocess import Preprocess, find_images
+from padim_edge.images.synthetic import make_dataset
+from padim_edge.measure.bench import bench
 
 
 def main() -> None:

@@ -12,15 +12,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from padim_edge.detector import Detector, Result
+    from padim_edge.detect.detector import Detector, Result
     from padim_edge.errors import PadimEdgeError
 
 __version__ = "0.1.0"
 __all__ = ["Detector", "PadimEdgeError", "Result", "__version__"]
 
 _HOME = {
-    "Detector": "padim_edge.detector",
-    "Result": "padim_edge.detector",
+    "Detector": "padim_edge.detect.detector",
+    "Result": "padim_edge.detect.detector",
     "PadimEdgeError": "padim_edge.errors",
 }
 

@@ -34,7 +34,7 @@ def embedding_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """12 good synthetic photos to fit, 4 good and 2 of each of 3 defects to test. Read only."""
-    from padim_edge.synthetic import make_dataset
+    from padim_edge.images.synthetic import make_dataset
 
     folder = tmp_path_factory.mktemp("photos")
     make_dataset(folder, train=12, good=4, per_defect=2, size=96)
@@ -46,9 +46,9 @@ def model_file(
     tmp_path_factory: pytest.TempPathFactory, embedding_file: Path, photos: Path
 ) -> Path:
     """A padim.onnx fitted on `photos` with the defaults (float16). Read only."""
-    from padim_edge.dataset import train_images
-    from padim_edge.fit import Settings, fit
-    from padim_edge.images import Preprocess
+    from padim_edge.fit.fit import Settings, fit
+    from padim_edge.images.dataset import train_images
+    from padim_edge.images.preprocess import Preprocess
 
     path = tmp_path_factory.mktemp("model") / "padim.onnx"
     fit(embedding_file, train_images(photos), path, Settings(Preprocess.whole((64, 64))))

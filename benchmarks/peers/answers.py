@@ -20,11 +20,11 @@ from rows import Row
 from torchvision.transforms.v2.functional import resize
 from workers import Running, make, make_folder, work
 
-from padim_edge import metrics
-from padim_edge.dataset import Sample, test_samples, train_images
-from padim_edge.export.backbone import load
-from padim_edge.images import Preprocess, load_image
-from padim_edge.model import read
+from padim_edge.detect import metrics
+from padim_edge.export.backbones import load
+from padim_edge.images.dataset import Sample, test_samples, train_images
+from padim_edge.images.preprocess import Preprocess, load_image
+from padim_edge.model.file import read
 
 sys.path.append(str(environments.ROOT / "tests"))
 import reference  # type: ignore[import-not-found]  # the tests' independent judge

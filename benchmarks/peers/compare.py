@@ -34,12 +34,12 @@ import tables
 from rows import BARE, MAKERS, OURS, ROWS, Row
 from workers import Running, command, make, make_folder, shown, work
 
-from padim_edge.bench import bare_backbone, machine
-from padim_edge.dataset import test_samples
 from padim_edge.errors import PadimEdgeError
-from padim_edge.images import Preprocess, find_images, load_image
-from padim_edge.model import read
-from padim_edge.synthetic import make_dataset
+from padim_edge.images.dataset import test_samples
+from padim_edge.images.preprocess import Preprocess, find_images, load_image
+from padim_edge.images.synthetic import make_dataset
+from padim_edge.measure.bench import bare_backbone, machine
+from padim_edge.model.file import read
 from padim_edge.system import available_memory
 
 BACKBONES = ("resnet18", "wide_resnet50_2")

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from padim_edge import Detector
-from padim_edge.fit import Fitted, Settings
-from padim_edge.fit import fit as run_fit
-from padim_edge.images import Preprocess, find_images
+from padim_edge.fit.fit import Fitted, Settings
+from padim_edge.fit.fit import fit as run_fit
+from padim_edge.images.preprocess import Preprocess, find_images
 
 
 class PadimEdge:

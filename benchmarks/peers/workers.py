@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from rows import MAKERS, Row
 
-from padim_edge.export.backbone import read_state
+from padim_edge.export.backbones import read_state
 from padim_edge.export.export import export
-from padim_edge.model import read
+from padim_edge.model.file import read
 
 HERE = Path(__file__).resolve().parent
 PATIENCE_SECONDS = 1800

@@ -12,12 +12,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from padim_edge.errors import PadimEdgeError, UsageError
-from padim_edge.export import backbone as backbones
-from padim_edge.export import channels
-from padim_edge.export.onnx import assemble
+from padim_edge.export import backbones, channels
+from padim_edge.export.trace import assemble
 from padim_edge.files import atomic_write
-from padim_edge.model import Model, write
-from padim_edge.runtime import open_graph
+from padim_edge.model.file import Model, write
+from padim_edge.runtime.engines import open_graph
 
 # Largest difference between graph and network, relative to the largest value of the embedding.
 TOLERANCES = {"float32": 1e-4, "float16": 1e-2}

@@ -1,7 +1,7 @@
 """One thing tried out in a process of its own, for ``padim-edge doctor``.
 
 Native libraries may crash or hang on a machine that they do not suit. So each is tried in a
-child process, which answers in one line of JSON; the parent (`padim_edge.doctor`) takes silence,
+child process, which answers in one line of JSON; the parent (`measure.doctor`) takes silence,
 a signal or a timeout for an answer too.
 """
 
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from padim_edge.errors import MissingDependencyError, PadimEdgeError, ProcessorError
-from padim_edge.runtime import ENGINES, open_engine
+from padim_edge.runtime.engines import ENGINES, open_engine
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def pycuda() -> Answer:
 
 def tensorrt() -> Answer:
     """TensorRT, and whether a Builder can be made: it needs the library and a usable GPU."""
-    from padim_edge.runtime.tensorrt import LIBRARY, made, trt
+    from padim_edge.runtime.nvidia.tensorrt import LIBRARY, made, trt
 
     try:
         made(trt.Builder)

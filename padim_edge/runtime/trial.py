@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from padim_edge import graph
 from padim_edge.errors import PadimEdgeError
 from padim_edge.files import atomic_write
-from padim_edge.gaussian import smoothing_matrix
-from padim_edge.images import Preprocess
-from padim_edge.model import (
+from padim_edge.fit.gaussian import smoothing_matrix
+from padim_edge.images.preprocess import Preprocess
+from padim_edge.model import graph
+from padim_edge.model.file import (
     FEATURES,
     IR_VERSION,
     NORMALISED,
@@ -29,7 +29,7 @@ from padim_edge.model import (
     read,
     write,
 )
-from padim_edge.runtime import Engine
+from padim_edge.runtime.engines import Engine
 
 SIZE = 32
 SIGMA = 1.0

@@ -1,0 +1,139 @@
+"""The detector: a frame of any size in, score, decision and map out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from padim_edge.errors import ModelError, UsageError
+from padim_edge.fit import gaussian
+from padim_edge.model.file import read
+from padim_edge.progress import Progress
+from padim_edge.runtime.engines import open_engine
+
+Frame = NDArray[np.uint8] | Image.Image
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a detector says of one frame.
+
+    Attributes:
+        score: maximum of the score map; a smoothed Mahalanobis distance, not normalised.
+        threshold: the model's; a good frame exceeds it at the model's false-alarm rate.
+        is_anomalous: score > threshold.
+        percentile: per cent of the good images of the fit (each scored as if left out of it)
+            that score no higher.
+        score_map: float32 [H, W] over the part of the frame that the graph sees
+            (`Detector.region`).
+    """
+
+    score: float
+    threshold: float
+    is_anomalous: bool
+    percentile: float
+    score_map: NDArray[np.float32]
+
+
+class Detector:
+    """A padim.onnx opened in an engine.
+
+        with Detector("padim.onnx") as detector:
+            result = detector(frame)
+
+    Attributes:
+        embedding: backbone, channels and weights, as export stored them.
+        detection: preprocessing, threshold and scores of good images, as fit stored them.
+        engine: what runs the graph.
+        passed_over: with engine "auto", why those before the chosen one do not run here, a line
+            each.
+
+    Args:
+        path: a file made by ``padim-edge fit``.
+        engine: a name from `padim_edge.runtime.engines.ENGINES`, or "auto".
+        threads: of the engine; 0 for all cores.
+        scoring: "kernels", or "graph" with engine "trt" for scoring in TensorRT too.
+        progress: called while the engine is prepared, where that takes long.
+
+    Raises:
+        PadimEdgeError: the file is not such a model, or the engine does not run here.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        engine: str = "auto",
+        threads: int = 0,
+        scoring: str = "kernels",
+        progress: Progress | None = None,
+    ) -> None:
+        model = read(path, "padim")
+        if model.detection is None:
+            raise ModelError(f"{path} is no detector")
+        self.embedding = model.embedding
+        self.detection = model.detection
+        reasons: list[str] = []
+        self.engine = open_engine(
+            engine,
+            model,
+            threads,
+            scoring=scoring,
+            progress=progress,
+            passed_over=lambda name, error: reasons.append(f"{name}: {error}"),
+        )
+        self.passed_over = tuple(reasons)
+
+    def __call__(self, frame: Frame) -> Result:
+        """Judge one frame: uint8 [h, w, 3] RGB of any size, or a Pillow image."""
+        return self.batch([frame])[0]
+
+    def batch(self, frames: Sequence[Frame]) -> list[Result]:
+        """Judge several frames, of any sizes, in one run of the engine."""
+        if not frames:
+            raise UsageError("no frames were given: a batch needs at least one")
+        return self.judge(np.stack([self.detection.preprocess(frame) for frame in frames]))
+
+    def judge(self, images: NDArray[np.uint8]) -> list[Result]:
+        """Judge frames that are prepared already: uint8 [N, H, W, 3] of the graph's size.
+
+        Raises:
+            UsageError: another type or shape, or no frame at all.
+        """
+        shape = (*self.embedding.image_size, 3)
+        if images.dtype != np.uint8 or images.shape[1:] != shape or not len(images):
+            raise UsageError(
+                f"prepared frames of type {images.dtype} and shape {images.shape} were given: "
+                f"uint8 [N, {shape[0]}, {shape[1]}, 3] with N of at least 1 is needed"
+            )
+        scores, maps = self.engine.infer(images)
+        limit = self.detection.threshold
+        return [
+            Result(
+                score=float(score),
+                threshold=limit,
+                # A score that is not a number is no proof of a good part.
+                is_anomalous=not score <= limit,
+                percentile=gaussian.percentile(self.detection.good_scores, float(score)),
+                score_map=one,
+            )
+            for score, one in zip(scores, maps, strict=True)
+        ]
+
+    def region(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """(left, top, right, bottom) of what the graph sees of a frame of this size."""
+        return self.detection.preprocess.region(width, height)
+
+    def close(self) -> None:
+        """Free the engine. Closing twice is harmless."""
+        self.engine.close()
+
+    def __enter__(self) -> Detector:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,302 @@
+"""Tracing the backbone and assembling embedding.onnx."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, compose, helper, numpy_helper
+
+from padim_edge.errors import PadimEdgeError
+from padim_edge.export.backbones import Backbone
+from padim_edge.model.file import FEATURES, IR_VERSION, NORMALISED, OPSET, Embedding, Model
+from padim_edge.model.graph import Nodes, repeat_up
+from padim_edge.model.pyramid import Pyramid
+
+# Operators that treat every channel alike, so a selection may pass through them.
+CHANNELWISE = {"Relu", "LeakyRelu", "Clip", "HardSwish", "HardSigmoid", "Sigmoid", "Elu", "Gelu"}
+
+
+def assemble(
+    backbone: Backbone, chosen: tuple[int, ...], selection: str, precision: str = "float32"
+) -> Model:
+    """embedding.onnx in memory: uint8 image in, selected maps and their concatenation out.
+
+    Args:
+        backbone: the truncated network.
+        chosen: channels of the concatenation.
+        selection: how they were chosen, in words.
+        precision: "float32", or "float16" for the backbone alone: input, normalisation and
+            outputs stay float32. Runtimes that take precision from the graph (TensorRT's
+            strong typing) need it written there.
+    """
+    info = Embedding(
+        backbone=backbone.name,
+        layers=backbone.layers,
+        layer_channels=backbone.channels,
+        layer_shapes=backbone.shapes,
+        channels=chosen,
+        selection=selection,
+        image_size=backbone.image_size,
+        weights=backbone.weights,
+        weights_sha256=backbone.weights_sha256,
+        precision=precision,
+        mean=backbone.mean,
+        std=backbone.std,
+    )
+    layers = {layer.name: layer for layer in info.pyramid_layers()}
+    finest = Pyramid.coarse_to_fine(list(layers.values()))  # refuses what cannot be combined
+    traced = _trace(backbone)
+    head = _normalise(traced, backbone, fold=precision == "float32")
+    selected = [
+        (name, output.name, indices)
+        for name, output, indices in zip(info.layers, traced.output, info.selected(), strict=True)
+        if indices
+    ]
+    _Selector(traced).select(
+        [
+            (output, np.array(indices, dtype=np.int64), FEATURES + name)
+            for name, output, indices in selected
+        ]
+    )
+    if precision == "float16":
+        _halve(traced, [FEATURES + name for name, _, _ in selected])
+    tail = Nodes("embedding")
+    parts = [
+        repeat_up(tail, FEATURES + name, finest.height // layers[name].height)
+        for name, _, _ in selected
+    ]
+    _in_order(tail, parts, info)
+
+    height, width = info.image_size
+    outputs = [
+        helper.make_tensor_value_info(
+            FEATURES + layer.name,
+            TensorProto.FLOAT,
+            ["N", layer.channels, layer.height, layer.width],
+        )
+        for layer in layers.values()
+    ]
+    embedding = helper.make_tensor_value_info(
+        "embedding", TensorProto.FLOAT, ["N", len(chosen), finest.height, finest.width]
+    )
+    graph = helper.make_graph(
+        [*head.nodes, *traced.node, *tail.nodes],
+        "embedding",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", height, width, 3])],
+        [embedding, *outputs],
+        [*head.constants, *traced.initializer, *tail.constants],
+    )
+    _drop_unused(graph)
+    opsets = [helper.make_opsetid("", OPSET)]
+    proto = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
+    return Model(proto, info)
+
+
+def _trace(backbone: Backbone) -> onnx.GraphProto:
+    """The backbone as an ONNX graph, dynamic in the batch, every name under 'backbone/'."""
+    example = torch.zeros(2, 3, *backbone.image_size)
+    batch = torch.export.Dim("N", min=1)
+    with _quiet():
+        try:
+            program = torch.onnx.export(
+                backbone.network,
+                (example,),
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes=({0: batch},),
+                verbose=False,
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            raise PadimEdgeError(
+                f"torch cannot export {backbone.name} up to {', '.join(backbone.layers)} to ONNX "
+                f"opset {OPSET}: choose other --layers or another --backbone (--debug says why)"
+            ) from error
+    if program is None:
+        raise RuntimeError("torch.onnx.export returned nothing")
+    traced = compose.add_prefix(program.model_proto, "backbone/")
+    foreign = {entry.domain for entry in traced.opset_import} - {""}
+    if foreign or traced.functions:
+        raise RuntimeError(f"torch.onnx.export used operators outside of ONNX: {sorted(foreign)}")
+    for node in traced.graph.node:
+        node.ClearField("doc_string")
+        del node.metadata_props[:]  # stack traces of the exporting machine
+    return traced.graph
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's exporter from talking about itself: deprecations, versions, guards."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _normalise(traced: onnx.GraphProto, backbone: Backbone, fold: bool) -> Nodes:
+    """uint8 [N, H, W, 3] to what the backbone expects, (image/255 - mean) / std in [N, 3, H, W].
+
+    The subtraction comes first, as 255 mean, so that the division can be folded into the weights
+    of the first convolution: zero stays zero, which its padding relies on. (Weights in float16
+    would become subnormal and lose digits.)
+    """
+    nodes = Nodes("normalise")
+    pixels = nodes.add("Cast", ["image"], "pixels", to=TensorProto.FLOAT)
+    planes = nodes.add("Transpose", [pixels], "planes", perm=[0, 3, 1, 2])
+    mean = np.array(backbone.mean, dtype=np.float64) * 255
+    scale = 1 / (np.array(backbone.std, dtype=np.float64) * 255)
+    shape = (1, 3, 1, 1)
+    offset = nodes.constant("normalise.mean", mean.reshape(shape).astype(np.float32))
+    users = [node for node in traced.node if traced.input[0].name in node.input]
+    for user in users:
+        user.input[:] = [NORMALISED if i == traced.input[0].name else i for i in user.input]
+    weights = {tensor.name: tensor for tensor in traced.initializer}
+    if fold and [user.op_type for user in users] == ["Conv"] and _group(users[0]) == 1:
+        nodes.add("Sub", [planes, offset], NORMALISED)
+        tensor = weights[users[0].input[1]]
+        scaled = numpy_helper.to_array(tensor) * scale.reshape(shape)
+        tensor.CopyFrom(numpy_helper.from_array(scaled.astype(np.float32), tensor.name))
+    else:
+        centred = nodes.add("Sub", [planes, offset], "centred")
+        factor = nodes.constant("normalise.scale", scale.reshape(shape).astype(np.float32))
+        nodes.add("Mul", [centred, factor], NORMALISED)
+    return nodes
+
+
+def _group(node: onnx.NodeProto) -> int:
+    return next((a.i for a in node.attribute if a.name == "group"), 1)
+
+
+class _Selector:
+    """Selects channels of tensors as early as nothing else needs the others.
+
+    A selection moves up through channel-wise operators and additions into the rows of the
+    convolution that makes the channels, as long as it is the only reader; otherwise it stays a
+    Gather. The outcome is exact: the remaining channels are computed as before.
+    """
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self.graph = graph
+        self.makers = {name: node for node in graph.node for name in node.output}
+        self.weights = {tensor.name: tensor for tensor in graph.initializer}
+        self.readers = Counter(name for node in graph.node for name in node.input)
+
+    def select(self, wanted: list[tuple[str, NDArray[np.int64], str]]) -> None:
+        """Make each (tensor, channels) available under a name of its own."""
+        self.readers.update(tensor for tensor, _, _ in wanted)
+        for tensor, channels, name in wanted:
+            made = self._select(tensor, channels, name)
+            self.makers[made].output[0] = name
+        nodes = _sorted(list(self.graph.node))
+        del self.graph.node[:]
+        self.graph.node.extend(nodes)
+
+    def _select(self, tensor: str, channels: NDArray[np.int64], reader: str) -> str:
+        """The channels of a tensor that ``reader`` wants; returns the name that holds them."""
+        node = self.makers.get(tensor)
+        if node is not None and self.readers[tensor] == 1:
+            if node.op_type == "Conv" and _group(node) == 1:
+                for place in range(1, len(node.input)):
+                    rows = f"{tensor}.rows.{place}"  # weights may be shared, their rows are not
+                    node.input[place] = self._rows(node.input[place], channels, rows)
+                return tensor
+            if node.op_type in CHANNELWISE:
+                node.input[0] = self._select(node.input[0], channels, reader)
+                return tensor
+            if node.op_type == "Add" and all(name in self.makers for name in node.input):
+                for place in range(2):
+                    node.input[place] = self._select(node.input[place], channels, reader)
+                return tensor
+        name = f"{tensor}.for.{reader}"
+        if name in self.makers:
+            return name
+        index = numpy_helper.from_array(channels, f"{name}.channels")
+        self.graph.initializer.append(index)
+        gather = helper.make_node(
+            "Gather", [tensor, index.name], [name], name=f"{name}/Gather", axis=1
+        )
+        self.graph.node.append(gather)
+        self.makers[name] = self.graph.node[-1]  # append copies
+        return name
+
+    def _rows(self, weight: str, channels: NDArray[np.int64], name: str) -> str:
+        """A weight or bias reduced to the output channels that are used, as a new constant."""
+        rows = np.ascontiguousarray(numpy_helper.to_array(self.weights[weight])[channels])
+        self.graph.initializer.append(numpy_helper.from_array(rows, name))
+        return name
+
+
+def _halve(graph: onnx.GraphProto, outputs: list[str]) -> None:
+    """Make a backbone float16 between float32 ``normalised`` and float32 outputs.
+
+    Raises:
+        PadimEdgeError: a weight is too large for float16.
+    """
+    for tensor in graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            with np.errstate(over="ignore"):
+                values = numpy_helper.to_array(tensor).astype(np.float16)
+            if not np.isfinite(values).all():
+                raise PadimEdgeError(
+                    f"the weight '{tensor.name}' does not fit into float16: export with "
+                    "--precision float32"
+                )
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    half = {name: f"{name}.float16" for name in (NORMALISED, *outputs)}
+    for node in graph.node:
+        node.input[:] = [half.get(name, name) for name in node.input]
+        node.output[:] = [half.get(name, name) for name in node.output]
+    first, *rest = (
+        helper.make_node("Cast", [source], [target], name=f"{target}/Cast", to=kind)
+        for source, target, kind in (
+            (NORMALISED, half[NORMALISED], TensorProto.FLOAT16),
+            *((half[name], name, TensorProto.FLOAT) for name in outputs),
+        )
+    )
+    nodes = [first, *graph.node, *rest]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _sorted(nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """Nodes in an order in which every tensor is made before it is used."""
+    waiting_for = {name for node in nodes for name in node.output}
+    ordered: list[onnx.NodeProto] = []
+    waiting = nodes
+    while waiting:
+        ready = [node for node in waiting if waiting_for.isdisjoint(node.input)]
+        waiting = [node for node in waiting if not waiting_for.isdisjoint(node.input)]
+        waiting_for.difference_update(name for node in ready for name in node.output)
+        ordered += ready
+    return ordered
+
+
+def _in_order(tail: Nodes, parts: list[str], info: Embedding) -> None:
+    """Concatenate the maps and bring channels from layer order into the order of choice."""
+    starts = np.cumsum([0, *info.layer_channels])
+    layer = np.searchsorted(starts, np.array(info.channels), side="right")
+    # Channel k of the embedding stands at place[k] when channels are grouped by layer.
+    grouped = np.argsort(layer, kind="stable")
+    place = np.argsort(grouped)
+    merged = tail.add("Concat", parts, "maps", axis=1)
+    tail.add("Gather", [merged, tail.constant("embedding.order", place)], "embedding", axis=1)
+
+
+def _drop_unused(graph: onnx.GraphProto) -> None:
+    """Remove constants that nothing reads any more (the unselected rows)."""
+    used = {name for node in graph.node for name in node.input}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)

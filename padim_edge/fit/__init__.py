@@ -1,0 +1,1 @@
+"""Fit: from embedding.onnx and good images to padim.onnx, without torch."""

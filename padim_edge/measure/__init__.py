@@ -1,0 +1,1 @@
+"""Measure: latency, floors, power, and what this machine can run."""

@@ -1,0 +1,420 @@
+"""The two files: embedding.onnx and padim.onnx. Reading, checking, writing.
+
+Both are plain ONNX. What a graph cannot say for itself (channels, preprocessing, threshold, ...)
+stands in ``metadata_props`` under ``padim_edge.<field>``, each value JSON. Nothing is pickled,
+nothing is evaluated.
+
+Names that a runtime may rely on, with i, j counting levels from coarse to fine:
+
+    image                 uint8 [N, H, W, 3] RGB       input of both files
+    normalised            float32 [N, 3, H, W]         what the backbone itself takes
+    features.<layer>      float32 [N, d, h, w]         selected maps: where a runtime cuts the graph
+    embedding             float32 [N, d, h, w]         output of embedding.onnx
+    mean.i                float32 [1, d_i, h_i, w_i]
+    whitening.i.j         [P_i, d_i, d_j], tree order  rows of level i, columns of level j <= i
+    whitening.i.j.scale   float32 [P_i, d_i, 1]        int8 constants only
+    smoothing.rows        float32 [H, h]
+    smoothing.columns     float32 [w, W]
+    distance_map          float32 [N, h, w]            Mahalanobis distance, not squared
+    score_map, score      float32 [N, H, W], [N]       outputs of padim.onnx
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar, get_args, get_origin, get_type_hints
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from padim_edge import __version__
+from padim_edge.errors import ModelError, PadimEdgeError, UsageError, first_line
+from padim_edge.images.preprocess import Preprocess
+from padim_edge.model.pyramid import Layer, Pyramid
+
+FORMAT = 1
+PREFIX = "padim_edge."
+FEATURES = "features."
+NORMALISED = "normalised"
+OPSET = 18
+# Readers as old as ONNX Runtime 1.14 and TensorRT 10 take this; the library's default is newer.
+IR_VERSION = 8
+MAX_BYTES = 2**31 - 1
+COMMANDS = {"embedding": "export", "padim": "fit"}
+"""Kind of file -> the command that makes it."""
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """What embedding.onnx computes.
+
+    Attributes:
+        backbone: torchvision's name of the network.
+        layers: names of its nodes, in the order of the concatenation.
+        layer_channels: channels of each layer before selection.
+        layer_shapes: (h, w) of each layer.
+        channels: chosen indices into the concatenation, in the order of ``embedding``.
+        selection: how they were chosen, in words.
+        image_size: (H, W) of the input.
+        weights: where they come from.
+        weights_sha256: of the weights' file; of nothing (empty) for random weights.
+        precision: of the backbone, "float32" or "float16"; everything around it is float32.
+        mean: subtracted from RGB in 0..1.
+        std: what the difference is divided by.
+    """
+
+    backbone: str
+    layers: tuple[str, ...]
+    layer_channels: tuple[int, ...]
+    layer_shapes: tuple[tuple[int, int], ...]
+    channels: tuple[int, ...]
+    selection: str
+    image_size: tuple[int, int]
+    weights: str
+    weights_sha256: str
+    precision: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def selected(self) -> tuple[tuple[int, ...], ...]:
+        """Chosen channels of each layer, counted within the layer, in the order of choice."""
+        starts = np.cumsum([0, *self.layer_channels])
+        return tuple(
+            tuple(int(c - low) for c in self.channels if low <= c < high)
+            for low, high in itertools.pairwise(starts)
+        )
+
+    def pyramid_layers(self) -> list[Layer]:
+        """The layers from which something was chosen, with their selected channels."""
+        return [
+            Layer(name, len(chosen), *shape)
+            for name, chosen, shape in zip(
+                self.layers, self.selected(), self.layer_shapes, strict=True
+            )
+            if chosen
+        ]
+
+
+@dataclass(frozen=True)
+class Detection:
+    """What padim.onnx adds: how images are prepared, how the fit was made, when to raise an alarm.
+
+    Attributes:
+        preprocess: from any image to the graph's input.
+        covariance: "sample" or "ledoit-wolf".
+        eps: added to the diagonal of the sample covariance; 0 for Ledoit-Wolf.
+        sigma: of the Gaussian filter, in pixels of the score map.
+        constants: "float16", "float32" or "int8": how the whitening is stored.
+        images: number of good images in the fit.
+        threshold: a frame whose score exceeds it is anomalous.
+        false_alarm_rate: the rate the threshold was set for.
+        calibration: how the held-out scores of good images were made.
+        good_scores: those scores, sorted; percentiles are taken among them.
+    """
+
+    preprocess: Preprocess
+    covariance: str
+    eps: float
+    sigma: float
+    constants: str
+    images: int
+    threshold: float
+    false_alarm_rate: float
+    calibration: str
+    good_scores: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Model:
+    """One of the two files in memory.
+
+    Attributes:
+        proto: the graph with its constants.
+        embedding: what both kinds know.
+        detection: None for embedding.onnx.
+        path: of the file; None before it is written.
+        sha256: of the file's bytes; empty before it is written.
+        size: of the file in bytes; 0 before it is written.
+    """
+
+    proto: onnx.ModelProto
+    embedding: Embedding
+    detection: Detection | None = None
+    path: Path | None = None
+    sha256: str = ""
+    size: int = 0
+
+    def pyramid(self) -> Pyramid:
+        """Levels as they are stored: one dense level for Ledoit-Wolf, else coarse to fine."""
+        layers = self.embedding.pyramid_layers()
+        dense = self.detection is not None and self.detection.covariance == "ledoit-wolf"
+        return Pyramid.dense(layers) if dense else Pyramid.coarse_to_fine(layers)
+
+    def constant(self, name: str) -> NDArray[Any]:
+        """A constant of the graph by name.
+
+        Raises:
+            ModelError: there is none.
+        """
+        for tensor in self.proto.graph.initializer:
+            if tensor.name == name:
+                return numpy_helper.to_array(tensor)
+        raise ModelError(f"the model has no constant '{name}': it was altered; fit it again")
+
+    def feature_names(self) -> list[str]:
+        """Names of the selected maps, coarse to fine as the pyramid has them."""
+        return [FEATURES + layer.name for level in self.pyramid().levels for layer in level.layers]
+
+
+def write(stream: BinaryIO, model: Model) -> int:
+    """Check a model and write it to an open file. Returns the number of bytes.
+
+    The temporary file of `padim_edge.files.atomic_write` is what this is meant for.
+
+    Raises:
+        PadimEdgeError: the file would exceed the 2 GiB that a single ONNX file can have.
+    """
+    proto = model.proto
+    proto.producer_name, proto.producer_version = "padim-edge", __version__
+    del proto.metadata_props[:]
+    fields = {
+        "format": FORMAT,
+        "kind": "padim" if model.detection else "embedding",
+        "tool_version": __version__,
+        **dataclasses.asdict(model.embedding),
+    }
+    if model.detection:
+        fields |= dataclasses.asdict(model.detection)
+        fields["preprocess"] = model.detection.preprocess.to_json()
+    for name, value in fields.items():
+        proto.metadata_props.add(key=PREFIX + name, value=json.dumps(value))
+    size = int(proto.ByteSize())
+    if size > MAX_BYTES:
+        raise PadimEdgeError(
+            f"the model would have {size / 2**30:.1f} GiB and one ONNX file can have 2: "
+            "choose smaller constants (--constants float16 or int8), fewer channels (--dims) "
+            "or a smaller image (--image-size)"
+        )
+    onnx.checker.check_model(proto, full_check=True)
+    stream.write(proto.SerializeToString())
+    return size
+
+
+def read(path: str | Path, kind: str | None) -> Model:
+    """Read and check one of our files.
+
+    Args:
+        path: the file.
+        kind: "embedding" or "padim": what is expected; None takes either.
+
+    Raises:
+        ModelError: missing, not ONNX, truncated, not ours, another format, the other kind, or
+            with constants that are not finite.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"cannot read the model {path}: {error.strerror or error}") from error
+    # Hashing half a gigabyte takes as long as all the rest, and leaves the interpreter free.
+    with ThreadPoolExecutor(1) as beside:
+        digest = beside.submit(hashlib.sha256, data)
+        model = _checked(path, data, kind)
+    return dataclasses.replace(model, sha256=digest.result().hexdigest())
+
+
+def _checked(path: Path, data: bytes, kind: str | None) -> Model:
+    try:
+        proto = onnx.load_model_from_string(data)
+    except (DecodeError, ValueError, TypeError) as error:
+        raise ModelError(
+            f"{path} is not an ONNX file, or it is truncated: write it again with "
+            f"padim-edge {COMMANDS.get(str(kind), 'export or fit')}"
+        ) from error
+    try:
+        fields = _fields(proto, kind)
+        embedding = _build(Embedding, fields)
+        detection = _build(Detection, fields) if fields["kind"] == "padim" else None
+        _check_fields(embedding, detection)
+        model = Model(proto, embedding, detection, path, size=len(data))
+        _check_graph(model)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error.__cause__
+    return model
+
+
+def _fields(proto: onnx.ModelProto, kind: str | None) -> dict[str, Any]:
+    """Our metadata, after checking that this file is ours, of this format and of this kind."""
+    texts = {
+        entry.key[len(PREFIX) :]: entry.value
+        for entry in proto.metadata_props
+        if entry.key.startswith(PREFIX)
+    }
+    try:
+        fields = {key: json.loads(text) for key, text in texts.items()}
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"its metadata is damaged ({error}); write the file again") from error
+    if "format" not in fields:
+        raise ModelError(
+            "this ONNX file was not made by padim-edge: make one with padim-edge export and fit"
+        )
+    if fields["format"] != FORMAT:
+        raise ModelError(
+            f"its format is version {fields['format']}, padim-edge {__version__} reads version "
+            f"{FORMAT}: install the padim-edge it was made with "
+            f"({fields.get('tool_version', 'unknown')}), or make it again"
+        )
+    found = fields.get("kind")
+    if found not in COMMANDS:
+        raise ModelError("its metadata lacks 'kind': make the file again")
+    if kind is not None and found != kind:
+        known = {"padim": "a detector", "embedding": "an embedding"}
+        raise ModelError(
+            f"this is {known[found]} (made by padim-edge {COMMANDS[found]}); {known[kind]} "
+            f"(made by padim-edge {COMMANDS[kind]}) is needed here"
+        )
+    return fields
+
+
+def _check_fields(embedding: Embedding, detection: Detection | None) -> None:
+    """Refuse metadata whose parts do not fit together, before anything is computed from it."""
+    count = len(embedding.layers)
+    sides = [side for shape in embedding.layer_shapes for side in shape]
+    total = sum(embedding.layer_channels)
+    channels = embedding.channels
+    for fits, name in (
+        (count == len(embedding.layer_channels) == len(embedding.layer_shapes), "layers"),
+        (all(side > 0 for side in [*sides, *embedding.image_size]), "layer_shapes"),
+        (channels and len(set(channels)) == len(channels), "channels"),
+        (all(0 <= channel < total for channel in channels), "channels"),
+        (embedding.precision in ("float32", "float16"), "precision"),
+        (not detection or detection.covariance in ("sample", "ledoit-wolf"), "covariance"),
+        (not detection or detection.constants in ("float32", "float16", "int8"), "constants"),
+        (not detection or detection.preprocess.size == embedding.image_size, "preprocess"),
+        (not detection or detection.good_scores, "good_scores"),
+    ):
+        if not fits:
+            raise ModelError(f"its metadata has a wrong '{name}': make the file again")
+    try:
+        Pyramid.coarse_to_fine(embedding.pyramid_layers())
+    except UsageError as error:
+        raise ModelError(f"its metadata has a wrong 'layer_shapes': {error}") from error
+
+
+T = TypeVar("T")
+
+
+def _build(cls: type[T], fields: Mapping[str, Any]) -> T:
+    """A dataclass from JSON values, each checked against its annotation."""
+    values = {}
+    for name, hint in get_type_hints(cls).items():
+        if name not in fields:
+            raise ModelError(f"its metadata lacks '{name}': make the file again")
+        try:
+            values[name] = _typed(fields[name], hint)
+        except (TypeError, ValueError, OverflowError, UsageError) as error:
+            raise ModelError(f"its metadata has a wrong '{name}' ({error})") from error
+    return cls(**values)
+
+
+def _typed(value: Any, hint: Any) -> Any:
+    """A JSON value as the annotated type: str, int, float, Preprocess or tuples of them."""
+    if get_origin(hint) is tuple:
+        kinds = get_args(hint)
+        if not isinstance(value, list):
+            raise TypeError("a list is expected")
+        if kinds[-1] is Ellipsis:
+            kinds = kinds[:1] * len(value)
+        if len(kinds) != len(value):
+            raise ValueError(f"{len(kinds)} values are expected")
+        return tuple(_typed(item, kind) for item, kind in zip(value, kinds, strict=True))
+    if hint is Preprocess:
+        return Preprocess.from_json(value)
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise TypeError(f"{hint.__name__} is expected")
+    if hint is float and not math.isfinite(value):
+        raise ValueError("a finite number is expected")
+    return value
+
+
+def _check_graph(model: Model) -> None:
+    """Refuse a graph whose borders or constants are not what the metadata promises."""
+    graph = model.proto.graph
+    outputs = {value.name for value in graph.output}
+    inputs = {value.name for value in graph.input}
+    detection = model.detection
+    wanted = {"score", "score_map"} if detection else {"embedding", *model.feature_names()}
+    shape = graph.input[0].type.tensor_type.shape.dim[1:] if graph.input else []
+    size = [*model.embedding.image_size, 3]
+    if inputs != {"image"} or [d.dim_value for d in shape] != size or not wanted <= outputs:
+        raise ModelError(
+            f"its inputs {sorted(inputs)} and outputs {sorted(outputs)} are not those of such a "
+            "file: it was altered; make it again"
+        )
+    found: dict[str, tuple[int, ...]] = {}
+    for tensor in graph.initializer:
+        array = _values(tensor)
+        if array.dtype.kind == "f" and not _is_finite(array):
+            raise ModelError(
+                f"its constant '{tensor.name}' holds NaN or infinity: make the file again"
+            )
+        found[tensor.name] = array.shape
+    if not detection:
+        return
+    pyramid = model.pyramid()
+    height, width = model.embedding.image_size
+    shapes: dict[str, tuple[int, ...]] = {
+        "smoothing.rows": (height, pyramid.height),
+        "smoothing.columns": (pyramid.width, width),
+    }
+    for index, level in enumerate(pyramid.levels):
+        shapes[f"mean.{index}"] = (1, level.channels, level.height, level.width)
+        for other, coarse in enumerate(pyramid.levels[: index + 1]):
+            name = f"whitening.{index}.{other}"
+            shapes[name] = (level.positions, level.channels, coarse.channels)
+            if detection.constants == "int8":
+                shapes[name + ".scale"] = (level.positions, level.channels, 1)
+    for name, wanted_shape in shapes.items():
+        if found.get(name) != wanted_shape:
+            raise ModelError(f"its constant '{name}' is missing or misshapen: fit it again")
+
+
+def _values(tensor: onnx.TensorProto) -> NDArray[Any]:
+    """The values of a constant, which must be in the file itself."""
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        raise ModelError(f"its constant '{tensor.name}' is kept in another file: that is not ours")
+    try:
+        return numpy_helper.to_array(tensor)
+    except Exception as error:  # on damaged data onnx raises whatever it stumbles over
+        raise ModelError(
+            f"its constant '{tensor.name}' is damaged ({first_line(error)}): make the file again"
+        ) from error
+
+
+def _is_finite(array: NDArray[Any]) -> bool:
+    """Whether floating point values are all finite, looked up in their bits.
+
+    Above infinity's pattern there is only NaN: among signed integers for a clear sign bit, among
+    unsigned ones for a set one. This is 5 times as fast as np.isfinite, and makes no mask.
+    """
+    if not array.size:
+        return True
+    size = array.dtype.itemsize
+    infinity = np.array([np.inf, -np.inf], dtype=array.dtype)
+    return bool(
+        array.view(f"i{size}").max() < infinity.view(f"i{size}")[0]
+        and array.view(f"u{size}").max() < infinity.view(f"u{size}")[1]
+    )

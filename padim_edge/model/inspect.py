@@ -1,0 +1,59 @@
+"""What is in a file of ours: its metadata, and how many bytes each part takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from padim_edge.model.file import read
+
+PARTS = {"mean.": "means", "whitening.": "whitening", "smoothing.": "smoothing"}
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Fields and sizes of an embedding.onnx or padim.onnx, as plain JSON values.
+
+    Returns:
+        "fields": metadata by name; "bytes": size by part, the file's total last.
+    """
+    model = read(path, kind=None)
+    fields: dict[str, Any] = {"file": str(path), "sha256": model.sha256}
+    fields |= dataclasses.asdict(model.embedding)
+    if model.detection:
+        detection = dataclasses.asdict(model.detection)
+        scores = detection.pop("good_scores")
+        detection["preprocess"] = model.detection.preprocess.to_json()
+        fields |= detection
+        fields["good_scores"] = {
+            "count": len(scores),
+            "min": scores[0],
+            "median": statistics.median(scores),
+            "max": scores[-1],
+        }
+    fields["levels"] = [
+        f"{level.name}: {level.channels} x {level.height} x {level.width}"
+        for level in model.pyramid().levels
+    ]
+    sizes: Counter[str] = Counter()
+    for tensor in model.proto.graph.initializer:
+        part = next(
+            (p for prefix, p in PARTS.items() if tensor.name.startswith(prefix)), "backbone"
+        )
+        sizes[part] += tensor.ByteSize()
+    sizes["graph and metadata"] = model.size - sum(sizes.values())
+    return {
+        "fields": _plain(fields),
+        "bytes": {**dict(sizes), "file": model.size},
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, as JSON has them."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,191 @@
+"""What the engines on the CPU have in common: the whole of padim.onnx as one graph.
+
+The whitening does not stay in the graph. ONNX Runtime and OpenVINO compute with float32 alone,
+and each would hold the constants several times over while it widens them; half a gigabyte of file
+costs 2 to 3 of memory then. Here they are widened once, and the runtime reads them where they are.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from padim_edge.errors import ModelError, PadimEdgeError, first_line
+from padim_edge.model.file import Model, read
+from padim_edge.model.graph import cut
+from padim_edge.runtime.engines import STAGES, DeviceFigures
+
+REST_SECONDS = 0.02
+WARM_SECONDS = 0.05
+
+Constants = dict[str, NDArray[Any]]
+
+
+class Runner(Protocol):
+    """A graph that a runtime has opened."""
+
+    def run(self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[Any]:
+        """Run it for some outputs; the returned arrays belong to the caller."""
+        ...
+
+    def close(self) -> None:
+        """Free it. Closing twice is harmless."""
+        ...
+
+
+class CpuEngine(ABC):
+    """The whole of padim.onnx on the CPU; a runtime adds how a graph is opened, and its words.
+
+    Args:
+        model: a detector; not kept, because its constants would be in memory twice.
+        threads: threads within an operator; 0 lets the runtime take every core.
+
+    Raises:
+        PadimEdgeError: the runtime does not start here, or refuses the model.
+    """
+
+    name: str
+
+    def __init__(self, model: Model, threads: int = 0) -> None:
+        self._threads = threads
+        self._path, self._sha256 = model.path, model.sha256
+        self._parts: list[tuple[str, Runner, list[str]]] = []
+        self._graph = self._open(*lifted(model.proto))
+
+    @abstractmethod
+    def _open(self, data: bytes, constants: Constants) -> Runner:
+        """Open a graph, of whose inputs ``constants`` never change."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """What runs where, in one line."""
+
+    def infer(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Score a batch; see `padim_edge.runtime.engines.Engine`."""
+        scores, maps = self._graph.run({"image": images}, ["score", "score_map"])
+        return scores, maps
+
+    def stages(self, images: NDArray[np.uint8]) -> dict[str, float]:
+        """Run the graph in three pieces, cut at its fixed names, and time each.
+
+        The pieces are opened on first use. Run over and over, each finds its constants in a
+        cache, so that together they can take less time than the whole.
+        """
+        if not self._parts:
+            self._parts = self._cut()
+        tensors: dict[str, Any] = {"image": images}
+        inputs = ["image"]
+        seconds = {}
+        for stage, graph, outputs in self._parts:
+            feed = {name: tensors[name] for name in inputs}
+            # The piece before goes on spinning for a while, and this one starts cold: its threads
+            # need several short runs until each has a core of its own.
+            time.sleep(REST_SECONDS)
+            warm = time.perf_counter() + WARM_SECONDS
+            graph.run(feed, outputs)
+            while time.perf_counter() < warm:
+                graph.run(feed, outputs)
+            start = time.perf_counter()
+            results = graph.run(feed, outputs)
+            seconds[stage] = time.perf_counter() - start
+            tensors.update(zip(outputs, results, strict=True))
+            inputs = outputs
+        return seconds
+
+    def _cut(self) -> list[tuple[str, Runner, list[str]]]:
+        if self._path is None:
+            raise PadimEdgeError("stages can be timed only for a model that was read from a file")
+        model = read(self._path, "padim")
+        if model.sha256 != self._sha256:
+            raise PadimEdgeError(f"{self._path} was replaced while it was in use: open it again")
+        names = [["image"], model.feature_names(), ["distance_map"], ["score", "score_map"]]
+        parts = []
+        for stage, (inputs, outputs) in zip(STAGES, itertools.pairwise(names), strict=True):
+            graph = self._open(*lifted(cut(model.proto, inputs, outputs)))
+            parts.append((stage, graph, outputs))
+        return parts
+
+    def figures(self) -> DeviceFigures | None:
+        """None: there is no device beside the host."""
+        return None
+
+    def close(self) -> None:
+        """Free all graphs. Closing twice is harmless."""
+        self._graph.close()
+        for _, graph, _ in self._parts:
+            graph.close()
+        self._parts = []
+
+
+def lifted(proto: onnx.ModelProto) -> tuple[bytes, Constants]:
+    """A graph with its whitening as further inputs, and what they are to be given.
+
+    What the graph does with whitening alone (widen, scale, reshape) is done here, to the same bits.
+
+    Returns:
+        The graph's bytes, and its new inputs by name, float32 unless the graph leaves them narrow.
+
+    Raises:
+        ModelError: the graph asks for a shape that its constants do not have.
+    """
+    graph = proto.graph
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    # What a constant is called after the nodes that were carried out -> itself and those nodes.
+    recipes: dict[str, tuple[TensorProto, list[onnx.NodeProto]]] = {
+        name: (tensor, [])
+        for name, tensor in tensors.items()
+        if re.fullmatch(r"whitening\.\d+\.\d+", name)
+    }
+    nodes = []
+    for node in graph.node:
+        if node.input and node.input[0] in recipes and _is_known(node, tensors):
+            tensor, steps = recipes.pop(node.input[0])
+            recipes[node.output[0]] = (tensor, [*steps, node])
+        else:
+            nodes.append(node)
+    try:
+        constants = {name: _value(*recipe, tensors) for name, recipe in recipes.items()}
+    except ValueError as error:
+        raise ModelError(f"its whitening is misshapen ({first_line(error)})") from error
+
+    bare = onnx.ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import)
+    bare.graph.name = graph.name
+    bare.graph.node.extend(nodes)
+    bare.graph.output.extend(graph.output)
+    bare.graph.input.extend(graph.input)
+    for name, values in constants.items():
+        kind = helper.np_dtype_to_tensor_dtype(values.dtype)
+        bare.graph.input.append(helper.make_tensor_value_info(name, kind, values.shape))
+    used = {name for node in nodes for name in node.input} - constants.keys()
+    bare.graph.initializer.extend(tensor for name, tensor in tensors.items() if name in used)
+    return bare.SerializeToString(), constants
+
+
+def _is_known(node: onnx.NodeProto, tensors: Mapping[str, TensorProto]) -> bool:
+    """Whether a node on a constant is one that `_value` carries out."""
+    if node.op_type == "Cast":
+        return bool(node.attribute[0].i == TensorProto.FLOAT)
+    return node.op_type in ("Mul", "Reshape") and node.input[1] in tensors
+
+
+def _value(
+    tensor: TensorProto, steps: list[onnx.NodeProto], tensors: Mapping[str, TensorProto]
+) -> NDArray[Any]:
+    values = numpy_helper.to_array(tensor)
+    for node in steps:
+        if node.op_type == "Cast":
+            values = values.astype(np.float32)
+        elif node.op_type == "Mul":
+            values *= numpy_helper.to_array(tensors[node.input[1]])  # of its own since the Cast
+        else:
+            values = values.reshape(numpy_helper.to_array(tensors[node.input[1]]))
+    return values

@@ -1,0 +1,209 @@
+"""Runtime: what runs graphs. The only place that imports an inference library.
+
+An engine takes a model and turns batches of images into scores and score maps. Each lives in a
+file of its own, is chosen by name from `ENGINES`, and is imported when it is chosen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from padim_edge.errors import MissingDependencyError, PadimEdgeError, UsageError
+from padim_edge.model.file import Model
+from padim_edge.progress import Progress
+
+if TYPE_CHECKING:
+    from padim_edge.runtime.cpu.ort import Graph
+
+ENGINES = {
+    "trt": "padim_edge.runtime.nvidia.trt:TrtEngine",
+    "ort-cuda": "padim_edge.runtime.nvidia.ort_cuda:OrtCudaEngine",
+    "ort": "padim_edge.runtime.cpu.ort:OrtEngine",
+    "openvino": "padim_edge.runtime.cpu.openvino:OpenVinoEngine",
+    "openvino-bf16": "padim_edge.runtime.cpu.openvino:OpenVinoBf16Engine",
+}
+"""Name -> "module:Class", in the order in which `auto` tries them."""
+
+APPROXIMATE = ("openvino-bf16",)
+"""Engines whose scores are not those that the threshold was made with, to more than float32's
+rounding: never taken by `auto`, only by name."""
+
+NVIDIA = ("trt", "ort-cuda")
+"""Engines that need an NVIDIA GPU."""
+
+SCORINGS = ("kernels", "graph")
+"""What `trt` scores with: our CUDA kernels, or TensorRT itself as a baseline."""
+
+STAGES = ("backbone", "distances", "smoothing")
+"""Of the engines on the CPU, whose names the others use where they do the same."""
+
+
+@dataclass(frozen=True)
+class DeviceFigures:
+    """What an engine on a GPU knows of it, for a benchmark.
+
+    Attributes:
+        device: its name and architecture.
+        memory_bytes: device memory gone since the engine was opened (so what other processes
+            took meanwhile is in it; CUDA's own context is not).
+        constants_bytes: of whitening that the distance kernel reads in a pass, which serves up to
+            8 frames; 0 without kernels.
+        copy_bandwidth: of a copy within the device's memory, bytes read plus written per second.
+    """
+
+    device: str
+    memory_bytes: int
+    constants_bytes: int
+    copy_bandwidth: float
+
+
+class Engine(Protocol):
+    """One way to run a model; `close` frees what it holds."""
+
+    name: str
+
+    def __init__(self, model: Model, threads: int = 0) -> None: ...
+
+    def infer(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Score a batch.
+
+        Args:
+            images: uint8 [N, H, W, 3] RGB, prepared by the model's preprocessing, N >= 1.
+
+        Returns:
+            Scores [N] and score maps [N, H, W], both the caller's.
+        """
+        ...
+
+    def stages(self, images: NDArray[np.uint8]) -> dict[str, float]:
+        """Run one batch stage by stage; seconds of each, in order."""
+        ...
+
+    def figures(self) -> DeviceFigures | None:
+        """Figures of the device as it is now; None on the CPU."""
+        ...
+
+    def describe(self) -> str:
+        """What runs where, in one line."""
+        ...
+
+    def close(self) -> None:
+        """Free everything. Closing twice is harmless."""
+        ...
+
+
+def open_engine(
+    name: str,
+    model: Model,
+    threads: int = 0,
+    *,
+    scoring: str = "kernels",
+    progress: Progress | None = None,
+    passed_over: Callable[[str, PadimEdgeError], None] | None = None,
+) -> Engine:
+    """Open an engine by name; "auto" takes the first through which a frame really goes.
+
+    It looks for one that is exact: those of `APPROXIMATE` are not tried.
+
+    Args:
+        name: of `ENGINES`, or "auto".
+        model: a detector.
+        threads: of engines on the CPU; 0 for all cores.
+        scoring: one of `SCORINGS`; anything but the default is for ``trt`` alone.
+        progress: called while a plan is built (`trt`).
+        passed_over: told by "auto" of each engine that does not run here, with the reason.
+            Without an NVIDIA driver those that need one are not tried, and nothing is said.
+
+    Raises:
+        UsageError: no engine has this name, or it has no such scoring.
+        PadimEdgeError: the engine does not run here, or with "auto" none does.
+    """
+    check_choice(name, scoring)
+    if name == "auto":
+        return _first_that_runs(model, threads, progress, passed_over)
+    options = {"scoring": scoring, "progress": progress} if name == "trt" else {}
+    try:
+        engine: Engine = _load(ENGINES[name])(model, threads, **options)
+    except MissingDependencyError as error:
+        if name in NVIDIA and not has_driver():
+            error.args = (f"{error}  (nor is there an NVIDIA driver on this machine)",)
+        raise
+    return engine
+
+
+def check_choice(name: str, scoring: str) -> None:
+    """Refuse names that `open_engine` would refuse, before any work.
+
+    Raises:
+        UsageError: no engine has this name, or it has no such scoring.
+    """
+    if name not in ("auto", *ENGINES):
+        raise UsageError(f"unknown engine '{name}': choose auto, {', '.join(ENGINES)}")
+    if scoring not in SCORINGS:
+        raise UsageError(f"unknown scoring '{scoring}': choose {' or '.join(SCORINGS)}")
+    if scoring != "kernels" and name != "trt":
+        raise UsageError(f"--scoring {scoring} is for TensorRT alone: give --engine trt")
+
+
+def has_driver() -> bool:
+    """Whether an NVIDIA driver can be loaded here; a GPU that works is not proved by it."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def open_graph(data: bytes, threads: int = 0) -> Graph:
+    """Open an ONNX graph on the CPU, for export and fit.
+
+    Raises:
+        MissingDependencyError: onnxruntime is not installed.
+    """
+    graph: Graph = _load("padim_edge.runtime.cpu.ort:Graph")(data, threads)
+    return graph
+
+
+def _load(place: str) -> Any:
+    module, name = place.split(":")
+    return getattr(import_module(module), name)
+
+
+def _first_that_runs(
+    model: Model,
+    threads: int,
+    progress: Progress | None,
+    passed_over: Callable[[str, PadimEdgeError], None] | None,
+) -> Engine:
+    """A provider that is listed proves nothing: an engine counts once a frame went through."""
+    frame = np.zeros((1, *model.embedding.image_size, 3), dtype=np.uint8)
+    reasons = []
+    names = [
+        name for name in ENGINES if name not in APPROXIMATE and (name not in NVIDIA or has_driver())
+    ]
+    for name in names:
+        engine = None
+        try:
+            engine = open_engine(name, model, threads, progress=progress)
+            engine.infer(frame)
+        except Exception as error:  # whatever a library that does not suit this machine raises
+            if engine is not None:
+                # After a fault of the device, closing fails too; the next engine may run.
+                with contextlib.suppress(PadimEdgeError):
+                    engine.close()
+            if not isinstance(error, PadimEdgeError):
+                error = PadimEdgeError(f"{type(error).__name__}: {error}")
+            if passed_over is not None and name != names[-1]:
+                passed_over(name, error)
+            reasons.append(f"{name}: {error}")
+        else:
+            return engine
+    raise PadimEdgeError("no engine runs here: " + "; ".join(reasons))

@@ -1,0 +1,227 @@
+"""What the engines on NVIDIA GPUs have in common: a batch's way over the device.
+
+    upload -> (backbone -> distances -> smoothing, or whatever a subclass enqueues) -> download
+
+All on one stream, in memory that was taken when the engine was opened, with one wait at the end.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import itertools
+import threading
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from padim_edge.errors import PadimEdgeError, UsageError
+from padim_edge.model.file import Model
+from padim_edge.runtime.engines import DeviceFigures
+from padim_edge.runtime.nvidia.device import Device, Event
+from padim_edge.runtime.nvidia.scorer import Scorer
+
+MOST = 32
+"""Frames that go over the device at once; larger batches are split."""
+
+Step = Callable[[int], None]
+"""Enqueues a stage for a number of frames."""
+
+
+class GpuEngine:
+    """An engine on a GPU, opened by a subclass's `_open`.
+
+    Safe to use from several threads; they take turns.
+    """
+
+    name = ""
+
+    def __init__(self, model: Model) -> None:
+        self._lock = threading.Lock()
+        self._steps: list[tuple[str, Step]] = []
+        self._events: list[Event] = []
+        self._scorer: Scorer | None = None
+        self._description = ""
+        self._image_shape = (*model.embedding.image_size, 3)
+        self._device = Device()
+        # Before the context goes, and not at the mercy of the interpreter's last minutes.
+        closing = weakref.WeakMethod(self.close)
+        self._at_exit = lambda: (closing() or (lambda: None))()
+        atexit.register(self._at_exit)
+        try:
+            with self._device.current():
+                self._images = self._device.staging((MOST, *self._image_shape), np.uint8)
+                self._maps = self._device.staging((MOST, *self._image_shape[:2]), np.float32)
+                # Never mapped: blocks raise a frame's score one after another, which is slow,
+                # and on some devices not atomic, in the host's memory.
+                self._scores = self._device.staging((MOST,), np.float32, mapped=False)
+                stages = self._open(model)
+                self._steps = [("upload", self._upload), *stages, ("download", self._download)]
+                self._events = self._device.events(len(self._steps) + 1)
+        except BaseException:
+            with contextlib.suppress(PadimEdgeError):  # after a fault: the first error tells more
+                self.close()
+            raise
+
+    def _open(self, model: Model) -> list[tuple[str, Step]]:
+        """Load everything; the stages between upload and download. Runs on the device."""
+        raise NotImplementedError
+
+    def _release(self) -> None:
+        """Let go of what `_open` made, before the device's memory goes. Runs on the device."""
+
+    def _score(
+        self, model: Model, outputs: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
+    ) -> tuple[dict[str, int], list[tuple[str, Step]]]:
+        """Memory for a backbone's outputs, and the stages that make scores of them.
+
+        Args:
+            model: whose constants.
+            outputs: sides of one frame, and type, of each selected map.
+
+        Raises:
+            PadimEdgeError: the maps are of types or sides that the kernels do not take.
+        """
+        kinds = {dtype for _, dtype in outputs.values()}
+        if len(kinds) != 1 or not kinds <= {np.dtype(np.float32), np.dtype(np.float16)}:
+            raise PadimEdgeError(
+                f"the backbone gives maps of {', '.join(sorted(map(str, kinds)))}: the kernels "
+                "take float32 or float16, one for all; export again"
+            )
+        for level in model.pyramid().levels:
+            for layer in level.layers:
+                sides = outputs[f"features.{layer.name}"][0]
+                if sides != (layer.channels, layer.height, layer.width):
+                    raise PadimEdgeError(
+                        f"layer {layer.name} gives maps of {sides}, and "
+                        f"{(layer.channels, layer.height, layer.width)} was fitted: fit again"
+                    )
+        addresses = {
+            name: self._device.allocate(MOST * int(np.prod(sides)) * dtype.itemsize)
+            for name, (sides, dtype) in outputs.items()
+        }
+        scorer = Scorer(
+            self._device,
+            model,
+            addresses,
+            kinds == {np.dtype(np.float16)},
+            MOST,
+            self._maps.address,
+            self._scores.address,
+        )
+        self._scorer = scorer
+        return addresses, [("distances", scorer.distances), ("smoothing", scorer.smoothing)]
+
+    def _upload(self, count: int) -> None:
+        self._device.to_device(self._images, count)
+
+    def _download(self, count: int) -> None:
+        self._device.to_host(self._maps, count)
+        self._device.to_host(self._scores, count)
+
+    def infer(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Score a batch; see `padim_edge.runtime.engines.Engine`."""
+        scores = np.empty(len(images), np.float32)
+        maps = np.empty((len(images), *self._image_shape[:2]), np.float32)
+        with self._lock:
+            self._check(images)
+            with self._device.current():
+                for first in range(0, len(images), MOST):
+                    part = slice(first, first + MOST)
+                    with self._drained():
+                        count = self._take(images[part])
+                        for _, step in self._steps:
+                            step(count)
+                        self._device.synchronize()
+                    scores[part] = self._scores.host[:count]
+                    maps[part] = self._maps.host[:count]
+        return scores, maps
+
+    def stages(self, images: NDArray[np.uint8]) -> dict[str, float]:
+        """Run one batch with an event after each stage; seconds of each by the GPU's clock.
+
+        What the host does before and after (copies to and from page-locked memory) is in none.
+        """
+        seconds: defaultdict[str, float] = defaultdict(float)
+        with self._lock:
+            self._check(images)
+            with self._device.current():
+                for first in range(0, len(images), MOST):
+                    count = self._take(images[first : first + MOST])
+                    self._device.mark(self._events[0])
+                    for (_, step), event in zip(self._steps, self._events[1:], strict=True):
+                        step(count)
+                        self._device.mark(event)
+                    self._device.synchronize()
+                    pairs = itertools.pairwise(self._events)
+                    for (name, _), pair in zip(self._steps, pairs, strict=True):
+                        seconds[name] += self._device.seconds(*pair)
+        return dict(seconds)
+
+    def figures(self) -> DeviceFigures:
+        """The device's part of a benchmark; measures a copy's bandwidth on each call."""
+        with self._lock:
+            self._check()
+            with self._device.current():
+                return DeviceFigures(
+                    f"{self._device.name} ({self._device.architecture})",
+                    self._device.taken_memory(),
+                    self._scorer.constants_bytes if self._scorer else 0,
+                    self._device.copy_bandwidth(),
+                )
+
+    def describe(self) -> str:
+        """What runs where, in one line."""
+        return f"{self._description} on {self._device.name} ({self._device.architecture})"
+
+    def _check(self, images: NDArray[np.uint8] | None = None) -> None:
+        if not self._steps:
+            raise PadimEdgeError(f"the engine {self.name} is closed")
+        if images is not None and (
+            images.dtype != np.uint8 or images.shape[1:] != self._image_shape or not len(images)
+        ):
+            raise UsageError(
+                f"images {images.dtype} {images.shape} were given: uint8 (N, "
+                f"{', '.join(map(str, self._image_shape))}) with N of at least 1 are needed"
+            )
+
+    @contextlib.contextmanager
+    def _drained(self) -> Iterator[None]:
+        """On an error wait for what is under way, before its memory is used for something else."""
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(PadimEdgeError):
+                self._device.synchronize()
+            raise
+
+    def _take(self, images: NDArray[np.uint8]) -> int:
+        """Bring images into page-locked memory, from where the device fetches them."""
+        self._images.host[: len(images)] = images
+        return len(images)
+
+    def close(self) -> None:
+        """Free everything, from the inside out. Closing twice is harmless."""
+        with self._lock:
+            self._steps = []
+            self._scorer = None
+            try:
+                with self._device.current():
+                    try:
+                        # A step that failed may have left work behind, using what goes now.
+                        self._device.synchronize()
+                    finally:
+                        self._events = []
+                        self._release()
+            finally:
+                self._device.close()
+        atexit.unregister(self._at_exit)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_at_exit"):
+            with contextlib.suppress(PadimEdgeError):
+                self.close()

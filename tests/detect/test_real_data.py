@@ -1,0 +1,103 @@
+"""The figures a correct PaDiM shows on real images, from the command line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from padim_edge.cli.app import app
+
+# Image and pixel AUROC of an independent float64 implementation on the same files.
+EXPECTED = {
+    ("mvtec-256/bottle", "reference"): (0.9968, 0.9818),
+    ("mvtec-256/bottle", "whole"): (0.9984, 0.9851),
+    ("hazelnut_toy", "reference"): (1.0, 0.9825),
+    ("hazelnut_toy", "whole"): (1.0, 0.9869),
+}
+TOLERANCE = 0.002
+
+
+def command(*arguments: object) -> None:
+    assert not app([str(argument) for argument in arguments], standalone_mode=False)
+
+
+@pytest.fixture(scope="module")
+def real_embedding(data, tmp_path_factory):
+    path = tmp_path_factory.mktemp("real") / "embedding.onnx"
+    weights = data / "weights" / "resnet18-imagenet1k-v1-to-layer3.pth"
+    command("export", "--backbone", "resnet18", "--weights", weights, "-o", path)
+    return path
+
+
+@pytest.mark.parametrize(("dataset", "preset"), EXPECTED, ids=[" ".join(key) for key in EXPECTED])
+def test_auroc(data, real_embedding, tmp_path, dataset, preset):
+    folder = data / "data" / dataset
+    model, results = tmp_path / "padim.onnx", tmp_path / "results.json"
+    command("fit", real_embedding, folder, "--preprocess", preset, "-o", model)
+    command("eval", model, folder, "--json", results)
+    metrics = json.loads(results.read_text())
+    image, pixel = EXPECTED[dataset, preset]
+    assert metrics["image_auroc"] == pytest.approx(image, abs=TOLERANCE)
+    assert metrics["pixel_auroc"] == pytest.approx(pixel, abs=TOLERANCE)
+    assert metrics["pro"] > 0.9
+    # A threshold from good images alone: no flood of false alarms, and defects are found.
+    assert metrics["false_alarm_rate"] <= 0.1
+    assert metrics["recall"] >= 0.5
+
+
+@pytest.mark.parametrize("constants", ["float32", "int8"])
+def test_auroc_is_that_of_float16_with_other_constants(data, real_embedding, tmp_path, constants):
+    folder = data / "data" / "hazelnut_toy"
+    model, results = tmp_path / "padim.onnx", tmp_path / "results.json"
+    command("fit", real_embedding, folder, "--constants", constants, "-o", model)
+    command("eval", model, folder, "--json", results)
+    metrics = json.loads(results.read_text())
+    assert metrics["image_auroc"] == pytest.approx(1.0, abs=TOLERANCE)
+    assert metrics["pixel_auroc"] == pytest.approx(0.9869, abs=TOLERANCE)
+    limits = {"float32": 41e6, "int8": 20e6}
+    assert model.stat().st_size <= limits[constants]
+
+
+def test_sizes_of_the_files(data, real_embedding, tmp_path):
+    model = tmp_path / "padim.onnx"
+    command("fit", real_embedding, data / "data" / "hazelnut_toy", "-o", model)
+    assert model.stat().st_size <= 28e6
+    assert real_embedding.stat().st_size <= 11.2e6
+
+
+def test_full_size_photos_score_like_their_reduced_copies(data, real_embedding, tmp_path):
+    """The preprocessing is the same for 900 x 900 as for the 256 x 256 made from them."""
+    model = tmp_path / "padim.onnx"
+    small = data / "data" / "mvtec-256" / "bottle"
+    large = data / "data" / "full-size" / "bottle"
+    command("fit", real_embedding, small, "--preprocess", "reference", "-o", model)
+    scores = {}
+    for folder in (small, large):
+        lines = tmp_path / "scores.jsonl"
+        command("run", model, folder / "test", "--jsonl", lines)
+        records = [json.loads(line) for line in lines.read_text().splitlines()]
+        scores[folder] = {r["path"].split("/test/")[1]: r["score"] for r in records}
+    assert scores[large]
+    for name, score in scores[large].items():
+        assert score == pytest.approx(scores[small][name], rel=1e-3)
+
+
+def test_float16_backbone_finds_the_same_defects(data, real_embedding, tmp_path):
+    """AUROC within 0.002, and scores within 0.2 per cent, of the float32 backbone's."""
+    folder = data / "data" / "mvtec-256" / "bottle"
+    half = tmp_path / "half.onnx"
+    weights = data / "weights" / "resnet18-imagenet1k-v1-to-layer3.pth"
+    command("export", "--weights", weights, "--precision", "float16", "-o", half)
+    assert half.stat().st_size < 0.55 * real_embedding.stat().st_size
+    metrics, scores = [], []
+    for embedding in (real_embedding, half):
+        model, results, lines = (tmp_path / n for n in ("p.onnx", "r.json", "s.jsonl"))
+        command("fit", embedding, folder, "-o", model)
+        command("eval", model, folder, "--json", results)
+        command("run", model, folder / "test", "--jsonl", lines)
+        metrics.append(json.loads(results.read_text()))
+        scores.append([json.loads(line)["score"] for line in lines.read_text().splitlines()])
+    assert metrics[1]["image_auroc"] == pytest.approx(metrics[0]["image_auroc"], abs=0.002)
+    assert metrics[1]["pixel_auroc"] == pytest.approx(metrics[0]["pixel_auroc"], abs=0.002)
+    assert scores[1] == pytest.approx(scores[0], rel=2e-3)

@@ -1,0 +1,325 @@
+"""Fitting: the written file against the reference, calibration, updates, precision, memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+from PIL import Image
+from sklearn.covariance import LedoitWolf
+
+from padim_edge.detect.detector import Detector
+from padim_edge.errors import PadimEdgeError, UsageError
+from padim_edge.export.export import export
+from padim_edge.fit.fit import Settings, fit, gaussian
+from padim_edge.fit import fit as fitting
+from padim_edge.images.preprocess import Preprocess, find_images
+from padim_edge.images.synthetic import make_dataset
+from padim_edge.model.file import read
+from padim_edge.model.pyramid import Pyramid
+from padim_edge.runtime.cpu.ort import Graph
+
+SIZE = (64, 64)
+WHOLE = Preprocess.whole(SIZE)
+TOLERANCES = {"float32": 1e-4, "float16": 1e-3, "int8": 1e-2}
+
+
+@pytest.fixture(scope="module")
+def embedding_path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("embedding") / "embedding.onnx"
+    export(path, dims=(30,), image_size=SIZE, weights="random")
+    return path
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    make_dataset(folder / "set", train=24, good=6, per_defect=2, size=64)
+    return folder / "set"
+
+
+@pytest.fixture(scope="module")
+def good(photos):
+    return find_images(photos / "train")
+
+
+def embeddings(embedding_path: Path, paths: list[Path]) -> np.ndarray:
+    """Embeddings [N, d, h, w] of images, straight from the exported graph."""
+    images = np.stack([WHOLE(Image.open(path)) for path in paths])
+    with Graph(embedding_path.read_bytes()) as graph:
+        return graph.run({"image": images}, ["embedding"])[0].astype(np.float64)
+
+
+@pytest.mark.parametrize("constants", TOLERANCES)
+def test_the_written_file_scores_as_the_reference(
+    tmp_path, embedding_path, photos, good, constants
+):
+    fit(embedding_path, good, tmp_path / "padim.onnx", Settings(WHOLE, constants=constants))
+    test = find_images(photos / "test")
+    with Detector(tmp_path / "padim.onnx") as detector:
+        results = detector.batch([Image.open(path) for path in test])
+    maps = reference.distances(
+        embeddings(embedding_path, test), *reference.fit(embeddings(embedding_path, good))
+    )
+    expected = reference.score_maps(maps, SIZE)
+    ours = np.stack([result.score_map for result in results])
+    np.testing.assert_allclose(ours, expected, rtol=TOLERANCES[constants])
+    scores = [result.score for result in results]
+    np.testing.assert_allclose(scores, expected.max(axis=(1, 2)), rtol=TOLERANCES[constants])
+
+
+@pytest.mark.parametrize("constants", TOLERANCES)
+def test_real_images_and_weights_score_as_the_reference(data, tmp_path, constants):
+    """Full size, real weights; the reference takes its features from torch in float64."""
+    import torch
+    import torchvision
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    weights = data / "weights" / "resnet18-imagenet1k-v1-to-layer3.pth"
+    folder = data / "data" / "hazelnut_toy"
+    good, test = find_images(folder / "train"), find_images(folder / "test")[::6]
+    export(tmp_path / "embedding.onnx", weights=str(weights))
+    preprocess = Preprocess.reference((224, 224))
+    fit(
+        tmp_path / "embedding.onnx",
+        good,
+        tmp_path / "padim.onnx",
+        Settings(preprocess, constants=constants),
+    )
+    with Detector(tmp_path / "padim.onnx") as detector:
+        ours = np.stack([detector(Image.open(path)).score_map for path in test])
+
+    network = torchvision.models.resnet18(weights=None)
+    network.load_state_dict(torch.load(weights, weights_only=True), strict=False)
+    layers = ["layer1", "layer2", "layer3"]
+    extractor = create_feature_extractor(network.eval().double(), layers)
+    chosen = np.array(read(tmp_path / "embedding.onnx", "embedding").embedding.channels)
+
+    def features(paths):
+        pixels = np.stack([preprocess(Image.open(path)) for path in paths])
+        x = torch.from_numpy(pixels).permute(0, 3, 1, 2).double() / 255
+        mean = torch.tensor([0.485, 0.456, 0.406], dtype=torch.float64).view(1, 3, 1, 1)
+        std = torch.tensor([0.229, 0.224, 0.225], dtype=torch.float64).view(1, 3, 1, 1)
+        with torch.inference_mode():
+            maps = extractor((x - mean) / std)
+        return reference.embed([maps[layer].numpy() for layer in layers])[:, chosen]
+
+    expected = reference.score_maps(
+        reference.distances(features(test), *reference.fit(features(good))), (224, 224)
+    )
+    np.testing.assert_allclose(ours, expected, rtol=TOLERANCES[constants])
+
+
+def test_threshold_is_that_of_brute_force_refitting(tmp_path, embedding_path, good):
+    done = fit(embedding_path, good, tmp_path / "p.onnx", Settings(WHOLE, false_alarm_rate=0.1))
+    every = embeddings(embedding_path, good)
+    scores = []
+    for image in range(len(good)):
+        rest = np.delete(every, image, axis=0)
+        maps = reference.distances(every[image : image + 1], *reference.fit(rest))
+        scores.append(reference.score_maps(maps, SIZE).max())
+    detection = done.model.detection
+    np.testing.assert_allclose(detection.good_scores, np.sort(scores), rtol=1e-9)
+    assert detection.threshold == pytest.approx(np.sort(scores)[22], rel=1e-9)  # ceil(.9 x 25)
+    assert detection.false_alarm_rate == 0.1
+
+
+@pytest.mark.parametrize("split", [12, 1, 20])
+def test_an_update_equals_one_fit_over_all_images(tmp_path, embedding_path, good, split):
+    settings = Settings(WHOLE, constants="float32", false_alarm_rate=0.2)
+    whole = fit(embedding_path, good, tmp_path / "whole.onnx", settings)
+    first, rest = good[split:], good[:split]
+    state = tmp_path / "moments.npz"
+    fit(embedding_path, first, tmp_path / "a.onnx", settings, save_moments=state)
+    done = fit(
+        embedding_path, rest, tmp_path / "b.onnx", settings, update=state, save_moments=state
+    )
+    for tensor in whole.model.proto.graph.initializer:
+        if tensor.name.startswith(("mean.", "whitening.")) and "shape" not in tensor.name:
+            ours, theirs = done.model.constant(tensor.name), whole.model.constant(tensor.name)
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6 * np.abs(theirs).max())
+    assert done.model.detection.images == len(good)
+    assert len(done.model.detection.good_scores) == len(good)
+    # The new images are scored exactly: each as if left out of the fit over all.
+    exact = set(np.round(whole.model.detection.good_scores, 6))
+    assert len(exact & set(np.round(done.model.detection.good_scores, 6))) >= split
+    # And the state that was written goes on once more.
+    fit(embedding_path, good[:1], tmp_path / "c.onnx", settings, update=state)
+
+
+def test_moments_of_another_fit_are_refused(tmp_path, embedding_path, good):
+    state = tmp_path / "moments.npz"
+    settings = Settings(WHOLE)
+    fit(embedding_path, good, tmp_path / "a.onnx", settings, save_moments=state)
+    for other, word in (
+        (dataclasses.replace(settings, eps=0.02), "eps"),
+        (dataclasses.replace(settings, sigma=2.0), "sigma"),
+        (Settings(Preprocess.reference(SIZE)), "preprocess"),
+    ):
+        with pytest.raises(UsageError, match=word):
+            fit(embedding_path, good, tmp_path / "b.onnx", other, update=state)
+    export(tmp_path / "other.onnx", dims=(30,), image_size=SIZE, weights="random", seed=1)
+    with pytest.raises(UsageError, match="embedding"):
+        fit(tmp_path / "other.onnx", good, tmp_path / "b.onnx", settings, update=state)
+    assert not (tmp_path / "b.onnx").exists()
+
+
+def test_ledoit_wolf_equals_scikit_learn_per_position(tmp_path, embedding_path, photos, good):
+    settings = Settings(WHOLE, covariance="ledoit-wolf", constants="float32", false_alarm_rate=0.2)
+    done = fit(embedding_path, good, tmp_path / "padim.onnx", settings)
+    every = embeddings(embedding_path, good)
+    test = find_images(photos / "test")
+    new = embeddings(embedding_path, test)
+
+    def maps(fitted: np.ndarray, scored: np.ndarray) -> np.ndarray:
+        n, d, h, w = fitted.shape
+        flat = fitted.reshape(n, d, h * w)
+        inverse = np.stack(
+            [np.linalg.inv(LedoitWolf().fit(flat[:, :, p]).covariance_) for p in range(h * w)]
+        )
+        return reference.score_maps(reference.distances(scored, flat.mean(axis=0), inverse), SIZE)
+
+    with Detector(tmp_path / "padim.onnx") as detector:
+        ours = np.stack([detector(Image.open(path)).score_map for path in test])
+    np.testing.assert_allclose(ours, maps(every, new), rtol=1e-4)
+    fold = np.arange(len(good)) % 5
+    held_out = [maps(every[fold != k], every[fold == k]).max(axis=(1, 2)) for k in range(5)]
+    expected = np.sort(np.concatenate(held_out))
+    np.testing.assert_allclose(done.model.detection.good_scores, expected, rtol=1e-9)
+    assert "5 folds" in done.model.detection.calibration
+
+
+def test_outputs_must_be_different_files(tmp_path, embedding_path, good):
+    same = tmp_path / "same"
+    with pytest.raises(UsageError, match="must be different files"):
+        fit(
+            embedding_path, good, same, Settings(WHOLE), save_moments=tmp_path / "x" / ".." / "same"
+        )
+    before = embedding_path.read_bytes()
+    with pytest.raises(UsageError, match="must be different files"):
+        fit(embedding_path, good, embedding_path, Settings(WHOLE))
+    assert embedding_path.read_bytes() == before
+    assert not same.exists()
+
+
+def test_the_model_takes_its_place_before_the_moments(tmp_path, embedding_path, good, monkeypatch):
+    """The other way round, a failure between the two would count images twice on a retry."""
+    renamed = []
+    replace = Path.replace
+
+    def noted(self, target):
+        renamed.append(Path(target).name)
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", noted)
+    moments = tmp_path / "moments.npz"
+    fit(embedding_path, good, tmp_path / "padim.onnx", Settings(WHOLE), save_moments=moments)
+    assert renamed == ["padim.onnx", "moments.npz"]
+
+
+def test_unwritable_moments_are_refused_before_the_work(tmp_path, embedding_path):
+    """No image exists: had the work begun, that would have been the error."""
+    images = [tmp_path / f"{i}.png" for i in range(5)]
+    with pytest.raises(PadimEdgeError, match=r"cannot write .*moments"):
+        fit(
+            embedding_path,
+            images,
+            tmp_path / "padim.onnx",
+            Settings(WHOLE),
+            save_moments=tmp_path / "none" / "moments.npz",
+        )
+
+
+def test_ledoit_wolf_has_no_moments(tmp_path, embedding_path, good):
+    settings = Settings(WHOLE, covariance="ledoit-wolf")
+    with pytest.raises(UsageError, match="no moments"):
+        fit(embedding_path, good, tmp_path / "p.onnx", settings, save_moments=tmp_path / "m.npz")
+
+
+def test_chunks_and_store_do_not_change_the_result(tmp_path, embedding_path, good, monkeypatch):
+    settings = Settings(WHOLE)
+    fit(embedding_path, good, tmp_path / "a.onnx", settings)
+    monkeypatch.setattr(fitting, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(fitting, "STORE_IN_MEMORY", 0)
+    monkeypatch.setattr(fitting, "BATCH", 5)
+    fit(embedding_path, good, tmp_path / "b.onnx", settings)
+    a, b = (read(tmp_path / name, "padim") for name in ("a.onnx", "b.onnx"))
+    np.testing.assert_allclose(a.detection.good_scores, b.detection.good_scores, rtol=1e-6)
+    for tensor in a.proto.graph.initializer:
+        if tensor.name.startswith("whitening.") and "shape" not in tensor.name:
+            x, y = (m.constant(tensor.name).astype(np.float64) for m in (a, b))
+            np.testing.assert_allclose(x, y, rtol=2e-3, atol=2e-3 * np.abs(x).max())
+
+
+@pytest.mark.parametrize("images", [3, 60, 1000, 10_000])
+def test_a_chunk_is_bounded_whatever_the_number_of_images(embedding_path, images):
+    pyramid = Pyramid.coarse_to_fine(read(embedding_path, "embedding").embedding.pyramid_layers())
+    chunks = list(fitting.Features(pyramid, [], images).chunks())
+    assert (chunks[0].start, chunks[-1].stop) == (0, pyramid.cells)
+    assert all(a.stop == b.start for a, b in itertools.pairwise(chunks))
+    per_cell = sum(
+        8 * images * level.channels * pyramid.positions_per_cell(index)
+        for index, level in enumerate(pyramid.levels)
+    )
+    for chunk in chunks:
+        assert (chunk.stop - chunk.start) * per_cell <= max(fitting.CHUNK_BYTES, per_cell)
+
+
+def test_no_room_for_features_is_an_error_not_a_crash(embedding_path, good, tmp_path, monkeypatch):
+    monkeypatch.setattr(fitting, "STORE_IN_MEMORY", 0)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(fitting.os, "posix_fallocate", full)
+    with pytest.raises(PadimEdgeError, match="set TMPDIR"):
+        fit(embedding_path, good, tmp_path / "p.onnx", Settings(WHOLE))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_fits_write_identical_bytes(tmp_path, embedding_path, good):
+    for name in ("a.onnx", "b.onnx"):
+        fit(embedding_path, good, tmp_path / name, Settings(WHOLE))
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+def test_the_default_rate_follows_the_number_of_images(tmp_path, embedding_path, good):
+    done = fit(embedding_path, good, tmp_path / "p.onnx", Settings(WHOLE))
+    assert done.model.detection.false_alarm_rate == pytest.approx(1 / 25)
+    assert done.model.detection.threshold == done.model.detection.good_scores[-1]
+    with pytest.raises(PadimEdgeError, match="at least 99 images"):
+        fit(embedding_path, good, tmp_path / "q.onnx", Settings(WHOLE, false_alarm_rate=0.01))
+    assert not (tmp_path / "q.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"covariance": "diagonal"}, {"constants": "int4"}, {"eps": -1.0}, {"eps": float("nan")},
+        {"sigma": -1.0}, {"sigma": 1e9}, {"false_alarm_rate": 0.0}, {"false_alarm_rate": 1.0},
+    ],
+)  # fmt: skip
+def test_wrong_settings_are_refused(wrong):
+    with pytest.raises(UsageError):
+        Settings(WHOLE, **wrong)
+
+
+def test_false_alarms_on_unseen_good_images_are_near_the_promised_rate():
+    """The conformal promise, on Gaussian features: mean rate over many fits within 1.5 points."""
+    rng = np.random.default_rng(0)
+    rates = []
+    for _ in range(60):
+        x = rng.standard_normal((1, 40, 6)) @ np.diag([1, 2, 3, 1, 0.1, 1.0])
+        stats = gaussian.moments([x])
+        blocks = gaussian.whitening(stats, gaussian.leave_one_out_eps(0.01, 40))
+        q = gaussian.squared_distances(blocks, [x - stats.means[0][:, None]])
+        limit = gaussian.threshold(gaussian.leave_one_out(q, 40)[0], 0.1)
+        new = rng.standard_normal((1, 500, 6)) @ np.diag([1, 2, 3, 1, 0.1, 1.0])
+        own = gaussian.whitening(stats, 0.01)
+        distances = gaussian.squared_distances(own, [new - stats.means[0][:, None]])
+        rates.append((distances > limit).mean())
+    assert 0.085 <= np.mean(rates) <= 0.115

@@ -1,0 +1,230 @@
+"""The scoring graph in the runtimes on the CPU against the independent float64 reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import reference
+from onnx import TensorProto, helper, numpy_helper
+
+from padim_edge.errors import ModelError, PadimEdgeError
+from padim_edge.fit import gaussian
+from padim_edge.model import graph
+from padim_edge.model.file import FEATURES, IR_VERSION, OPSET
+from padim_edge.model.pyramid import Layer, Pyramid
+from padim_edge.runtime.cpu.engine import Runner, lifted
+from padim_edge.runtime.cpu.ort import Graph
+
+EPS = 0.01
+SIZE = (64, 64)
+
+SHAPES = {
+    "three levels": [(5, 16, 16), (4, 8, 8), (6, 4, 4)],
+    "one level": [(7, 8, 8)],
+    "one channel": [(1, 4, 4)],
+    "ratio 4": [(3, 16, 16), (5, 4, 4)],
+    "ratios 4 and 2": [(2, 16, 32), (3, 4, 8), (4, 2, 4)],
+    "equal resolutions": [(3, 8, 8), (2, 8, 8), (4, 4, 4)],
+    "four levels": [(1, 16, 16), (2, 8, 8), (3, 4, 4), (2, 2, 2)],
+    "one position": [(3, 2, 2), (4, 1, 1)],
+}
+TOLERANCES = {"float32": 1e-4, "float16": 1e-3, "int8": 1e-2}
+
+
+def maps_of(shapes, count, seed):
+    """Correlated layers, so that whitening has something to do."""
+    rng = np.random.default_rng(seed)
+    mixer = np.random.default_rng(9)
+    cause = rng.standard_normal((count, 4))
+    maps = []
+    for shape in shapes:
+        common = np.einsum("nc,cdhw->ndhw", cause, mixer.standard_normal((4, *shape)))
+        maps.append((common + rng.standard_normal((count, *shape))).astype(np.float32))
+    return maps
+
+
+def scoring_nodes(pyramid, features, constants):
+    """Nodes from selected maps to distances."""
+    stats = gaussian.moments(features)
+    whitening = {
+        f"{i}.{j}{suffix}": values
+        for (i, j), rows in gaussian.whitening(stats, EPS).items()
+        for suffix, values in graph.store(rows, constants).items()
+    }
+    means = [
+        pyramid.from_tree(mean, index)[None].astype(np.float32)
+        for index, mean in enumerate(stats.means)
+    ]
+    return graph.distances(pyramid, means, whitening)
+
+
+def build(pyramid, layers, features, constants, size, sigma=4.0):
+    """A graph that starts at the selected maps."""
+    parts = [
+        scoring_nodes(pyramid, features, constants),
+        graph.smoothing(pyramid, size, sigma),
+    ]
+    inputs = [
+        helper.make_tensor_value_info(
+            FEATURES + layer.name,
+            TensorProto.FLOAT,
+            ["N", layer.channels, layer.height, layer.width],
+        )
+        for layer in layers
+    ]
+    outputs = [
+        helper.make_tensor_value_info("score", TensorProto.FLOAT, ["N"]),
+        helper.make_tensor_value_info("score_map", TensorProto.FLOAT, ["N", *size]),
+    ]
+    nodes = [node for part in parts for node in part.nodes]
+    tensors = [constant for part in parts for constant in part.constants]
+    proto = helper.make_model(
+        helper.make_graph(nodes, "scoring", inputs, outputs, tensors),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+    )
+    onnx.checker.check_model(proto, full_check=True)
+    return proto
+
+
+def as_file(proto: onnx.ModelProto) -> Runner:
+    """In ONNX Runtime as it stands, as anybody may run the file."""
+    return Graph(proto.SerializeToString())
+
+
+def as_ort(proto: onnx.ModelProto) -> Runner:
+    """As engine `ort` opens it."""
+    data, constants = lifted(proto)
+    return Graph(data, 0, constants)
+
+
+def as_openvino(proto: onnx.ModelProto) -> Runner:
+    """As engine `openvino` opens it."""
+    pytest.importorskip("openvino")
+    from padim_edge.runtime.cpu.openvino import Graph
+
+    return Graph(*lifted(proto), "f32")
+
+
+def tree(pyramid, by_name):
+    features = []
+    for index, level in enumerate(pyramid.levels):
+        own = np.concatenate([by_name[layer.name] for layer in level.layers], axis=1)
+        flat = pyramid.to_tree(index, own).reshape(len(own), level.positions, level.channels)
+        features.append(flat.transpose(1, 0, 2).astype(np.float64))
+    return features
+
+
+@pytest.mark.parametrize("opened", [as_file, as_ort, as_openvino])
+@pytest.mark.parametrize("constants", TOLERANCES)
+@pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
+def test_score_maps_equal_the_reference(shapes, constants, opened):
+    layers = [Layer(f"layer{i}", *shape) for i, shape in enumerate(shapes)]
+    names = [layer.name for layer in layers]
+    pyramid = Pyramid.coarse_to_fine(layers)
+    good = maps_of(shapes, 25, seed=0)
+    new = maps_of(shapes, 5, seed=1)
+    size = (SIZE[0], SIZE[0] * shapes[0][2] // shapes[0][1])
+    features = tree(pyramid, dict(zip(names, good, strict=True)))
+    scorer = opened(build(pyramid, layers, features, constants, size))
+    embedding = reference.embed(good)
+    distances = reference.distances(reference.embed(new), *reference.fit(embedding, EPS))
+    expected = reference.score_maps(distances, size)
+
+    for batch in (5, 1):
+        feed = {FEATURES + n: m[:batch] for n, m in zip(names, new, strict=True)}
+        score, score_map = scorer.run(feed, ["score", "score_map"])
+        assert score.shape == (batch,)
+        rtol = TOLERANCES[constants]
+        np.testing.assert_allclose(score_map, expected[:batch], rtol=rtol)
+        np.testing.assert_allclose(score, expected[:batch].max(axis=(1, 2)), rtol=rtol)
+
+
+def test_a_frame_equal_to_the_mean_scores_zero_and_not_nan():
+    """x^T Sigma^-1 x can round to less than zero; a sum of squares cannot."""
+    shapes = SHAPES["three levels"]
+    layers = [Layer(f"layer{i}", *shape) for i, shape in enumerate(shapes)]
+    pyramid = Pyramid.coarse_to_fine(layers)
+    good = maps_of(shapes, 10, seed=0)
+    by_name = dict(zip([layer.name for layer in layers], good, strict=True))
+    scorer = as_ort(build(pyramid, layers, tree(pyramid, by_name), "int8", SIZE))
+    feed = {FEATURES + n: m.mean(axis=0, keepdims=True) for n, m in by_name.items()}
+    score, score_map = scorer.run(feed, ["score", "score_map"])
+    assert np.isfinite(score_map).all()
+    assert score[0] < 1e-3
+
+
+def test_nan_in_one_frame_stays_in_that_frame():
+    shapes = SHAPES["three levels"]
+    layers = [Layer(f"layer{i}", *shape) for i, shape in enumerate(shapes)]
+    pyramid = Pyramid.coarse_to_fine(layers)
+    by_name = dict(zip([layer.name for layer in layers], maps_of(shapes, 10, 0), strict=True))
+    scorer = as_ort(build(pyramid, layers, tree(pyramid, by_name), "float16", SIZE))
+    feed = {FEATURES + n: m[:3].copy() for n, m in by_name.items()}
+    clean = scorer.run(feed, ["score"])[0]
+    feed["features.layer2"][1, 0, 0, 0] = np.nan
+    score = scorer.run(feed, ["score"])[0]
+    assert np.isnan(score[1])
+    assert np.array_equal(score[[0, 2]], clean[[0, 2]])
+
+
+@pytest.mark.parametrize("constants", TOLERANCES)
+def test_lifted_whitening_is_that_of_the_graph_bit_by_bit(constants):
+    """Each constant is there once, in float32, and scores are those of the file as it stands."""
+    layers = [Layer(f"layer{i}", *s) for i, s in enumerate(SHAPES["three levels"])]
+    pyramid = Pyramid.coarse_to_fine(layers)
+    by_name = dict(
+        zip([layer.name for layer in layers], maps_of(SHAPES["three levels"], 20, 0), strict=True)
+    )
+    proto = build(pyramid, layers, tree(pyramid, by_name), constants, SIZE)
+    data, lifts = lifted(proto)
+    left = onnx.load_model_from_string(data).graph
+    assert len(lifts) == 6
+    assert all(values.dtype == np.float32 for values in lifts.values())
+    assert not [t.name for t in left.initializer if t.name.startswith("whitening")]
+    assert not [n.name for n in left.node if n.output[0].startswith("whitening")]
+    assert {value.name for value in left.input} == {FEATURES + n for n in by_name} | lifts.keys()
+    feed = {FEATURES + name: maps[:3] for name, maps in by_name.items()}
+    for ours, theirs in zip(as_ort(proto).run(feed), as_file(proto).run(feed), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_graph_that_does_not_fit_its_constants_is_refused():
+    layers = [Layer("a", 3, 16, 16), Layer("b", 2, 4, 4)]
+    pyramid = Pyramid.coarse_to_fine(layers)
+    by_name = dict(zip("ab", maps_of([(3, 16, 16), (2, 4, 4)], 9, 0), strict=True))
+    proto = build(pyramid, layers, tree(pyramid, by_name), "float16", SIZE)
+    shape = next(t for t in proto.graph.initializer if t.name == "whitening.1.0.grouped.shape")
+    shape.CopyFrom(numpy_helper.from_array(np.array([7, -1, 2]), shape.name))
+    with pytest.raises(ModelError, match="its whitening is misshapen"):
+        lifted(proto)
+
+
+def test_whitening_that_float16_cannot_hold_is_refused():
+    rows = np.full((1, 1, 1), 1e5)
+    with pytest.raises(PadimEdgeError, match="does not fit into float16"):
+        graph.store(rows, "float16")
+    assert graph.store(rows, "float32")[""] == 1e5
+
+
+def test_quantised_rows_are_within_half_a_step():
+    rows = np.random.default_rng(0).standard_normal((7, 5, 9)) * np.logspace(-6, 2, 5)[:, None]
+    rows[3, 2] = 0
+    values, scale = graph.quantise(rows)
+    assert values.dtype == np.int8
+    assert np.abs(values).max() == 127
+    assert (np.abs(values * scale.astype(np.float64) - rows) <= scale * 0.5 * (1 + 1e-6)).all()
+
+
+def test_operators_are_those_of_plain_onnx():
+    """No custom domain, and no operator that TensorRT's parser lacks."""
+    layers = [Layer("a", 3, 16, 16), Layer("b", 2, 4, 4)]
+    pyramid = Pyramid.coarse_to_fine(layers)
+    by_name = dict(zip("ab", maps_of([(3, 16, 16), (2, 4, 4)], 9, 0), strict=True))
+    nodes = scoring_nodes(pyramid, tree(pyramid, by_name), "float32").nodes
+    assert {node.domain for node in nodes} == {""}
+    assert {node.op_type for node in nodes} <= {
+        "Sub", "SpaceToDepth", "DepthToSpace", "Reshape", "Transpose", "MatMul", "Add",
+        "ReduceSumSquare", "Sqrt",
+    }  # fmt: skip

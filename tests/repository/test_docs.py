@@ -1,0 +1,292 @@
+"""The documents: shell that parses, commands and options that exist, Python that compiles."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import typer
+
+from padim_edge.cli.app import app
+from padim_edge.errors import UsageError
+from padim_edge.measure.bench import check_engines
+from padim_edge.runtime import trial
+from padim_edge.runtime.engines import ENGINES
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS = typer.main.get_command(app)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: where it stands, its language, its text and the line of prose before it."""
+
+    page: str
+    line: int
+    language: str
+    text: str
+    before: str
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line}"
+
+
+def blocks(page: str, text: str) -> Iterator[Block]:
+    lines = text.splitlines()
+    opened = None
+    for number, line in enumerate(lines):
+        fence = re.match(r"(\s*)```(\w*)\s*$", line)
+        if fence and opened is None:
+            opened = (number, fence)
+        elif fence and opened:
+            start, first = opened
+            indent = len(first[1])
+            body = "\n".join(one[indent:] for one in lines[start + 1 : number]) + "\n"
+            before = next((one.strip() for one in reversed(lines[:start]) if one.strip()), "")
+            yield Block(page, start + 1, first[2], body, before)
+            opened = None
+    assert opened is None, f"{page}: a block is not closed"
+
+
+BLOCKS = [block for page in PAGES for block in blocks(page.name, page.read_text(encoding="utf-8"))]
+SHELL = [block for block in BLOCKS if block.language == "sh"]
+
+
+def commands(shell: str) -> list[list[str]]:
+    """Arguments of every padim-edge in a piece of shell, in pipes and after && too."""
+    found = []
+    for line in shell.replace("\\\n", " ").splitlines():
+        lexer = shlex.shlex(line, posix=True, punctuation_chars="();<>|&")
+        lexer.whitespace_split = True
+        words: list[str] = []
+        for word in [*lexer, ";"]:
+            if set(word) <= set("();<>|&"):
+                if words[:1] == ["padim-edge"]:
+                    found.append(words[1:])
+                words = []
+            else:
+                words.append(word)
+    return found
+
+
+def parse(arguments: list[str]) -> None:
+    """Let the real command line parse, and run nothing."""
+    name, *rest = arguments
+    command = COMMANDS.commands[name]
+    parameters = command.make_context(name, rest).params
+    engine = parameters.get("engine", "auto")
+    if name == "bench":
+        check_engines(engine.split(","))
+    else:
+        assert engine in ("auto", *ENGINES), engine
+
+
+# --- the search itself ------------------------------------------------------------------------
+
+
+def test_blocks_are_found_in_lists_too():
+    found = list(
+        blocks("x", "a\n\n```sh\nls\n```\n- b\n\n  *mark*\n\n  ```python\n  x = 1\n  ```\n")
+    )
+    assert [(one.language, one.text, one.before) for one in found] == [
+        ("sh", "ls\n", "a"),
+        ("python", "x = 1\n", "*mark*"),
+    ]
+
+
+def test_commands_are_found_wherever_they_stand():
+    shell = "x && padim-edge doctor | head  # padim-edge no\npadim-edge run a \\\n  'b c' > d\n"
+    assert commands(shell) == [["doctor"], ["run", "a", "b c"]]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "run padim.onnx", "run a b --nope", "nope", "bench --calls x", "run a b --engine x",
+        "bench --engine x",
+    ],
+)  # fmt: skip
+def test_a_wrong_command_is_noticed(wrong):
+    with pytest.raises((AssertionError, KeyError, UsageError, typer.BadParameter.__base__)):
+        parse(wrong.split())
+
+
+def test_the_pages_have_something_to_check():
+    assert {page.name for page in PAGES} >= {"README.md", "jetson.md"}
+    assert sum(len(commands(block.text)) for block in SHELL) > 15
+    assert any(block.language == "python" for block in BLOCKS)
+
+
+# --- the pages --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block", SHELL, ids=str)
+def test_shell_parses(block):
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("no bash here")
+    done = subprocess.run(
+        [bash, "-n"], input=block.text, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+
+
+@pytest.mark.parametrize("block", SHELL, ids=str)
+def test_commands_are_those_of_the_command_line(block):
+    for arguments in commands(block.text):
+        parse(arguments)
+
+
+@pytest.mark.parametrize("block", [one for one in BLOCKS if one.language == "python"], ids=str)
+def test_python_compiles(block):
+    compile(block.text, str(block), "exec")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_extras_exist(page):
+    known = set(metadata.metadata("padim-edge").get_all("Provides-Extra") or ())
+    named = re.findall(r"(?:padim-edge|padim_edge\S*|'\.|\))\[([\w,]+)\]", page.read_text())
+    assert {extra for names in named for extra in names.split(",")} <= known
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"\w+:", target):
+            continue
+        file, _, anchor = target.partition("#")
+        other = page.parent / file if file else page
+        assert other.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", other.read_text(encoding="utf-8"), re.MULTILINE)
+            slugs = {re.sub(r"[^\w -]", "", one).lower().replace(" ", "-") for one in headings}
+            assert anchor in slugs, target
+
+
+def test_every_block_for_the_jetson_says_what_was_run():
+    marks = [block for block in SHELL if block.page == "jetson.md"]
+    assert marks
+    for block in marks:
+        assert re.fullmatch(r"\*.*(hardware|not at hand)\.\*", block.before), str(block)
+
+
+# --- the files beside them --------------------------------------------------------------------
+
+
+def test_the_reading_of_power(tmp_path):
+    script = next(block.text for block in SHELL if "curr${number}_input" in block.text)
+    folder = tmp_path / "hwmon4"
+    folder.mkdir()
+    for name, value in {
+        "in1_label": "VDD_IN",
+        "in1_input": 4960,
+        "curr1_input": 1250,
+        "in7_label": "sum of shunt voltages",  # has no current
+    }.items():
+        (folder / name).write_text(f"{value}\n")
+    script = script.replace("/sys/class/hwmon", str(tmp_path))
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "VDD_IN: 6200 mW\n"
+
+
+def test_the_service(tmp_path):
+    verify = shutil.which("systemd-analyze")
+    unit = (ROOT / "docs" / "padim-edge.service").read_text()
+    started = re.search(r"^ExecStart=(\S+) (\S+) (.*)$", unit, re.MULTILINE)
+    assert started
+    assert started[2].endswith("/watch.py")
+    if verify is None:
+        pytest.skip("no systemd-analyze here")
+    file = tmp_path / "padim-edge.service"
+    # The program is not installed here, and systemd looks for it.
+    file.write_text(unit.replace(started[0], "ExecStart=/bin/true"))
+    done = subprocess.run(
+        [verify, "verify", str(file)], capture_output=True, text=True, check=False
+    )
+    assert "padim-edge.service" not in done.stderr, done.stderr
+
+
+CV2 = """
+import numpy, os
+CAP_PROP_BUFFERSIZE = 38
+class VideoCapture:
+    def __init__(self, source):
+        self.left = 3
+    def set(self, name, value):
+        return True
+    def isOpened(self):
+        return "CLOSED" not in os.environ
+    def read(self):
+        self.left -= 1
+        generator = numpy.random.default_rng(abs(self.left))
+        frame = generator.integers(0, 256, (48, 64, 3), dtype="uint8")
+        return self.left >= 0, frame
+    def release(self):
+        print("released", flush=True)
+"""
+
+
+@pytest.fixture
+def watch(tmp_path):
+    """Run docs/watch.py on three frames of a made-up camera, with the trial model."""
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "cv2.py").write_text(CV2)
+    model = trial.write_model(tmp_path / "padim.onnx")
+
+    def run(source: str, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        script = ROOT / "docs" / "watch.py"
+        return subprocess.run(
+            [sys.executable, str(script), str(model.path), source, "--engine", "ort", *options],
+            env=os.environ | {"PYTHONPATH": str(tmp_path)} | environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    return run
+
+
+def test_watch_judges_a_file_to_its_end(tmp_path, watch):
+    done = watch("film.mp4", "--out", str(tmp_path / "out"), "--keep", "2")
+    assert done.returncode == 0, done.stderr
+    *lines, last = done.stdout.splitlines()
+    assert last == "released"
+    records = [json.loads(line) for line in lines]
+    assert [one["is_anomalous"] for one in records] == [True] * 3  # the trial model's threshold
+    assert len({one["score"] for one in records}) == 3
+    assert len(list((tmp_path / "out").glob("*.png"))) == 2
+
+
+def test_watch_asks_to_be_started_again_when_the_camera_is_lost(watch):
+    done = watch("/dev/video0")
+    assert done.returncode == 1
+    assert "error: /dev/video0 gives no more frames" in done.stderr
+    assert done.stdout.endswith("released\n")
+    closed = watch("0", CLOSED="1")
+    assert closed.returncode == 1
+    assert "error: cannot open 0" in closed.stderr
+
+
+def test_watch_tells_systemd_that_it_is_ready_and_alive(tmp_path, watch):
+    address = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(address)
+        systemd.settimeout(5)
+        assert watch("film.mp4", NOTIFY_SOCKET=address).returncode == 0
+        said = [systemd.recv(64) for _ in range(4)]
+    assert said == [b"READY=1", *[b"WATCHDOG=1"] * 3]

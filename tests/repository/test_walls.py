@@ -1,0 +1,236 @@
+"""Who may import what: torch in export alone, inference libraries in runtime alone, each late."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import COMMANDS, Outcome, blocking, padim_edge, unchanged
+
+import padim_edge as package
+
+ROOT = Path(package.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+TORCH = ("torch", "torchvision", "onnxscript")
+ENGINES = ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "pycuda")
+PLOT = ("matplotlib",)
+OPTIONAL = (*TORCH, *ENGINES, *PLOT, "sklearn", "scipy")
+
+# --- statically -------------------------------------------------------------------------------
+
+
+def imported(source: str) -> set[str]:
+    """Top packages that a piece of Python imports, anywhere in it and in whatever way."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found.update(alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            found.add("." if node.level else str(node.module).split(".")[0])
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            if name in ("import_module", "__import__"):
+                found.add(str(node.args[0].value).split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import torch",
+        "import os, torch.nn as nn",
+        "from torch.nn import functional",
+        "def f():\n    if x:\n        import torch",
+        "try:\n    import torch\nexcept ImportError:\n    pass",
+        "class A:\n    async def f(self):\n        from torch import Tensor",
+        "if TYPE_CHECKING:\n    import torch",
+        "importlib.import_module('torch.nn')",
+        "m = import_module('torch')",
+        "__import__('torch')",
+    ],
+)
+def test_the_search_finds_an_import_wherever_it_stands(source):
+    assert "torch" in imported(source)
+
+
+def test_the_search_takes_no_other_name_for_an_import():
+    assert imported("torch = 1\ntorch.nn\nprint('import torch')\nimport torches") == {"torches"}
+
+
+def test_the_search_sees_the_whole_package():
+    names = {path.relative_to(ROOT).as_posix() for path in FILES}
+    assert {"cli/app.py", "fit/fit.py", "export/backbones.py", "runtime/cpu/ort.py"} <= names
+    assert "torch" in imported((ROOT / "export/backbones.py").read_text())
+    assert "onnxruntime" in imported((ROOT / "runtime/cpu/ort.py").read_text())
+
+
+@pytest.mark.parametrize(
+    ("home", "packages"), [("export", TORCH), ("runtime", ENGINES), ("measure/plots.py", PLOT)]
+)
+def test_only_one_place_imports(home, packages):
+    for path in FILES:
+        if not path.relative_to(ROOT).as_posix().startswith(home):
+            assert not imported(path.read_text()) & set(packages), path
+
+
+def test_one_file_imports_openvino():
+    """The one that silences it."""
+    assert [p.name for p in FILES if "openvino" in imported(p.read_text())] == ["openvino.py"]
+
+
+def test_no_import_goes_through_the_links_or_is_relative():
+    for path in FILES:
+        assert not imported(path.read_text()) & {".", "export", "runtime"}, path
+
+
+# --- without what is optional -----------------------------------------------------------------
+
+# Every module is imported and every help is shown in one child process per set of packages:
+# what may fail is a backend in runtime/ or the plot (with our own error) and what export/ is made
+# of.
+EVERYTHING = f"""
+import importlib, pkgutil
+import padim_edge
+from padim_edge.errors import MissingDependencyError
+
+names = [m.name for m in pkgutil.walk_packages(padim_edge.__path__, "padim_edge.")]
+assert "padim_edge.fit.fit" in names and "padim_edge.runtime.cpu.ort" in names
+for name in names:
+    if name.startswith("padim_edge.export."):
+        continue
+    try:
+        importlib.import_module(name)
+    except MissingDependencyError as error:
+        assert name.startswith(("padim_edge.runtime.", "padim_edge.measure.plots")), name
+        assert "pip install 'padim-edge[" in str(error), error
+
+from padim_edge.cli.app import app
+for arguments in ([], *([name] for name in {COMMANDS!r})):
+    assert not app([*arguments, "--help"], standalone_mode=False), arguments
+"""
+
+
+@pytest.mark.parametrize(
+    "packages", [*((name,) for name in OPTIONAL), OPTIONAL], ids=lambda names: "+".join(names)
+)
+def test_everything_else_works_without(packages):
+    child = subprocess.run(
+        [sys.executable, "-c", blocking(*packages) + EVERYTHING],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert child.returncode == 0, child.stderr
+    assert not child.stderr
+    assert child.stdout.count("Usage: ") == 1 + len(COMMANDS)
+
+
+def test_export_needs_none_of_the_other_engines_and_no_scikit_learn():
+    pytest.importorskip("torch")
+    absent = ("tensorrt", "tensorrt_rtx", "pycuda", "sklearn", "scipy")
+    code = blocking(*absent) + "import padim_edge.export.export"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_blocker_blocks():
+    code = blocking("sklearn") + "import sklearn.covariance"
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert b"ModuleNotFoundError: No module named 'sklearn'" in child.stderr
+
+
+def modules_after(code: str) -> set[str]:
+    """Top packages that are loaded after a piece of code."""
+    code += "\nimport sys; print(*{name.split('.')[0] for name in sys.modules})"
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(child.stdout.splitlines()[-1].split())
+
+
+HEAVY = {"numpy", "onnx", "PIL", *OPTIONAL}
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    assert not modules_after("import padim_edge") & (HEAVY | {"typer", "rich"})
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_loads_nothing_heavy(name):
+    code = f"from padim_edge.cli.app import app; app(['{name}', '--help'], standalone_mode=False)"
+    assert not modules_after(code) & HEAVY
+
+
+def test_a_detector_loads_neither_torch_nor_scikit_learn():
+    assert not modules_after("from padim_edge import Detector") & {*TORCH, "sklearn", "scipy"}
+
+
+# --- a missing extra --------------------------------------------------------------------------
+
+
+def without(packages: tuple[str, ...], *arguments: object) -> Outcome:
+    return padim_edge(*arguments, prelude=blocking(*packages))
+
+
+@pytest.mark.parametrize("package", ["torch", "torchvision", "onnxscript"])
+def test_export_names_its_extra(tmp_path, package):
+    pytest.importorskip("torch")
+    with unchanged(tmp_path):
+        done = without(
+            (package,),
+            *("export", "--weights", "random", "--image-size", 64, "--dims", 20),
+            *("-o", tmp_path / "embedding.onnx"),
+        )
+    done.failed(1, package, "pip install 'padim-edge[export,cpu]'")
+
+
+def test_export_without_onnxruntime_names_the_extra(tmp_path):
+    pytest.importorskip("torch")
+    with unchanged(tmp_path):
+        done = without(
+            ("onnxruntime",), "export", "--weights", "random", "-o", tmp_path / "embedding.onnx"
+        )
+    done.failed(1, "onnxruntime", "pip install 'padim-edge[cpu]'")
+
+
+def test_fit_without_onnxruntime_names_the_extra(tmp_path, embedding_file, photos):
+    with unchanged(tmp_path):
+        done = without(("onnxruntime",), "fit", embedding_file, photos, "-o", tmp_path / "p.onnx")
+    done.failed(1, "onnxruntime", "pip install 'padim-edge[cpu]'")
+
+
+@pytest.mark.parametrize(
+    ("name", "engine"), [("run", "auto"), ("run", "ort"), ("eval", "auto"), ("bench", "auto")]
+)
+def test_judging_without_an_engine_names_the_extra(model_file, photos, name, engine):
+    source = () if name == "bench" else (photos,)
+    done = without(ENGINES, name, model_file, *source, "--engine", engine)
+    done.failed(1, "onnxruntime", "pip install 'padim-edge[cpu]'")
+
+
+def test_eval_without_scikit_learn_names_the_extra(model_file, photos):
+    done = without(("sklearn", "scipy"), "eval", model_file, photos)
+    done.failed(1, "scikit-learn", "pip install 'padim-edge[eval]'")
+
+
+def test_ledoit_wolf_without_scikit_learn_names_the_extra(tmp_path, embedding_file, photos):
+    with unchanged(tmp_path):
+        done = without(
+            ("sklearn", "scipy"),
+            *("fit", embedding_file, photos, "--covariance", "ledoit-wolf"),
+            *("-o", tmp_path / "padim.onnx"),
+        )
+    done.failed(1, "ledoit-wolf", "scikit-learn", "pip install 'padim-edge[eval]'")
+
+
+def test_fit_and_run_need_neither_torch_nor_scikit_learn(tmp_path, embedding_file, photos):
+    absent = tuple(name for name in OPTIONAL if name != "onnxruntime")
+    model = tmp_path / "padim.onnx"
+    without(absent, "fit", embedding_file, photos, "-o", model).worked()
+    done = without(absent, "run", model, photos / "test").worked()
+    assert "10 ok" in done.stderr or "anomalous" in done.stderr
+
+
+def test_inspect_needs_nothing_optional(model_file, embedding_file):
+    for file in (model_file, embedding_file):
+        without(OPTIONAL, "inspect", file).worked()

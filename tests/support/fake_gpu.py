@@ -1,0 +1,194 @@
+"""The real pycuda over a driver of ours: a GPU as far as host code can see.
+
+pycuda is built once from its source distribution into the test cache (some two minutes), against
+the headers of NVIDIA's wheel. Under it lies `native/fake_cuda.cpp` in place of the driver, which
+runs the kernels by `cuda_shim` on the CPU. So what is checked by calling it is pycuda's own
+interface, and what is checked by the results is the order of all that was asked of the device.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from wheels import NATIVE, cache, unpacked
+
+PYCUDA = "pycuda==2026.1"
+HEADERS = "nvidia-cuda-runtime==13.0.96"
+SHIM = Path(__file__).parent / "cuda_shim" / "run.cpp"
+OWNED = ("device", "host", "streams", "modules", "events", "queued", "contexts")
+
+
+# --- building -------------------------------------------------------------------------------------
+
+
+def compiler() -> str:
+    found = shutil.which("g++") or shutil.which("clang++")
+    if not found:
+        pytest.skip("no C++ compiler (g++ or clang++) on PATH")
+    return found
+
+
+def build(source: Path, library: Path, *options: str) -> None:
+    command = [compiler(), "-std=c++17", "-O1", "-shared", "-fPIC", "-fvisibility=hidden"]
+    command += [*options, f"-Wl,-soname,{library.name}", "-o", str(library), str(source)]
+    subprocess.run(command, check=True)
+
+
+def pycuda() -> Path:
+    """The folder from which pycuda can be imported; skips if it cannot be built."""
+    compiler()
+    folder, reason = _pycuda()
+    if reason:
+        pytest.skip(reason)
+    return folder
+
+
+@functools.cache
+def _pycuda() -> tuple[Path, str]:
+    folder = cache() / f"{PYCUDA.replace('==', '-')}-{sys.implementation.cache_tag}"
+    if folder.is_dir():
+        return folder, ""
+    headers = next(unpacked(HEADERS).rglob("cuda.h")).parent
+    with tempfile.TemporaryDirectory(dir=cache()) as name:
+        place = Path(name)
+        reason = _pip("download", "--no-binary=pycuda", "--dest", name, PYCUDA)
+        if reason:
+            return folder, reason
+        with tarfile.open(next(place.glob("*.tar.gz"))) as archive:
+            archive.extractall(place)
+        build(NATIVE / "fake_cuda.cpp", place / "libcuda.so.1")
+        (place / "libcuda.so").symlink_to("libcuda.so.1")
+        source = next(path for path in place.glob("pycuda-*") if path.is_dir())
+        (source / "siteconf.py").write_text(
+            f"CUDA_INC_DIR = {[str(headers), str(NATIVE)]}\n"
+            f"CUDADRV_LIB_DIR = {[name]}\n"
+            "CUDA_ENABLE_CURAND = False\n"
+            'CXXFLAGS = ["-O0"]\n'
+        )
+        reason = _pip("wheel", "--wheel-dir", name, str(source))
+        if reason:
+            return folder, reason
+        with zipfile.ZipFile(next(place.glob("*.whl"))) as archive:
+            archive.extractall(place / "content")
+        try:
+            (place / "content").rename(folder)
+        except OSError:  # another process was faster, and its content is the same
+            assert folder.is_dir()
+    return folder, ""
+
+
+def _pip(command: str, *arguments: str) -> str:
+    """Run pip; the reason if it fails."""
+    line = [sys.executable, "-m", "pip", command, "--quiet", "--no-deps", "--retries=1"]
+    done = subprocess.run([*line, *arguments], capture_output=True, text=True, check=False)
+    if not done.returncode:
+        return ""
+    said = [text for text in done.stderr.splitlines() if "error" in text.lower()] or ["no reason"]
+    return f"pip cannot {command} {PYCUDA}: {said[0].strip()}"
+
+
+def assemble(folder: Path) -> Path:
+    """Build the driver and the kernels into a folder."""
+    from padim_edge.runtime.nvidia import packing
+
+    build(NATIVE / "fake_cuda.cpp", folder / "libcuda.so.1", "-Wall", "-Wextra", "-Werror")
+    kernels = Path(packing.__file__).with_name("kernels.cu")
+    build(SHIM, folder / "kernels.so", f'-DKERNELS="{kernels}"', "-Wno-unknown-pragmas",
+          "-fvisibility=default")  # fmt: skip
+    return folder
+
+
+# --- in a process of its own ----------------------------------------------------------------------
+
+
+class Gpu:
+    """The driver's other side."""
+
+    def __init__(self, folder: Path) -> None:
+        # Known by its soname from here on: pycuda, and whoever loads libcuda.so.1, gets this one.
+        self.driver = ctypes.CDLL(str(folder / "libcuda.so.1"), mode=ctypes.RTLD_GLOBAL)
+        self.kernels = ctypes.CDLL(str(folder / "kernels.so"))
+        self.driver.fake_set_runner(self.kernels.run)
+        self.driver.fake_count.restype = ctypes.c_longlong
+        self.driver.fake_set.argtypes = [ctypes.c_char_p, ctypes.c_longlong]
+        self.drain = self.driver.fake_drain
+        self.forget = self.driver.fake_forget
+
+    def set(self, name: str, value: int) -> None:
+        """Change the device: devices, integrated, shared, memory."""
+        self.driver.fake_set(name.encode(), value)
+
+    def fail(self, call: str, code: int) -> None:
+        """Let the next call of this name fail."""
+        self.driver.fake_fail(call.encode(), code)
+
+    def count(self, name: str) -> int:
+        """Things alive (`OWNED`), or how often a call was made."""
+        return int(self.driver.fake_count(name.encode()))
+
+    def owned(self) -> dict[str, int]:
+        """What is alive, without what is not."""
+        counts = {name: self.count(name) for name in OWNED}
+        return {name: count for name, count in counts.items() if count}
+
+
+@functools.cache
+def enter(folder: str) -> Gpu:
+    """Put this process on the GPU of a folder made by `assemble`."""
+    os.environ["XDG_CACHE_HOME"] = str(Path(folder) / "cache")
+    gpu = Gpu(Path(folder))
+    import padim_edge.runtime.nvidia.scorer
+
+    # No compiler here: the fake driver takes anything that looks like machine code.
+    padim_edge.runtime.nvidia.scorer.kernels = lambda _architecture, _cache, _newest: b"\x7fELF"
+    return gpu
+
+
+def cpu_engine(gpu: Gpu, half: bool = False) -> Any:
+    """Engine `ort-cuda` with ONNX Runtime's CPU provider in place of the CUDA one.
+
+    Device memory is host memory here, so the same I/O binding works on the same addresses.
+
+    Args:
+        gpu: where.
+        half: let the backbone give float16 maps.
+    """
+    import onnx
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    from padim_edge.runtime.nvidia.ort_cuda import OrtCudaEngine
+
+    class CpuEngine(OrtCudaEngine):
+        _memory = "cpu"
+
+        def _start(self, graph: bytes) -> Any:
+            proto = onnx.load_model_from_string(graph)
+            for output in list(proto.graph.output) if half else []:
+                name = output.name
+                for node in proto.graph.node:
+                    node.input[:] = [f"{x}.full" if x == name else x for x in node.input]
+                    node.output[:] = [f"{x}.full" if x == name else x for x in node.output]
+                cast = helper.make_node("Cast", [f"{name}.full"], [name], to=TensorProto.FLOAT16)
+                proto.graph.node.append(cast)
+                output.type.tensor_type.elem_type = TensorProto.FLOAT16
+            return onnxruntime.InferenceSession(
+                proto.SerializeToString(), providers=["CPUExecutionProvider"]
+            )
+
+        def _run(self, count: int) -> None:
+            gpu.drain()  # it is not in the stream, but has to come after what is
+            super()._run(count)
+
+    return CpuEngine

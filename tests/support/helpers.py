@@ -1,0 +1,149 @@
+"""The command line as a user has it: child processes, their output, and what became of files."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import io
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+MAIN = "import sys; sys.argv[0] = 'padim-edge'; from padim_edge.cli.app import main; main()"
+TIMEOUT = 120
+COMMANDS = ("export", "fit", "run", "eval", "bench", "inspect", "doctor", "demo")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left: its exit code and what it printed."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    def failed(self, code: int, *words: str, said: tuple[str, ...] = ()) -> str:
+        """Check for an error in one line on stderr, beside warnings at most; returns the line.
+
+        Args:
+            code: the exit code.
+            words: parts of the line, in any order.
+            said: beginnings of other lines that may stand on stderr.
+        """
+        assert self.code == code, self
+        assert "Traceback" not in self.stdout + self.stderr
+        lines = self.stderr.splitlines()
+        errors = [line for line in lines if line.startswith("error: ")]
+        assert len(errors) == 1, self.stderr
+        assert "this should not happen" not in errors[0], errors[0]
+        others = [line for line in lines if not line.startswith(("error: ", "warning: ", *said))]
+        assert not others, self.stderr
+        for word in words:
+            assert word in errors[0], f"{word!r} is not in {errors[0]!r}"
+        return errors[0]
+
+    def worked(self) -> Outcome:
+        """Check for success without an error; returns itself."""
+        assert self.code == 0, self.stderr
+        assert "Traceback" not in self.stderr
+        assert "error:" not in self.stderr
+        return self
+
+    def warnings(self) -> list[str]:
+        """The warnings on stderr."""
+        return [line for line in self.stderr.splitlines() if line.startswith("warning: ")]
+
+
+def command(*arguments: object, prelude: str = "") -> list[str]:
+    """What runs the command line in a process of its own, after the lines of ``prelude``."""
+    return [sys.executable, "-c", f"{prelude}\n{MAIN}", *map(str, arguments)]
+
+
+def padim_edge(*arguments: object, prelude: str = "", **options: Any) -> Outcome:
+    """Run a command in a process of its own; ``options`` are those of subprocess.run."""
+    options = {"timeout": TIMEOUT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    done = subprocess.run(command(*arguments, prelude=prelude), text=True, check=False, **options)
+    return Outcome(done.returncode, done.stdout or "", done.stderr or "")
+
+
+def in_process(*arguments: object) -> Outcome:
+    """Run a command in this process, which is faster: for errors that need no process."""
+    out, err = io.StringIO(), io.StringIO()
+    before = signal.getsignal(signal.SIGTERM)
+    from padim_edge.cli.app import main
+
+    with (
+        mock.patch.object(sys, "argv", ["padim-edge", *map(str, arguments)]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        warnings.catch_warnings(),
+    ):
+        try:
+            main()
+            code: Any = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        finally:
+            signal.signal(signal.SIGTERM, before)
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Every path below a folder, with the hash of each file."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        if path.is_file()
+        else "no file"
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+@contextlib.contextmanager
+def unchanged(*folders: Path) -> Iterator[None]:
+    """Check that nothing below these folders appears, vanishes or changes, hidden files too."""
+    before = [contents(folder) for folder in folders]
+    yield
+    assert [contents(folder) for folder in folders] == before
+
+
+def obeying_permissions() -> Callable[[], None]:
+    """A preexec_fn that makes root obey permission bits, as every other user must."""
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def drop() -> None:
+        for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+            libc.prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP; exec makes it felt
+
+    return drop
+
+
+def blocking(*packages: str) -> str:
+    """Lines of Python after which these packages are as if they had not been installed."""
+    return f"""
+import sys
+from importlib.machinery import PathFinder
+
+class Without(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        absent = name.split(".")[0] in {packages!r}
+        return None if absent else super().find_spec(name, path, target)
+
+sys.meta_path = [Without if finder is PathFinder else finder for finder in sys.meta_path]
+"""
+
+
+def link(images: list[Path], folder: Path, count: int) -> Path:
+    """A folder that seems to hold ``count`` images."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        source = images[index % len(images)]
+        (folder / f"{index:05d}{source.suffix}").symlink_to(source)
+    return folder
