@@ -24,7 +24,7 @@ from padim_edge.fit.fit import Features
 from padim_edge.measure.devices import Device
 from padim_edge.measure.roofline import BYTES, CPU, count, estimate
 from padim_edge.model.file import Model
-from padim_edge.model.graph import cut
+from padim_edge.model.graph import subgraph
 from padim_edge.model.pyramid import Pyramid
 
 COPIES = 4
@@ -37,7 +37,7 @@ MAPS = 3
 
 def backbone_bytes(embedding: Model) -> int:
     """Bytes of the constants that fit takes over from embedding.onnx."""
-    graph: onnx.GraphProto = cut(embedding.proto, ["image"], embedding.feature_names()).graph
+    graph: onnx.GraphProto = subgraph(embedding.proto, ["image"], embedding.feature_names()).graph
     return sum(int(numpy_helper.to_array(tensor).nbytes) for tensor in graph.initializer)
 
 
@@ -49,7 +49,7 @@ def file_bytes(embedding: Model, constants: str) -> int:
         constants: "float32", "float16" or "int8"; the last has a float32 scale per row.
     """
     pyramid = embedding.pyramid()
-    height, width = embedding.embedding.image_size
+    height, width = embedding.backbone_info.image_size
     total = backbone_bytes(embedding) + 4 * (height * pyramid.height + pyramid.width * width)
     columns = 0
     for index, level in enumerate(pyramid.levels):
@@ -148,7 +148,7 @@ def of_point(
 
         The last three, and the maps, are missing without a detector.
     """
-    pyramid, image_size = embedding.pyramid(), embedding.embedding.image_size
+    pyramid, image_size = embedding.pyramid(), embedding.backbone_info.image_size
     size, counted, maps = file_bytes(embedding, constants), {}, 0
     if detector is not None:
         call = estimate(count(detector, batch, CPU), batch, machine, CPU)

@@ -44,7 +44,7 @@ from counts import COPIES, MAPS, QUANTITIES, Row
 from padim_edge.detect.detector import Detector
 from padim_edge.errors import MissingDependencyError, PadimEdgeError, first_line
 from padim_edge.files import atomic_write
-from padim_edge.fit.fit import Settings, fit
+from padim_edge.fit.fit import Settings, fit_detector
 from padim_edge.images.preprocess import Preprocess, find_images
 from padim_edge.images.synthetic import make_dataset
 from padim_edge.measure.bench import STARTS, _fresh_process, _interleaved, machine, peak_memory
@@ -157,10 +157,10 @@ def child_fit(
     constants: str = CONSTANTS,
 ) -> dict[str, float]:
     """One fit: bytes, seconds and peak memory."""
-    size = read(embedding, "embedding").embedding.image_size
+    size = read(embedding, "embedding").backbone_info.image_size
     chosen = list(itertools.islice(itertools.cycle(find_images(photos)), images))
     settings = Settings(Preprocess.whole(size), constants=constants)
-    done = fit(embedding, chosen, output, settings, threads=threads)
+    done = fit_detector(embedding, chosen, output, settings, threads=threads)
     return {
         "file": done.size,
         "features": done.seconds_features,
@@ -172,7 +172,7 @@ def child_fit(
 def child_memory(path: str, batch: int, threads: int) -> dict[str, float]:
     """Peak memory of a process that scores one batch."""
     with Detector(path, "ort", threads) as detector:
-        detector.engine.infer(np.zeros((batch, *detector.embedding.image_size, 3), np.uint8))
+        detector.engine.infer(np.zeros((batch, *detector.backbone_info.image_size, 3), np.uint8))
     return {"run_memory": peak_memory()}
 
 
@@ -190,7 +190,7 @@ def child_latency(runs: list[tuple[str, int, int]], calls: int) -> list[float | 
         for place, (path, batch, threads) in enumerate(runs):
             try:
                 detector = opened(path, threads)
-                shape = (batch, *detector.embedding.image_size, 3)
+                shape = (batch, *detector.backbone_info.image_size, 3)
                 images = generator.integers(0, 256, shape, dtype=np.uint8)
                 call = functools.partial(detector.engine.infer, images)
                 call()
@@ -289,11 +289,11 @@ def measure(axis: Axis, folder: Path, repeats: int, calls: int) -> list[Row]:
 def prepare(point: Point, folder: Path) -> None:
     """Export the point's embedding and make its photos, unless they are there."""
     # Not at the top: a child has no use for torch.
-    from padim_edge.export.export import export
+    from padim_edge.export.export import export_backbone
 
     embedding, photos, size = point.embedding(folder), point.photos(folder), point.size
     if not embedding.exists():
-        export(embedding, point.backbone, dims=(point.dims,), image_size=(size, size),
+        export_backbone(embedding, point.backbone, dims=(point.dims,), image_size=(size, size),
                weights="random")  # fmt: skip
     if not photos.exists():
         make_dataset(photos, train=DISTINCT, good=0, per_defect=0, size=size * 8 // 7)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from curves import in_child
 
-from padim_edge.export.export import export
+from padim_edge.export.export import export_backbone
 from padim_edge.images.synthetic import make_dataset
 from padim_edge.measure.bench import machine
 
@@ -36,7 +36,7 @@ def main() -> None:
         folder = Path(name)
         make_dataset(folder / "photos", train=IMAGES, good=1, per_defect=1)
         for backbone in arguments.backbones.split(","):
-            export(folder / "embedding.onnx", backbone, weights="random")
+            export_backbone(folder / "embedding.onnx", backbone, weights="random")
             for constants in arguments.constants.split(","):
                 runs = [
                     in_child(

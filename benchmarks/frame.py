@@ -12,11 +12,11 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from padim_edge.export.export import export
-from padim_edge.fit.fit import Settings, fit
+from padim_edge.export.export import export_backbone
+from padim_edge.fit.fit import Settings, fit_detector
 from padim_edge.images.preprocess import Preprocess, find_images
 from padim_edge.images.synthetic import make_dataset
-from padim_edge.measure.bench import bench
+from padim_edge.measure.bench import run_benchmark
 
 
 def main() -> None:
@@ -33,12 +33,12 @@ def main() -> None:
         folder = Path(name)
         make_dataset(folder / "photos", train=60, good=1, per_defect=1)
         good = find_images(folder / "photos" / "train")
-        export(folder / "embedding.onnx", arguments.backbone, dims=dims, weights="random")
+        export_backbone(folder / "embedding.onnx", arguments.backbone, dims=dims, weights="random")
         for place, constants in enumerate(arguments.constants.split(",")):
             model = folder / f"{constants}.onnx"
             settings = Settings(Preprocess.whole((224, 224)), constants=constants)
-            fit(folder / "embedding.onnx", good, model, settings)
-            report = bench(model, ["ort"], batches, calls=arguments.calls)
+            fit_detector(folder / "embedding.onnx", good, model, settings)
+            report = run_benchmark(model, ["ort"], batches, calls=arguments.calls)
             (engine,) = report.engines
             if place == 0:
                 print(f"{report.machine.processor}, {report.machine.cores} cores, ", end="")

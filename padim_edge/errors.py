@@ -37,7 +37,7 @@ class MissingDependencyError(PadimEdgeError):
 
 
 class ProcessorError(PadimEdgeError):
-    """This processor cannot do what was asked for; nothing is broken, and nothing mends it."""
+    """This processor cannot do what was asked for; nothing is broken, and nothing fixes it."""
 
 
 class ImageError(PadimEdgeError):

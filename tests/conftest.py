@@ -24,10 +24,10 @@ def data() -> Path:
 def embedding_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small embedding.onnx: ResNet-18 with random weights, 64 x 64, 20 channels. Read only."""
     pytest.importorskip("torch")
-    from padim_edge.export.export import export
+    from padim_edge.export.export import export_backbone
 
     path = tmp_path_factory.mktemp("embedding") / "embedding.onnx"
-    export(path, "resnet18", dims=(20,), image_size=(64, 64), weights="random")
+    export_backbone(path, "resnet18", dims=(20,), image_size=(64, 64), weights="random")
     return path
 
 
@@ -46,12 +46,12 @@ def model_file(
     tmp_path_factory: pytest.TempPathFactory, embedding_file: Path, photos: Path
 ) -> Path:
     """A padim.onnx fitted on `photos` with the defaults (float16). Read only."""
-    from padim_edge.fit.fit import Settings, fit
+    from padim_edge.fit.fit import Settings, fit_detector
     from padim_edge.images.dataset import train_images
     from padim_edge.images.preprocess import Preprocess
 
     path = tmp_path_factory.mktemp("model") / "padim.onnx"
-    fit(embedding_file, train_images(photos), path, Settings(Preprocess.whole((64, 64))))
+    fit_detector(embedding_file, train_images(photos), path, Settings(Preprocess.whole((64, 64))))
     return path
 
 

@@ -97,7 +97,7 @@ def _compare(
     folder = environments.HOME / "work" / f"answers-{name}"
     make_folder(folder, "resnet18", weights, train, rows)
     np.save(folder / "test.npy", np.stack(test))
-    channels = list(read(folder / "embedding.onnx", "embedding").embedding.channels)
+    channels = list(read(folder / "embedding.onnx", "embedding").backbone_info.channels)
     expected = judge(_pixels(train), _pixels(test), folder / "weights.pth", channels)
     masks = [None if sample.mask is None else Preprocess.whole(SIZE).mask(load_image(sample.mask))
              for sample in samples]  # fmt: skip
@@ -141,10 +141,10 @@ def _compare(
 
 def _threshold(folder: Path) -> float:
     """Of padim.onnx, from its own fit."""
-    detection = read(folder / "padim.onnx", "padim").detection
-    if detection is None:
+    detector_info = read(folder / "padim.onnx", "padim").detector_info
+    if detector_info is None:
         raise SystemExit("our own fit failed: see ours-fit.log")
-    return detection.threshold
+    return detector_info.threshold
 
 
 def _pixels(images: list[NDArray[np.uint8]]) -> Pixels:

@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from padim_edge import Detector
-from padim_edge.fit.fit import Fitted, Settings
-from padim_edge.fit.fit import fit as run_fit
+from padim_edge.fit.fit import Fitted, Settings, fit_detector
 from padim_edge.images.preprocess import Preprocess, find_images
 
 
@@ -20,8 +19,8 @@ class PadimEdge:
     def __init__(self, folder: Path, file: str, engine: str) -> None:
         detector = Detector(folder / file, engine)
         self._engine = detector.engine
-        self._size = detector.embedding.image_size
-        self._preprocess = detector.detection.preprocess
+        self._size = detector.backbone_info.image_size
+        self._preprocess = detector.detector_info.preprocess
 
     def prepare(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The images themselves if they are of the graph's size: it takes uint8."""
@@ -53,4 +52,4 @@ def export(folder: Path) -> None:
 def _fit(folder: Path, embedding: str, file: str, constants: str) -> Fitted:
     settings = Settings(Preprocess.whole((224, 224)), constants=constants)
     images = find_images(folder / "images")
-    return run_fit(folder / embedding, images, folder / file, settings)
+    return fit_detector(folder / embedding, images, folder / file, settings)

@@ -24,7 +24,7 @@ from PIL import Image
 from rows import MAKERS, Row
 
 from padim_edge.export.backbones import read_state
-from padim_edge.export.export import export
+from padim_edge.export.export import export_backbone
 from padim_edge.model.file import read
 
 HERE = Path(__file__).resolve().parent
@@ -163,9 +163,9 @@ def make_folder(
         if name.startswith(backbone):
             torch.save(state, cache / name)
     weights = str(folder / "weights.pth")
-    export(folder / "embedding.onnx", backbone, weights=weights)
-    export(folder / "embedding-fp16.onnx", backbone, weights=weights, precision="float16")
-    info = read(folder / "embedding.onnx", "embedding").embedding
+    export_backbone(folder / "embedding.onnx", backbone, weights=weights)
+    export_backbone(folder / "embedding-fp16.onnx", backbone, weights=weights, precision="float16")
+    info = read(folder / "embedding.onnx", "embedding").backbone_info
     exports = [row.export for row in rows if row.environment == "anomalib" and row.export]
     config = {
         "backbone": backbone,

@@ -178,11 +178,11 @@ def _open(model: Path, engine: str, threads: int, scoring: str = "kernels") -> I
     with _progress() as progress:
         detector = Detector(model, engine, threads, scoring, progress)
     with detector:
-        _say_passed_over(detector.passed_over, detector.engine.name)
+        _say_skipped(detector.skipped, detector.engine.name)
         yield detector
 
 
-def _say_passed_over(reasons: Sequence[str], chosen: str) -> None:
+def _say_skipped(reasons: Sequence[str], chosen: str) -> None:
     for reason in reasons:
         _say(f"not on this machine: {reason}")
     if reasons:
@@ -301,14 +301,14 @@ def export(
     size = parse_size(image_size)
     names, numbers = _names(layers), _integers("--dims", dims)
     with _export_extra():
-        from padim_edge.export.export import export as run_export
+        from padim_edge.export.export import export_backbone
 
         if weights == "random":
             _say(f"warning: RANDOM weights (seed {seed}): for trials; real parts need real weights")
-        done = run_export(
+        done = export_backbone(
             output, backbone, names, numbers, channels, size, weights, seed, precision
         )
-    info = done.model.embedding
+    info = done.model.backbone_info
     typer.echo(f"{output}: {done.size / 1e6:.1f} MB")
     layers_used = ", ".join(info.layers)
     typer.echo(f"  backbone    {info.backbone}, {layers_used}, {info.weights}, {info.precision}")
@@ -397,14 +397,13 @@ def fit(
     ),
 ) -> None:
     """Fit a detector on good images: means, whitening and threshold, in one ONNX file."""
-    from padim_edge.fit.fit import DEFAULT_FALSE_ALARM_RATE, EPS, Settings
-    from padim_edge.fit.fit import fit as run_fit
+    from padim_edge.fit.fit import DEFAULT_FALSE_ALARM_RATE, EPS, Settings, fit_detector
     from padim_edge.fit.gaussian import images_needed
     from padim_edge.images.dataset import train_images
     from padim_edge.images.preprocess import Preprocess
     from padim_edge.model.file import read
 
-    size = read(embedding, "embedding").embedding.image_size
+    size = read(embedding, "embedding").backbone_info.image_size
     if covariance == "ledoit-wolf" and eps is not None:
         raise UsageError(f"--eps {eps}: Ledoit-Wolf chooses its own shrinkage; leave --eps out")
     settings = Settings(
@@ -417,7 +416,7 @@ def fit(
     )
     skipped = _Skipped(strict)
     with _progress() as progress:
-        done = run_fit(
+        done = fit_detector(
             embedding,
             train_images(images),
             output,
@@ -429,19 +428,19 @@ def fit(
             progress=progress,
         )
     skipped.summary()
-    detection = done.model.detection
-    if detection is None:
+    detector_info = done.model.detector_info
+    if detector_info is None:
         raise PadimEdgeError("the fit gave no detector")
-    if false_alarm_rate is None and detection.false_alarm_rate > DEFAULT_FALSE_ALARM_RATE:
+    if false_alarm_rate is None and detector_info.false_alarm_rate > DEFAULT_FALSE_ALARM_RATE:
         _say(
-            f"warning: {len(detection.good_scores)} images are too few for a false-alarm rate of "
-            f"{DEFAULT_FALSE_ALARM_RATE} ({images_needed(DEFAULT_FALSE_ALARM_RATE)} are needed): "
-            f"the threshold is set for {detection.false_alarm_rate:.3g}"
+            f"warning: {len(detector_info.good_scores)} images are too few for a false-alarm rate "
+            f"of {DEFAULT_FALSE_ALARM_RATE} ({images_needed(DEFAULT_FALSE_ALARM_RATE)} needed): "
+            f"the threshold is set for {detector_info.false_alarm_rate:.3g}"
         )
-    typer.echo(f"{output}: {done.size / 1e6:.1f} MB, fitted on {detection.images} images")
+    typer.echo(f"{output}: {done.size / 1e6:.1f} MB, fitted on {detector_info.images} images")
     typer.echo(
-        f"  threshold   {detection.threshold:.3f} for a false-alarm rate of "
-        f"{detection.false_alarm_rate:.3g} ({detection.calibration})"
+        f"  threshold   {detector_info.threshold:.3f} for a false-alarm rate of "
+        f"{detector_info.false_alarm_rate:.3g} ({detector_info.calibration})"
     )
     typer.echo(
         f"  seconds     {done.seconds_features:.1f} features, {done.seconds_statistics:.1f} "
@@ -594,8 +593,7 @@ def bench(
     from padim_edge.files import atomic_write
     from padim_edge.images.preprocess import parse_size
     from padim_edge.measure.against import check, load
-    from padim_edge.measure.bench import announce, check_engines
-    from padim_edge.measure.bench import bench as run_bench
+    from padim_edge.measure.bench import announce, check_engines, run_benchmark
 
     engines = _names(engine) or ()
     batches = _integers("--batch", batch) or ()
@@ -617,12 +615,12 @@ def bench(
         with contextlib.ExitStack() as files:
             json_stream = files.enter_context(atomic_write(json_file)) if json_file else None
             with _progress() as progress:
-                report = run_bench(
+                report = run_benchmark(
                     model, engines, batches, threads, calls, size, progress, roofline
                 )
             if json_stream:
                 json_stream.write(_json_bytes(report.to_json()))
-        _say_passed_over(report.engines[0].passed_over, report.engines[0].name)
+        _say_skipped(report.engines[0].skipped, report.engines[0].name)
         _print_bench(report)
         try:
             if old:
@@ -779,7 +777,7 @@ def doctor(
         Path | None, typer.Option("--json", help="Write all findings as JSON.")
     ] = None,
 ) -> None:
-    """Try out what this machine can run, and name the command that mends what is missing."""
+    """Try out what this machine can run, and name the command that fixes what is missing."""
     from padim_edge.measure.doctor import examine
 
     with _progress() as progress:
@@ -793,8 +791,8 @@ def doctor(
             area = finding.area
         status = "-" if finding.status == "absent" else finding.status
         typer.echo(f"  {status:<8} {finding.name:<20} {finding.detail}")
-        if finding.mend:
-            typer.echo(f"  {'':<8} {'':<20} mend:  {finding.mend}")
+        if finding.fix:
+            typer.echo(f"  {'':<8} {'':<20} fix:  {finding.fix}")
     typer.echo("")
     if not diagnosis.engines:
         raise PadimEdgeError("no engine runs here: see what is missing above")

@@ -47,8 +47,8 @@ class Detector:
             result = detector(frame)
 
     Attributes:
-        embedding: backbone, channels and weights, as export stored them.
-        detection: preprocessing, threshold and scores of good images, as fit stored them.
+        backbone_info: backbone, channels and weights, as export stored them.
+        detector_info: preprocessing, threshold and scores of good images, as fit stored them.
         engine: what runs the graph.
         passed_over: with engine "auto", why those before the chosen one do not run here, a line
             each.
@@ -73,10 +73,10 @@ class Detector:
         progress: Progress | None = None,
     ) -> None:
         model = read(path, "padim")
-        if model.detection is None:
+        if model.detector_info is None:
             raise ModelError(f"{path} is no detector")
-        self.embedding = model.embedding
-        self.detection = model.detection
+        self.backbone_info = model.backbone_info
+        self.detector_info = model.detector_info
         reasons: list[str] = []
         self.engine = open_engine(
             engine,
@@ -84,9 +84,9 @@ class Detector:
             threads,
             scoring=scoring,
             progress=progress,
-            passed_over=lambda name, error: reasons.append(f"{name}: {error}"),
+            skipped=lambda name, error: reasons.append(f"{name}: {error}"),
         )
-        self.passed_over = tuple(reasons)
+        self.skipped = tuple(reasons)
 
     def __call__(self, frame: Frame) -> Result:
         """Judge one frame: uint8 [h, w, 3] RGB of any size, or a Pillow image."""
@@ -96,7 +96,7 @@ class Detector:
         """Judge several frames, of any sizes, in one run of the engine."""
         if not frames:
             raise UsageError("no frames were given: a batch needs at least one")
-        return self.judge(np.stack([self.detection.preprocess(frame) for frame in frames]))
+        return self.judge(np.stack([self.detector_info.preprocess(frame) for frame in frames]))
 
     def judge(self, images: NDArray[np.uint8]) -> list[Result]:
         """Judge frames that are prepared already: uint8 [N, H, W, 3] of the graph's size.
@@ -104,21 +104,21 @@ class Detector:
         Raises:
             UsageError: another type or shape, or no frame at all.
         """
-        shape = (*self.embedding.image_size, 3)
+        shape = (*self.backbone_info.image_size, 3)
         if images.dtype != np.uint8 or images.shape[1:] != shape or not len(images):
             raise UsageError(
                 f"prepared frames of type {images.dtype} and shape {images.shape} were given: "
                 f"uint8 [N, {shape[0]}, {shape[1]}, 3] with N of at least 1 is needed"
             )
         scores, maps = self.engine.infer(images)
-        limit = self.detection.threshold
+        limit = self.detector_info.threshold
         return [
             Result(
                 score=float(score),
                 threshold=limit,
                 # A score that is not a number is no proof of a good part.
                 is_anomalous=not score <= limit,
-                percentile=gaussian.percentile(self.detection.good_scores, float(score)),
+                percentile=gaussian.percentile(self.detector_info.good_scores, float(score)),
                 score_map=one,
             )
             for score, one in zip(scores, maps, strict=True)
@@ -126,7 +126,7 @@ class Detector:
 
     def region(self, width: int, height: int) -> tuple[float, float, float, float]:
         """(left, top, right, bottom) of what the graph sees of a frame of this size."""
-        return self.detection.preprocess.region(width, height)
+        return self.detector_info.preprocess.region(width, height)
 
     def close(self) -> None:
         """Free the engine. Closing twice is harmless."""

@@ -77,7 +77,7 @@ def judge(
         on_error(path, error)
         failed.append(Verdict(path, error))
 
-    for names, images in read_batches(paths, detector.detection.preprocess, batch, note):
+    for names, images in read_batches(paths, detector.detector_info.preprocess, batch, note):
         judged = [Verdict(*pair) for pair in zip(names, detector.judge(images), strict=True)]
         ready = sorted(judged + failed, key=lambda verdict: place[verdict.path])
         failed.clear()
@@ -120,7 +120,7 @@ def _targets(paths: Sequence[Path], folder: Path, root: Path | None) -> dict[Pat
 
 def _save_overlay(detector: Detector, path: Path, result: Result, target: Path) -> None:
     frame = np.asarray(load_image(path))
-    usual = statistics.median(detector.detection.good_scores)
+    usual = statistics.median(detector.detector_info.good_scores)
     picture = overlay(
         frame,
         result.score_map,
@@ -158,7 +158,7 @@ def evaluate(
     """
     require_eval_extra()  # now, not after the last image
     by_path = {sample.path: sample for sample in samples}
-    preprocess = detector.detection.preprocess
+    preprocess = detector.detector_info.preprocess
     labels, scores, maps, masks = [], [], [], []
     done = 0
     for names, images in read_batches(list(by_path), preprocess, batch, on_error):
@@ -182,7 +182,7 @@ def evaluate(
     return measure(
         np.array(labels),
         np.array(scores),
-        detector.detection.threshold,
+        detector.detector_info.threshold,
         masks,
         np.stack(maps),
     )

@@ -31,7 +31,7 @@ class Exported:
     difference: float
 
 
-def export(
+def export_backbone(
     output: str | Path,
     backbone: str = "resnet18",
     layers: tuple[str, ...] | None = None,
@@ -83,7 +83,7 @@ def validate(model: Model, network: backbones.Backbone, seed: int) -> float:
         PadimEdgeError: it exceeds what `TOLERANCES` allows.
     """
     generator = np.random.default_rng(seed)
-    tolerance = TOLERANCES[model.embedding.precision]
+    tolerance = TOLERANCES[model.backbone_info.precision]
     pyramid = model.pyramid()
     worst = 0.0
     with open_graph(model.proto.SerializeToString()) as graph:
@@ -92,7 +92,7 @@ def validate(model: Model, network: backbones.Backbone, seed: int) -> float:
             image = generator.integers(0, 256, shape, dtype=np.uint8)
             ours = graph.run({"image": image}, ["embedding"])[0]
             size = (pyramid.height, pyramid.width)
-            theirs = embed(network, model.embedding.channels, size, image).numpy()
+            theirs = embed(network, model.backbone_info.channels, size, image).numpy()
             if not np.isfinite(theirs).all():
                 raise PadimEdgeError(
                     f"{network.name} gives NaN or infinity with the weights "

@@ -16,7 +16,7 @@ from onnx import TensorProto, compose, helper, numpy_helper
 
 from padim_edge.errors import PadimEdgeError
 from padim_edge.export.backbones import Backbone
-from padim_edge.model.file import FEATURES, IR_VERSION, NORMALISED, OPSET, Embedding, Model
+from padim_edge.model.file import FEATURES, IR_VERSION, NORMALISED, OPSET, BackboneInfo, Model
 from padim_edge.model.graph import Nodes, repeat_up
 from padim_edge.model.pyramid import Pyramid
 
@@ -37,7 +37,7 @@ def assemble(
             outputs stay float32. Runtimes that take precision from the graph (TensorRT's
             strong typing) need it written there.
     """
-    info = Embedding(
+    info = BackboneInfo(
         backbone=backbone.name,
         layers=backbone.layers,
         layer_channels=backbone.channels,
@@ -283,7 +283,7 @@ def _sorted(nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
     return ordered
 
 
-def _in_order(tail: Nodes, parts: list[str], info: Embedding) -> None:
+def _in_order(tail: Nodes, parts: list[str], info: BackboneInfo) -> None:
     """Concatenate the maps and bring channels from layer order into the order of choice."""
     starts = np.cumsum([0, *info.layer_channels])
     layer = np.searchsorted(starts, np.array(info.channels), side="right")

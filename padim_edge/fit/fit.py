@@ -39,7 +39,7 @@ from padim_edge.fit import gaussian
 from padim_edge.fit.gaussian import Array, Moments
 from padim_edge.images.preprocess import Preprocess, read_batches
 from padim_edge.model import graph
-from padim_edge.model.file import FEATURES, Detection, Model, read, write
+from padim_edge.model.file import FEATURES, DetectorInfo, Model, read, write
 from padim_edge.model.pyramid import Pyramid
 from padim_edge.progress import Progress, silent
 from padim_edge.runtime.engines import open_graph
@@ -102,7 +102,7 @@ class Fitted:
     seconds_statistics: float
 
 
-def fit(
+def fit_detector(
     embedding_path: str | Path,
     images: Sequence[Path],
     output: str | Path,
@@ -133,10 +133,10 @@ def fit(
             nothing is written then.
     """
     embedding = read(embedding_path, "embedding")
-    if settings.preprocess.size != embedding.embedding.image_size:
+    if settings.preprocess.size != embedding.backbone_info.image_size:
         raise UsageError(
             f"the preprocessing gives {settings.preprocess.size}, the graph takes "
-            f"{embedding.embedding.image_size}"
+            f"{embedding.backbone_info.image_size}"
         )
     earlier = _State.load(update, embedding, settings) if update else None
     if settings.covariance == "ledoit-wolf" and (update or save_moments):
@@ -242,7 +242,7 @@ def extract(
         PadimEdgeError: an image cannot be read and ``on_error`` does not forgive it, or the
             features are not finite.
     """
-    pyramid = Pyramid.coarse_to_fine(embedding.embedding.pyramid_layers())
+    pyramid = Pyramid.coarse_to_fine(embedding.backbone_info.pyramid_layers())
     shapes = [
         (len(images), pyramid.cells, pyramid.positions_per_cell(index) * level.channels)
         for index, level in enumerate(pyramid.levels)
@@ -250,7 +250,7 @@ def extract(
     levels = _store(shapes)
     count = 0
     names = embedding.feature_names()
-    data = graph.cut(embedding.proto, ["image"], names).SerializeToString()
+    data = graph.subgraph(embedding.proto, ["image"], names).SerializeToString()
     progress("features", 0, len(images))
     with open_graph(data, threads) as runner:
         for _, batch in read_batches(images, preprocess, BATCH, on_error):
@@ -501,7 +501,7 @@ def _model(
     rate = settings.false_alarm_rate
     if rate is None:
         rate = max(DEFAULT_FALSE_ALARM_RATE, gaussian.smallest_false_alarm_rate(len(scores)))
-    detection = Detection(
+    detector_info = DetectorInfo(
         preprocess=settings.preprocess,
         covariance=settings.covariance,
         eps=settings.eps if settings.covariance == "sample" else 0.0,
@@ -518,8 +518,8 @@ def _model(
         graph.distances(pyramid, statistics.means, statistics.whitening),
         graph.smoothing(pyramid, settings.preprocess.size, settings.sigma),
     ]
-    proto = graph.detector(embedding.proto, embedding.embedding, parts)
-    return Model(proto, embedding.embedding, detection)
+    proto = graph.detector(embedding.proto, embedding.backbone_info, parts)
+    return Model(proto, embedding.backbone_info, detector_info)
 
 
 # --- saved moments ----------------------------------------------------------------------------

@@ -35,7 +35,7 @@ from padim_edge.measure.power import measure as measure_power
 from padim_edge.measure.roofline import Prediction, measure_machine, predict
 from padim_edge.measure.roofline import check as check_roofline
 from padim_edge.model.file import FEATURES, NORMALISED, Model, read
-from padim_edge.model.graph import cut
+from padim_edge.model.graph import subgraph
 from padim_edge.progress import Progress, silent
 from padim_edge.runtime.engines import ENGINES, DeviceFigures, open_graph
 from padim_edge.system import available_cores, processor
@@ -123,7 +123,7 @@ class EngineReport:
     Attributes:
         name: of `CHOICES`.
         description: libraries with their versions, and the device.
-        passed_over: why engines before this one do not run here, where "auto" chose it.
+        skipped: why engines before this one do not run here, where "auto" chose it.
         cold_start_seconds: from process start to the first score; median of `STARTS`.
         peak_memory_bytes: resident, of such a process; median of `STARTS`.
         device: None on the CPU.
@@ -132,7 +132,7 @@ class EngineReport:
 
     name: str
     description: str
-    passed_over: tuple[str, ...]
+    skipped: tuple[str, ...]
     cold_start_seconds: float
     peak_memory_bytes: int
     device: DeviceFigures | None
@@ -201,7 +201,7 @@ class Report:
         return {"schema": SCHEMA, **asdict(self)}
 
 
-def bench(
+def run_benchmark(
     path: Path,
     engines: Sequence[str] = ("auto",),
     batches: Sequence[int] = (1,),
@@ -297,9 +297,9 @@ def check_engines(names: Sequence[str]) -> None:
 def announce(path: Path, frame_size: tuple[int, int], threads: int) -> Report:
     """What is known before anything is measured: a report without engines."""
     model = read(path, "padim")
-    if model.detection is None:
+    if model.detector_info is None:
         raise ModelError(f"{path} is no detector")
-    info = model.embedding
+    info = model.backbone_info
     return Report(
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         machine=machine(),
@@ -310,7 +310,7 @@ def announce(path: Path, frame_size: tuple[int, int], threads: int) -> Report:
             precision=info.precision,
             channels=len(info.channels),
             image_size=info.image_size,
-            constants=model.detection.constants,
+            constants=model.detector_info.constants,
         ),
         file_bytes=path.stat().st_size,
         frame_size=frame_size,
@@ -366,7 +366,7 @@ def _alone(path: Path, name: str, batch: int, threads: int, progress: Progress) 
     """
     with _naming(name):
         with _open(path, name, threads, progress) as detector:
-            images = np.zeros((batch, *detector.embedding.image_size, 3), np.uint8)
+            images = np.zeros((batch, *detector.backbone_info.image_size, 3), np.uint8)
             detector.engine.infer(images)
             chosen = detector.engine.name if name == "auto" else name
             description = detector.engine.describe()
@@ -375,7 +375,7 @@ def _alone(path: Path, name: str, batch: int, threads: int, progress: Progress) 
     return EngineReport(
         name=chosen,
         description=description,
-        passed_over=detector.passed_over,
+        skipped=detector.skipped,
         cold_start_seconds=statistics.median(seconds for seconds, _ in starts),
         peak_memory_bytes=statistics.median_low(peak for _, peak in starts),
         device=device,
@@ -394,11 +394,11 @@ def _measure(
     """Each engine's results at one batch size."""
     first, detector = next(iter(detectors.items()))
     generator = np.random.default_rng(0)
-    height, width = detector.embedding.image_size
+    height, width = detector.backbone_info.image_size
     frames = list(generator.integers(0, 256, (batch, *frame_size, 3), dtype=np.uint8))
     images = generator.integers(0, 256, (batch, height, width, 3), dtype=np.uint8)
     normalised = generator.standard_normal((batch, 3, height, width)).astype(np.float32)
-    preprocess = detector.detection.preprocess
+    preprocess = detector.detector_info.preprocess
     stages: dict[str, list[dict[str, float]]] = {name: [] for name in detectors}
 
     def by_stage(name: str) -> None:
@@ -469,7 +469,7 @@ def _interleaved(
 
 def has_bare_backbone(model: Model) -> bool:
     """Whether the file holds all layers: one without a chosen channel was left out by export."""
-    return {FEATURES + name for name in model.embedding.layers} == set(model.feature_names())
+    return {FEATURES + name for name in model.backbone_info.layers} == set(model.feature_names())
 
 
 def bare_backbone(model: Model) -> onnx.ModelProto:
@@ -485,11 +485,11 @@ def bare_backbone(model: Model) -> onnx.ModelProto:
     Raises:
         PadimEdgeError: the file does not hold it; see `has_bare_backbone`.
     """
-    info = model.embedding
+    info = model.backbone_info
     names = [FEATURES + name for name in info.layers]
     if not has_bare_backbone(model):
         raise PadimEdgeError("a layer has no chosen channel, so its bare form is not in the file")
-    proto = cut(model.proto, [NORMALISED], names)
+    proto = subgraph(model.proto, [NORMALISED], names)
     graph = proto.graph
     makers = {node.output[0]: node for node in graph.node}
     weights = {tensor.name: tensor for tensor in graph.initializer}
@@ -576,7 +576,7 @@ def first_score(path: str, name: str, threads: str) -> None:
     """Open a model, judge one frame, print the peak memory: what `_fresh_process` runs."""
     try:
         with _open(Path(path), name, int(threads), silent) as detector:
-            height, width = detector.embedding.image_size
+            height, width = detector.backbone_info.image_size
             detector(np.zeros((height, width, 3), dtype=np.uint8))
             print(json.dumps({"peak_memory_bytes": peak_memory()}), flush=True)
     except PadimEdgeError as error:

@@ -1,4 +1,4 @@
-"""What this machine can run, found by trying it; and for what is missing, the command that mends.
+"""What this machine can run, found by trying it; and for what is missing, the command that fixes.
 
 Files of the system are read, tools are called, libraries are loaded and run; a name in a list
 proves nothing. Whatever loads native code does so in a child process (`padim_edge.runtime.probe`),
@@ -47,14 +47,14 @@ class Finding:
         name: what it is.
         status: one of `STATUSES`.
         detail: versions and figures, or what is wrong, in one line.
-        mend: the command that mends it; empty if there is none.
+        fix: the command that fixes it; empty if there is none.
     """
 
     area: str
     name: str
     status: str
     detail: str
-    mend: str = ""
+    fix: str = ""
 
 
 @dataclass(frozen=True)
@@ -150,8 +150,8 @@ def _jetpack() -> Finding:
     done = execute(["dpkg-query", "-W", "-f", "${Version}", "nvidia-jetpack"], TOOL_SECONDS)
     if done.code == 0 and done.stdout.strip():
         return Finding("device", name, "ok", done.stdout.strip())
-    mend = "sudo apt install nvidia-jetpack"
-    return Finding("device", name, "missing", "nvidia-jetpack is not installed", mend)
+    fix = "sudo apt install nvidia-jetpack"
+    return Finding("device", name, "missing", "nvidia-jetpack is not installed", fix)
 
 
 def _power_mode() -> Finding:
@@ -215,12 +215,12 @@ def _driver(root: Path) -> Finding:
     if not is_jetson(root) and not _has_gpu(root):
         return Finding("nvidia", name, "absent", "no NVIDIA GPU on the PCI bus")
     if (root / ".dockerenv").exists():
-        mend = "docker run --runtime nvidia"
+        fix = "docker run --runtime nvidia"
     elif is_jetson(root):
-        mend = "sudo apt install --reinstall nvidia-l4t-cuda"
+        fix = "sudo apt install --reinstall nvidia-l4t-cuda"
     else:
-        mend = "sudo ubuntu-drivers install"
-    return Finding("nvidia", name, answer["status"], answer["detail"], mend)
+        fix = "sudo ubuntu-drivers install"
+    return Finding("nvidia", name, answer["status"], answer["detail"], fix)
 
 
 def _has_gpu(root: Path) -> bool:
@@ -237,8 +237,8 @@ def _toolkit(root: Path, jetson: bool) -> Finding:
     beside = root / "usr/local/cuda/bin/nvcc"
     nvcc = shutil.which("nvcc") or (str(beside) if beside.exists() else None)
     if nvcc is None:
-        mend = f"sudo apt install {'nvidia-jetpack' if jetson else 'nvidia-cuda-toolkit'}"
-        return Finding("nvidia", name, "missing", "no nvcc", mend)
+        fix = f"sudo apt install {'nvidia-jetpack' if jetson else 'nvidia-cuda-toolkit'}"
+        return Finding("nvidia", name, "missing", "no nvcc", fix)
     version = execute([nvcc, "--version"], TOOL_SECONDS)
     known = re.search(r"release \S+ V(\S+)", version.stdout)
     with tempfile.TemporaryDirectory() as folder:
@@ -261,18 +261,18 @@ def _toolkit(root: Path, jetson: bool) -> Finding:
 
 def _tensorrt(jetson: bool) -> Finding:
     answer = ask("tensorrt")
-    mend = answer["mend"]
+    fix = answer["fix"]
     if answer["status"] == "missing" and jetson:
-        mend = "sudo apt install python3-libnvinfer"
-    return Finding("nvidia", "TensorRT", answer["status"], answer["detail"], mend)
+        fix = "sudo apt install python3-libnvinfer"
+    return Finding("nvidia", "TensorRT", answer["status"], answer["detail"], fix)
 
 
 def _pycuda() -> Finding:
     answer = ask("pycuda")
     missing = answer["status"] == "missing"
     # It has no wheels: building it wants nvcc, which JetPack leaves off PATH.
-    mend = "PATH=/usr/local/cuda/bin:$PATH pip install 'pycuda>=2024.1'" if missing else ""
-    return Finding("nvidia", "pycuda", answer["status"], answer["detail"], mend)
+    fix = "PATH=/usr/local/cuda/bin:$PATH pip install 'pycuda>=2024.1'" if missing else ""
+    return Finding("nvidia", "pycuda", answer["status"], answer["detail"], fix)
 
 
 # --- Python -----------------------------------------------------------------------------------
@@ -292,19 +292,19 @@ PACKAGES = (
 _PURPOSES = {"export": "only for export", "eval": "only for eval and ledoit-wolf"}
 
 
-def _package(module: str, distribution: str, mend: str) -> Finding:
+def _package(module: str, distribution: str, fix: str) -> Finding:
     answer = ask("package", module, distribution)
     good = answer["status"] == "ok"
-    extra = re.search(r"\[(\w+)\]", mend)
+    extra = re.search(r"\[(\w+)\]", fix)
     purpose = f" ({_PURPOSES[extra[1]]})" if extra else ""
     return Finding(
-        "python", distribution, answer["status"], answer["detail"] + purpose, "" if good else mend
+        "python", distribution, answer["status"], answer["detail"] + purpose, "" if good else fix
     )
 
 
 def _onnxruntime() -> list[Finding]:
     answer = ask("onnxruntime")
-    found = [Finding("python", "onnxruntime", answer["status"], answer["detail"], answer["mend"])]
+    found = [Finding("python", "onnxruntime", answer["status"], answer["detail"], answer["fix"])]
     for provider in answer["items"]:
         trial = ask("provider", provider)
         status = trial["status"]
@@ -324,7 +324,7 @@ def _engines() -> list[Finding]:
     found = []
     for name in answer["items"]:
         trial = ask("engine", name, seconds=ENGINE_SECONDS)
-        found.append(Finding("engine", name, trial["status"], trial["detail"], trial["mend"]))
+        found.append(Finding("engine", name, trial["status"], trial["detail"], trial["fix"]))
     return found
 
 
@@ -398,7 +398,7 @@ def ask(probe: str, *arguments: str, seconds: float | None = None) -> dict[str, 
     """Run a probe in a child process that has this process's import path.
 
     Returns:
-        status, detail, mend and items of `padim_edge.runtime.probe.Answer`; a crash or a timeout
+        status, detail, fix and items of `padim_edge.runtime.probe.Answer`; a crash or a timeout
         is "broken".
     """
     code = (
@@ -410,7 +410,7 @@ def ask(probe: str, *arguments: str, seconds: float | None = None) -> dict[str, 
             answer = json.loads(done.stdout)
             if isinstance(answer, dict):
                 return answer
-    return {"status": "broken", "detail": done.trouble, "mend": "", "items": []}
+    return {"status": "broken", "detail": done.trouble, "fix": "", "items": []}
 
 
 def _text(stream: IO[bytes]) -> str:

@@ -127,11 +127,11 @@ def count(model: Model, batch: int = 1, storage: Storage = CPU) -> list[Work]:
         UsageError: an embedding.onnx, or no frames.
         ModelError: the shapes of the graph cannot be inferred.
     """
-    if model.detection is None:
+    if model.detector_info is None:
         raise UsageError("the roofline is for a detector (padim.onnx, made by padim-edge fit)")
     if batch < 1:
         raise UsageError(f"a batch of {batch} frames: a number of at least 1 is needed")
-    height, width = model.embedding.image_size
+    height, width = model.backbone_info.image_size
     image, result = batch * height * width * 3, 4 * batch * (height * width + 1)
     nodes = _nodes(model, batch, storage)
     if storage.kernels:

@@ -56,7 +56,7 @@ COMMANDS = {"embedding": "export", "padim": "fit"}
 
 
 @dataclass(frozen=True)
-class Embedding:
+class BackboneInfo:
     """What embedding.onnx computes.
 
     Attributes:
@@ -107,7 +107,7 @@ class Embedding:
 
 
 @dataclass(frozen=True)
-class Detection:
+class DetectorInfo:
     """What padim.onnx adds: how images are prepared, how the fit was made, when to raise an alarm.
 
     Attributes:
@@ -141,24 +141,24 @@ class Model:
 
     Attributes:
         proto: the graph with its constants.
-        embedding: what both kinds know.
-        detection: None for embedding.onnx.
+        backbone_info: what both kinds know.
+        detector_info: None for embedding.onnx.
         path: of the file; None before it is written.
         sha256: of the file's bytes; empty before it is written.
         size: of the file in bytes; 0 before it is written.
     """
 
     proto: onnx.ModelProto
-    embedding: Embedding
-    detection: Detection | None = None
+    backbone_info: BackboneInfo
+    detector_info: DetectorInfo | None = None
     path: Path | None = None
     sha256: str = ""
     size: int = 0
 
     def pyramid(self) -> Pyramid:
         """Levels as they are stored: one dense level for Ledoit-Wolf, else coarse to fine."""
-        layers = self.embedding.pyramid_layers()
-        dense = self.detection is not None and self.detection.covariance == "ledoit-wolf"
+        layers = self.backbone_info.pyramid_layers()
+        dense = self.detector_info is not None and self.detector_info.covariance == "ledoit-wolf"
         return Pyramid.dense(layers) if dense else Pyramid.coarse_to_fine(layers)
 
     def constant(self, name: str) -> NDArray[Any]:
@@ -190,13 +190,13 @@ def write(stream: BinaryIO, model: Model) -> int:
     del proto.metadata_props[:]
     fields = {
         "format": FORMAT,
-        "kind": "padim" if model.detection else "embedding",
+        "kind": "padim" if model.detector_info else "embedding",
         "tool_version": __version__,
-        **dataclasses.asdict(model.embedding),
+        **dataclasses.asdict(model.backbone_info),
     }
-    if model.detection:
-        fields |= dataclasses.asdict(model.detection)
-        fields["preprocess"] = model.detection.preprocess.to_json()
+    if model.detector_info:
+        fields |= dataclasses.asdict(model.detector_info)
+        fields["preprocess"] = model.detector_info.preprocess.to_json()
     for name, value in fields.items():
         proto.metadata_props.add(key=PREFIX + name, value=json.dumps(value))
     size = int(proto.ByteSize())
@@ -244,10 +244,10 @@ def _checked(path: Path, data: bytes, kind: str | None) -> Model:
         ) from error
     try:
         fields = _fields(proto, kind)
-        embedding = _build(Embedding, fields)
-        detection = _build(Detection, fields) if fields["kind"] == "padim" else None
-        _check_fields(embedding, detection)
-        model = Model(proto, embedding, detection, path, size=len(data))
+        embedding = _build(BackboneInfo, fields)
+        detector_info = _build(DetectorInfo, fields) if fields["kind"] == "padim" else None
+        _check_fields(embedding, detector_info)
+        model = Model(proto, embedding, detector_info, path, size=len(data))
         _check_graph(model)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error.__cause__
@@ -287,7 +287,7 @@ def _fields(proto: onnx.ModelProto, kind: str | None) -> dict[str, Any]:
     return fields
 
 
-def _check_fields(embedding: Embedding, detection: Detection | None) -> None:
+def _check_fields(embedding: BackboneInfo, detector_info: DetectorInfo | None) -> None:
     """Refuse metadata whose parts do not fit together, before anything is computed from it."""
     count = len(embedding.layers)
     sides = [side for shape in embedding.layer_shapes for side in shape]
@@ -299,10 +299,13 @@ def _check_fields(embedding: Embedding, detection: Detection | None) -> None:
         (channels and len(set(channels)) == len(channels), "channels"),
         (all(0 <= channel < total for channel in channels), "channels"),
         (embedding.precision in ("float32", "float16"), "precision"),
-        (not detection or detection.covariance in ("sample", "ledoit-wolf"), "covariance"),
-        (not detection or detection.constants in ("float32", "float16", "int8"), "constants"),
-        (not detection or detection.preprocess.size == embedding.image_size, "preprocess"),
-        (not detection or detection.good_scores, "good_scores"),
+        (not detector_info or detector_info.covariance in ("sample", "ledoit-wolf"), "covariance"),
+        (
+            not detector_info or detector_info.constants in ("float32", "float16", "int8"),
+            "constants",
+        ),
+        (not detector_info or detector_info.preprocess.size == embedding.image_size, "preprocess"),
+        (not detector_info or detector_info.good_scores, "good_scores"),
     ):
         if not fits:
             raise ModelError(f"its metadata has a wrong '{name}': make the file again")
@@ -355,10 +358,10 @@ def _check_graph(model: Model) -> None:
     graph = model.proto.graph
     outputs = {value.name for value in graph.output}
     inputs = {value.name for value in graph.input}
-    detection = model.detection
-    wanted = {"score", "score_map"} if detection else {"embedding", *model.feature_names()}
+    detector_info = model.detector_info
+    wanted = {"score", "score_map"} if detector_info else {"embedding", *model.feature_names()}
     shape = graph.input[0].type.tensor_type.shape.dim[1:] if graph.input else []
-    size = [*model.embedding.image_size, 3]
+    size = [*model.backbone_info.image_size, 3]
     if inputs != {"image"} or [d.dim_value for d in shape] != size or not wanted <= outputs:
         raise ModelError(
             f"its inputs {sorted(inputs)} and outputs {sorted(outputs)} are not those of such a "
@@ -372,10 +375,10 @@ def _check_graph(model: Model) -> None:
                 f"its constant '{tensor.name}' holds NaN or infinity: make the file again"
             )
         found[tensor.name] = array.shape
-    if not detection:
+    if not detector_info:
         return
     pyramid = model.pyramid()
-    height, width = model.embedding.image_size
+    height, width = model.backbone_info.image_size
     shapes: dict[str, tuple[int, ...]] = {
         "smoothing.rows": (height, pyramid.height),
         "smoothing.columns": (pyramid.width, width),
@@ -385,7 +388,7 @@ def _check_graph(model: Model) -> None:
         for other, coarse in enumerate(pyramid.levels[: index + 1]):
             name = f"whitening.{index}.{other}"
             shapes[name] = (level.positions, level.channels, coarse.channels)
-            if detection.constants == "int8":
+            if detector_info.constants == "int8":
                 shapes[name + ".scale"] = (level.positions, level.channels, 1)
     for name, wanted_shape in shapes.items():
         if found.get(name) != wanted_shape:

@@ -24,7 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from padim_edge.errors import PadimEdgeError
 from padim_edge.fit.gaussian import smoothing_matrix
-from padim_edge.model.file import FEATURES, IR_VERSION, NORMALISED, OPSET, Embedding
+from padim_edge.model.file import FEATURES, IR_VERSION, NORMALISED, OPSET, BackboneInfo
 from padim_edge.model.pyramid import Level, Pyramid
 
 CONSTANTS = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
@@ -209,20 +209,20 @@ def smoothing(pyramid: Pyramid, image_size: tuple[int, int], sigma: float) -> No
     return nodes
 
 
-def cut(proto: onnx.ModelProto, inputs: list[str], outputs: list[str]) -> onnx.ModelProto:
+def subgraph(proto: onnx.ModelProto, inputs: list[str], outputs: list[str]) -> onnx.ModelProto:
     """The part of a graph between named tensors, with the constants it needs."""
     part: onnx.ModelProto = onnx.utils.Extractor(proto).extract_model(inputs, outputs)
     return part
 
 
 def detector(
-    embedding_proto: onnx.ModelProto, embedding: Embedding, parts: list[Nodes]
+    embedding_proto: onnx.ModelProto, embedding: BackboneInfo, parts: list[Nodes]
 ) -> onnx.ModelProto:
     """The whole padim.onnx: the backbone of embedding.onnx, then the scoring parts (emptied)."""
     layers = embedding.pyramid_layers()
     features = [FEATURES + layer.name for layer in layers]
     finest = max(layers, key=lambda layer: layer.height)
-    base = cut(embedding_proto, ["image"], features).graph
+    base = subgraph(embedding_proto, ["image"], features).graph
     height, width = embedding.image_size
     graph = helper.make_graph(
         list(base.node),

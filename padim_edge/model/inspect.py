@@ -21,12 +21,12 @@ def describe(path: Path) -> dict[str, Any]:
     """
     model = read(path, kind=None)
     fields: dict[str, Any] = {"file": str(path), "sha256": model.sha256}
-    fields |= dataclasses.asdict(model.embedding)
-    if model.detection:
-        detection = dataclasses.asdict(model.detection)
-        scores = detection.pop("good_scores")
-        detection["preprocess"] = model.detection.preprocess.to_json()
-        fields |= detection
+    fields |= dataclasses.asdict(model.backbone_info)
+    if model.detector_info:
+        detector_info = dataclasses.asdict(model.detector_info)
+        scores = detector_info.pop("good_scores")
+        detector_info["preprocess"] = model.detector_info.preprocess.to_json()
+        fields |= detector_info
         fields["good_scores"] = {
             "count": len(scores),
             "min": scores[0],

@@ -107,7 +107,7 @@ def open_engine(
     *,
     scoring: str = "kernels",
     progress: Progress | None = None,
-    passed_over: Callable[[str, PadimEdgeError], None] | None = None,
+    skipped: Callable[[str, PadimEdgeError], None] | None = None,
 ) -> Engine:
     """Open an engine by name; "auto" takes the first through which a frame really goes.
 
@@ -119,7 +119,7 @@ def open_engine(
         threads: of engines on the CPU; 0 for all cores.
         scoring: one of `SCORINGS`; anything but the default is for ``trt`` alone.
         progress: called while a plan is built (`trt`).
-        passed_over: told by "auto" of each engine that does not run here, with the reason.
+        skipped: told by "auto" of each engine that does not run here, with the reason.
             Without an NVIDIA driver those that need one are not tried, and nothing is said.
 
     Raises:
@@ -128,7 +128,7 @@ def open_engine(
     """
     check_choice(name, scoring)
     if name == "auto":
-        return _first_that_runs(model, threads, progress, passed_over)
+        return _first_that_runs(model, threads, progress, skipped)
     options = {"scoring": scoring, "progress": progress} if name == "trt" else {}
     try:
         engine: Engine = _load(ENGINES[name])(model, threads, **options)
@@ -181,10 +181,10 @@ def _first_that_runs(
     model: Model,
     threads: int,
     progress: Progress | None,
-    passed_over: Callable[[str, PadimEdgeError], None] | None,
+    skipped: Callable[[str, PadimEdgeError], None] | None,
 ) -> Engine:
     """A provider that is listed proves nothing: an engine counts once a frame went through."""
-    frame = np.zeros((1, *model.embedding.image_size, 3), dtype=np.uint8)
+    frame = np.zeros((1, *model.backbone_info.image_size, 3), dtype=np.uint8)
     reasons = []
     names = [
         name for name in ENGINES if name not in APPROXIMATE and (name not in NVIDIA or has_driver())
@@ -201,8 +201,8 @@ def _first_that_runs(
                     engine.close()
             if not isinstance(error, PadimEdgeError):
                 error = PadimEdgeError(f"{type(error).__name__}: {error}")
-            if passed_over is not None and name != names[-1]:
-                passed_over(name, error)
+            if skipped is not None and name != names[-1]:
+                skipped(name, error)
             reasons.append(f"{name}: {error}")
         else:
             return engine

@@ -32,13 +32,13 @@ class Answer:
     Attributes:
         status: "ok", "missing", "broken", or "absent" for what this processor cannot do.
         detail: one line: version and what it can do, or what is wrong.
-        mend: a command, where the error itself names one.
+        fix: a command, where the error itself names one.
         items: names to go on with: providers, engines.
     """
 
     status: str
     detail: str
-    mend: str = ""
+    fix: str = ""
     items: tuple[str, ...] = ()
 
 
@@ -66,8 +66,8 @@ def tried(probe: Callable[..., Answer], *arguments: str) -> Answer:
         text = " ".join(str(error).split())
         if not isinstance(error, PadimEdgeError):
             text = f"{type(error).__name__}: {text}"
-        mend = remedy(str(error)) if isinstance(error, PadimEdgeError) else ""
-        return Answer(status, text, mend)
+        fix = remedy(str(error)) if isinstance(error, PadimEdgeError) else ""
+        return Answer(status, text, fix)
 
 
 def remedy(text: str) -> str:
@@ -167,10 +167,10 @@ def pycuda() -> Answer:
 
 def tensorrt() -> Answer:
     """TensorRT, and whether a Builder can be made: it needs the library and a usable GPU."""
-    from padim_edge.runtime.nvidia.tensorrt import LIBRARY, made, trt
+    from padim_edge.runtime.nvidia.tensorrt import LIBRARY, create, trt
 
     try:
-        made(trt.Builder)
+        create(trt.Builder)
     except PadimEdgeError as error:
         raise PadimEdgeError(f"{LIBRARY} is installed: {error}") from error
     return Answer("ok", f"{LIBRARY}, a builder can be made")

@@ -23,8 +23,8 @@ from padim_edge.model.file import (
     IR_VERSION,
     NORMALISED,
     OPSET,
-    Detection,
-    Embedding,
+    BackboneInfo,
+    DetectorInfo,
     Model,
     read,
     write,
@@ -36,7 +36,7 @@ SIGMA = 1.0
 TOLERANCE = 1e-2
 """Of the largest value: room for float16 and TF32, none for a wrong index."""
 
-INFO = Embedding(
+INFO = BackboneInfo(
     backbone="trial",
     layers=("fine", "coarse"),
     layer_channels=(2, 3),
@@ -87,7 +87,7 @@ def write_model(path: Path) -> Model:
         graph.distances(pyramid, [values["mean.0"], values["mean.1"]], whitening),
         graph.smoothing(pyramid, INFO.image_size, SIGMA),
     ]
-    detection = Detection(
+    detector_info = DetectorInfo(
         preprocess=Preprocess.whole(INFO.image_size),
         covariance="sample",
         eps=0.01,
@@ -100,7 +100,7 @@ def write_model(path: Path) -> Model:
         good_scores=(1.0,),
     )
     with atomic_write(path) as stream:
-        write(stream, Model(graph.detector(embedding, INFO, parts), INFO, detection))
+        write(stream, Model(graph.detector(embedding, INFO, parts), INFO, detector_info))
     return read(path, "padim")
 
 
@@ -133,7 +133,7 @@ def check(engine: Engine) -> None:
 def answer(images: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Score maps [N, H, W] of the model in float64, without an inference library."""
     values = _constants()
-    pyramid = Model(proto=None, embedding=INFO).pyramid()  # type: ignore[arg-type]  # no graph
+    pyramid = Model(proto=None, backbone_info=INFO).pyramid()  # type: ignore[arg-type]  # no graph
     pixels = images.transpose(0, 3, 1, 2).astype(np.float64)
     fine = _convolved((pixels - values["centre"]) * values["scale"], values["fine"])
     coarse = _convolved(fine, values["coarse"])

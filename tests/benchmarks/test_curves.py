@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from padim_edge.fit.fit import Features, Settings, _scores, fit, gaussian
+from padim_edge.fit.fit import Features, Settings, _scores, fit_detector, gaussian
 from padim_edge.images.preprocess import Preprocess, find_images
 from padim_edge.measure.roofline import measure_machine
 from padim_edge.model.file import read
@@ -34,10 +34,10 @@ def _scripts():
 @pytest.fixture(scope="module")
 def embeddings(tmp_path_factory, embedding_file):
     """Two sizes and two numbers of channels."""
-    from padim_edge.export.export import export
+    from padim_edge.export.export import export_backbone
 
     larger = tmp_path_factory.mktemp("curves") / "larger.onnx"
-    export(larger, "resnet18", dims=(45,), image_size=(96, 96), weights="random")
+    export_backbone(larger, "resnet18", dims=(45,), image_size=(96, 96), weights="random")
     return embedding_file, larger
 
 
@@ -47,9 +47,9 @@ def test_the_file_has_the_bytes_that_were_counted(embeddings, photos, tmp_path, 
     import counts
 
     embedding = read(embeddings[which], "embedding")
-    settings = Settings(Preprocess.whole(embedding.embedding.image_size), constants=constants)
+    settings = Settings(Preprocess.whole(embedding.backbone_info.image_size), constants=constants)
     path = tmp_path / "padim.onnx"
-    fit(embeddings[which], find_images(photos / "train"), path, settings)
+    fit_detector(embeddings[which], find_images(photos / "train"), path, settings)
     counted, size = counts.file_bytes(embedding, constants), path.stat().st_size
     assert counted <= size <= counted / (1 - OVERHEAD)
     # The backbone is most of so small a file: what fit adds must be there to the byte.

@@ -97,7 +97,7 @@ def test_export(tmp_path):
     first, *others = done.stdout.splitlines()
     assert first.startswith(f"{output}: ")
     assert [line.split()[0] for line in others] == ["backbone", "channels", "validated"]
-    info = read(output, "embedding").embedding
+    info = read(output, "embedding").backbone_info
     assert (info.backbone, info.layers, info.image_size) == (
         "resnet18",
         ("layer1", "layer2"),
@@ -122,12 +122,12 @@ def test_fit_with_every_option(tmp_path, embedding_file, photos):
     assert first.startswith(f"{output}: ")
     assert first.endswith("fitted on 12 images")
     assert [line.split()[0] for line in others] == ["threshold", "seconds"]
-    detection = read(output, "padim").detection
-    assert detection is not None
-    assert detection.preprocess.crop
-    assert detection.preprocess.interpolation == "bilinear"
-    assert (detection.constants, detection.eps, detection.sigma) == ("int8", 0.02, 2.0)
-    assert (detection.images, detection.false_alarm_rate) == (12, 0.2)
+    detector_info = read(output, "padim").detector_info
+    assert detector_info is not None
+    assert detector_info.preprocess.crop
+    assert detector_info.preprocess.interpolation == "bilinear"
+    assert (detector_info.constants, detector_info.eps, detector_info.sigma) == ("int8", 0.02, 2.0)
+    assert (detector_info.images, detector_info.false_alarm_rate) == (12, 0.2)
 
     again = (*("fit", embedding_file, photos, *options), "--false-alarm-rate", 0.2, "-o", output)
     done = in_process(*again, "--update", moments, "--save-moments", moments).worked()

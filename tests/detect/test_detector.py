@@ -33,7 +33,7 @@ def test_a_frame_of_any_size(detector, size):
     assert result.score_map.shape == (64, 64)
     assert result.score_map.dtype == np.float32
     assert result.score == pytest.approx(result.score_map.max())
-    assert result.threshold == detector.detection.threshold
+    assert result.threshold == detector.detector_info.threshold
     assert result.is_anomalous == (result.score > result.threshold)
     assert 0 <= result.percentile <= 100
 

@@ -42,7 +42,7 @@ from padim_edge.export import backbones as backbone
 from padim_edge.export import channels
 from padim_edge.export import export as exporting
 from padim_edge.export.backbones import Backbone
-from padim_edge.export.export import Exported, export
+from padim_edge.export.export import Exported, export_backbone
 from padim_edge.model.file import Model, read
 
 TOLERANCE = 1e-4
@@ -174,7 +174,7 @@ def default_export(
             path = folder / "embedding.onnx"
             weights = save(folder, state)
             size = DEFAULTS[name][3]
-            made[name] = path, state, export(path, name, weights=weights, image_size=size)
+            made[name] = path, state, export_backbone(path, name, weights=weights, image_size=size)
             Path(weights).unlink()
         return made[name]
 
@@ -252,7 +252,7 @@ def test_embedding_equals_torch_on_real_images(
     photos = sorted((data / "data" / "mvtec-256" / "bottle" / "train" / "good").glob("*.png"))[:3]
     images = np.stack([np.asarray(Image.open(p).convert("RGB").resize((224, 224))) for p in photos])
     path = tmp_path / "embedding.onnx"
-    exported = export(path, weights=str(weights))
+    exported = export_backbone(path, weights=str(weights))
     state = torch.load(weights, weights_only=True)
     expected = embedding_of(
         feature_maps("resnet18", state, RESNET, images), reference_draw(448, 100)
@@ -260,7 +260,7 @@ def test_embedding_equals_torch_on_real_images(
     absolute = assert_close(run(path, images)["embedding"], expected)
     assert absolute < TOLERANCE
     record_property("absolute_difference", absolute)
-    assert exported.model.embedding.weights == weights.name
+    assert exported.model.backbone_info.weights == weights.name
 
 
 def shape_of(value: onnx.ValueInfoProto) -> list[str | int]:
@@ -280,7 +280,7 @@ def test_file_keeps_its_contract(name: str, default_export: Any) -> None:
     (image,) = proto.graph.input
     assert (image.name, image.type.tensor_type.elem_type) == ("image", onnx.TensorProto.UINT8)
     assert shape_of(image) == ["N", height, width, 3]
-    per_layer = [len(own) for own in exported.model.embedding.selected()]
+    per_layer = [len(own) for own in exported.model.backbone_info.selected()]
     assert sum(per_layer) == count
     assert {o.name: shape_of(o) for o in proto.graph.output} == {
         "embedding": ["N", count, height // 4, width // 4],
@@ -293,8 +293,8 @@ def test_file_keeps_its_contract(name: str, default_export: Any) -> None:
     assert [n.op_type for n in proto.graph.node if "image" in n.input] == ["Cast"]
     assert "normalised" in {name for node in proto.graph.node for name in node.output}
 
-    assert read(path, "embedding").embedding == exported.model.embedding
-    assert exported.model.embedding.layer_channels == sizes
+    assert read(path, "embedding").backbone_info == exported.model.backbone_info
+    assert exported.model.backbone_info.layer_channels == sizes
     read_names = {i for node in proto.graph.node for i in node.input}
     assert {t.name for t in proto.graph.initializer} <= read_names  # no unused constant
 
@@ -325,7 +325,7 @@ def test_file_tells_nothing_of_the_machine(name: str, default_export: Any) -> No
 def test_two_exports_give_the_same_bytes_and_the_command_is_quiet(tmp_path: Path) -> None:
     ours, theirs = tmp_path / "a.onnx", tmp_path / "b.onnx"
     level = logging.getLogger("torch.onnx").level
-    export(ours, image_size=(32, 32), weights="random")
+    export_backbone(ours, image_size=(32, 32), weights="random")
     assert logging.getLogger("torch.onnx").level == level
     command = [sys.executable, "-c", "from padim_edge.cli.app import main; main()", "export"]
     options = ["--image-size", "32", "--weights", "random", "-o", str(theirs)]
@@ -435,8 +435,8 @@ def test_any_split_equals_torch(dims: tuple[int, ...], resnet18: State, tmp_path
     path = tmp_path / "embedding.onnx"
     layers = RESNET[:2]
     weights = save(tmp_path, resnet18)
-    exported = export(path, layers=layers, dims=dims, weights=weights, image_size=SMALL)
-    chosen = exported.model.embedding.channels
+    exported = export_backbone(path, layers=layers, dims=dims, weights=weights, image_size=SMALL)
+    chosen = exported.model.backbone_info.channels
     assert len(chosen) == sum(dims)
     if len(dims) == 2:
         assert np.histogram(chosen, bins=[0, 64, 192])[0].tolist() == list(dims)
@@ -444,24 +444,24 @@ def test_any_split_equals_torch(dims: tuple[int, ...], resnet18: State, tmp_path
     maps = feature_maps("resnet18", resnet18, layers, images)
     actual = run(path, images)
     assert_close(actual.pop("embedding"), embedding_of(maps, chosen))
-    used = [layer for layer, own in zip(layers, exported.model.embedding.selected(), strict=True)
-            if own]  # fmt: skip
+    selected = exported.model.backbone_info.selected()
+    used = [layer for layer, own in zip(layers, selected, strict=True) if own]
     assert list(actual) == [f"features.{layer}" for layer in used]
-    assert read(path, "embedding").embedding.channels == chosen
+    assert read(path, "embedding").backbone_info.channels == chosen
 
 
 def test_listed_channels_keep_their_order(resnet18: State, tmp_path: Path) -> None:
     chosen = [191, 0, 64, 3, 63, 65]
     (tmp_path / "list.json").write_text(json.dumps(chosen))
     path = tmp_path / "embedding.onnx"
-    exported = export(
+    exported = export_backbone(
         path,
         layers=RESNET[:2],
         channels_file=tmp_path / "list.json",
         weights=save(tmp_path, resnet18),
         image_size=SMALL,
     )
-    assert list(exported.model.embedding.channels) == chosen
+    assert list(exported.model.backbone_info.channels) == chosen
     maps = feature_maps("resnet18", resnet18, RESNET[:2], noise(1, SMALL))
     assert_close(run(path, noise(1, SMALL))["embedding"], embedding_of(maps, chosen))
 
@@ -502,7 +502,7 @@ class Wiring:
 def test_last_block_computes_chosen_channels_only(name: str, default_export: Any) -> None:
     path, _, exported = default_export(name)
     wiring = Wiring(path)
-    d = len(exported.model.embedding.selected()[-1])
+    d = len(exported.model.backbone_info.selected()[-1])
     (last,), (skip,) = wiring.behind(f"features.{DEFAULTS[name][0][-1]}")
     for parameter in last.input[1:]:
         assert wiring.constants[parameter][0] == d
@@ -521,14 +521,14 @@ def test_selection_comes_before_repeating(name: str, default_export: Any) -> Non
     resized = {n.input[0]: n for n in wiring.proto.graph.node if n.op_type == "Resize"}
     layers = DEFAULTS[name][0]
     assert list(resized) == [f"features.{layer}" for layer in layers[1:]]
-    for layer, own in zip(layers, exported.model.embedding.selected(), strict=True):
+    for layer, own in zip(layers, exported.model.backbone_info.selected(), strict=True):
         assert wiring.shapes[f"features.{layer}"][1] == len(own)
 
 
 def test_skip_with_a_convolution_is_selected_too(resnet18: State, tmp_path: Path) -> None:
     """layer2.0 adds a convolution of its input: rows of both are taken, nothing is gathered."""
     path = tmp_path / "embedding.onnx"
-    exported = export(
+    exported = export_backbone(
         path, layers=("layer2.0",), dims=(9,), weights=save(tmp_path, resnet18), image_size=SMALL
     )
     wiring = Wiring(path)
@@ -536,7 +536,7 @@ def test_skip_with_a_convolution_is_selected_too(resnet18: State, tmp_path: Path
     assert [wiring.constants[c.input[1]][0] for c in convolutions] == [9, 9]
     assert gathers == []
     maps = feature_maps("resnet18", resnet18, ("layer2.0",), noise(2, SMALL))
-    expected = embedding_of(maps, exported.model.embedding.channels)
+    expected = embedding_of(maps, exported.model.backbone_info.channels)
     assert_close(run(path, noise(2, SMALL))["embedding"], expected)
 
 
@@ -563,18 +563,18 @@ def test_other_layers_equal_torch(
 ) -> None:
     state = random_state(name)
     path = tmp_path / "embedding.onnx"
-    exported = export(
+    exported = export_backbone(
         path, name, layers, dims=(40,), weights=save(tmp_path, state), image_size=size
     )
     images = noise(2, size)
     maps = feature_maps(name, state, layers, images)
-    info = exported.model.embedding
+    info = exported.model.backbone_info
     assert info.layers == layers
     assert info.layer_channels == tuple(m.shape[1] for m in maps)
     assert info.layer_shapes == tuple(tuple(m.shape[2:]) for m in maps)
     chosen = reference_draw(sum(info.layer_channels), 40)
     assert_close(run(path, images)["embedding"], embedding_of(maps, chosen))
-    assert read(path, "embedding").embedding == info
+    assert read(path, "embedding").backbone_info == info
 
 
 def test_statistics_are_those_that_torchvision_names() -> None:
@@ -639,7 +639,7 @@ def test_wrong_use(
     wrong: dict[str, Any], reason: str, unwritten: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(UsageError, match=re.escape(reason)) as caught:
-        export(unwritten, **{"image_size": (32, 32), "weights": "random", **wrong})
+        export_backbone(unwritten, **{"image_size": (32, 32), "weights": "random", **wrong})
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
 
@@ -650,7 +650,7 @@ def test_network_that_torch_cannot_export(unwritten: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(torch.onnx, "export", fail)
     with pytest.raises(PadimEdgeError, match="torch cannot export resnet18 up to layer1, layer2"):
-        export(unwritten, weights="random", image_size=SMALL)
+        export_backbone(unwritten, weights="random", image_size=SMALL)
 
 
 # ---- weights -----------------------------------------------------------------------------------
@@ -658,7 +658,7 @@ def test_network_that_torch_cannot_export(unwritten: Path, monkeypatch: pytest.M
 
 def export_layer1(output: Path, weights: str, **options: Any) -> Exported:
     """The cheapest export there is."""
-    return export(
+    return export_backbone(
         output, layers=("layer1",), dims=(9,), weights=weights, image_size=(32, 32), **options
     )
 
@@ -693,7 +693,7 @@ def test_only_used_layers_are_asked_for(resnet18: State, tmp_path: Path) -> None
         assert loaded.weights == f"{name}.pth"
         assert loaded.weights_sha256 == hashlib.sha256(Path(weights).read_bytes()).hexdigest()
     path = tmp_path / "embedding.onnx"
-    info = export_layer1(path, str(tmp_path / "truncated.pth")).model.embedding
+    info = export_layer1(path, str(tmp_path / "truncated.pth")).model.backbone_info
     assert info.weights == "truncated.pth"
     assert info.weights_sha256 == load(str(tmp_path / "truncated.pth")).weights_sha256
     maps = feature_maps("resnet18", resnet18, ("layer1",), noise(1, (32, 32)))
@@ -900,7 +900,7 @@ def test_random_weights_come_from_the_seed_alone(tmp_path: Path) -> None:
 
     before = states()
     for name in ("a", "b"):
-        info = export_layer1(tmp_path / name, "random", seed=3).model.embedding
+        info = export_layer1(tmp_path / name, "random", seed=3).model.backbone_info
         assert (info.weights, info.weights_sha256) == ("random (seed 3)", "")
         assert states() == before
         torch.rand(1)  # the state before does not matter
@@ -981,4 +981,4 @@ def test_unwritable_output_is_found_before_the_work(
     monkeypatch.setattr(exporting.backbones, "load", lambda *_: pytest.fail("work was begun"))
     for output in (tmp_path / "none" / "embedding.onnx", tmp_path):
         with pytest.raises(PadimEdgeError, match="cannot write"):
-            export(output, weights="random")
+            export_backbone(output, weights="random")

@@ -14,9 +14,9 @@ from sklearn.covariance import LedoitWolf
 
 from padim_edge.detect.detector import Detector
 from padim_edge.errors import PadimEdgeError, UsageError
-from padim_edge.export.export import export
-from padim_edge.fit.fit import Settings, fit, gaussian
+from padim_edge.export.export import export_backbone
 from padim_edge.fit import fit as fitting
+from padim_edge.fit.fit import Settings, fit_detector, gaussian
 from padim_edge.images.preprocess import Preprocess, find_images
 from padim_edge.images.synthetic import make_dataset
 from padim_edge.model.file import read
@@ -31,7 +31,7 @@ TOLERANCES = {"float32": 1e-4, "float16": 1e-3, "int8": 1e-2}
 @pytest.fixture(scope="module")
 def embedding_path(tmp_path_factory):
     path = tmp_path_factory.mktemp("embedding") / "embedding.onnx"
-    export(path, dims=(30,), image_size=SIZE, weights="random")
+    export_backbone(path, dims=(30,), image_size=SIZE, weights="random")
     return path
 
 
@@ -58,7 +58,9 @@ def embeddings(embedding_path: Path, paths: list[Path]) -> np.ndarray:
 def test_the_written_file_scores_as_the_reference(
     tmp_path, embedding_path, photos, good, constants
 ):
-    fit(embedding_path, good, tmp_path / "padim.onnx", Settings(WHOLE, constants=constants))
+    fit_detector(
+        embedding_path, good, tmp_path / "padim.onnx", Settings(WHOLE, constants=constants)
+    )
     test = find_images(photos / "test")
     with Detector(tmp_path / "padim.onnx") as detector:
         results = detector.batch([Image.open(path) for path in test])
@@ -82,9 +84,9 @@ def test_real_images_and_weights_score_as_the_reference(data, tmp_path, constant
     weights = data / "weights" / "resnet18-imagenet1k-v1-to-layer3.pth"
     folder = data / "data" / "hazelnut_toy"
     good, test = find_images(folder / "train"), find_images(folder / "test")[::6]
-    export(tmp_path / "embedding.onnx", weights=str(weights))
+    export_backbone(tmp_path / "embedding.onnx", weights=str(weights))
     preprocess = Preprocess.reference((224, 224))
-    fit(
+    fit_detector(
         tmp_path / "embedding.onnx",
         good,
         tmp_path / "padim.onnx",
@@ -97,7 +99,7 @@ def test_real_images_and_weights_score_as_the_reference(data, tmp_path, constant
     network.load_state_dict(torch.load(weights, weights_only=True), strict=False)
     layers = ["layer1", "layer2", "layer3"]
     extractor = create_feature_extractor(network.eval().double(), layers)
-    chosen = np.array(read(tmp_path / "embedding.onnx", "embedding").embedding.channels)
+    chosen = np.array(read(tmp_path / "embedding.onnx", "embedding").backbone_info.channels)
 
     def features(paths):
         pixels = np.stack([preprocess(Image.open(path)) for path in paths])
@@ -115,62 +117,64 @@ def test_real_images_and_weights_score_as_the_reference(data, tmp_path, constant
 
 
 def test_threshold_is_that_of_brute_force_refitting(tmp_path, embedding_path, good):
-    done = fit(embedding_path, good, tmp_path / "p.onnx", Settings(WHOLE, false_alarm_rate=0.1))
+    done = fit_detector(
+        embedding_path, good, tmp_path / "p.onnx", Settings(WHOLE, false_alarm_rate=0.1)
+    )
     every = embeddings(embedding_path, good)
     scores = []
     for image in range(len(good)):
         rest = np.delete(every, image, axis=0)
         maps = reference.distances(every[image : image + 1], *reference.fit(rest))
         scores.append(reference.score_maps(maps, SIZE).max())
-    detection = done.model.detection
-    np.testing.assert_allclose(detection.good_scores, np.sort(scores), rtol=1e-9)
-    assert detection.threshold == pytest.approx(np.sort(scores)[22], rel=1e-9)  # ceil(.9 x 25)
-    assert detection.false_alarm_rate == 0.1
+    detector_info = done.model.detector_info
+    np.testing.assert_allclose(detector_info.good_scores, np.sort(scores), rtol=1e-9)
+    assert detector_info.threshold == pytest.approx(np.sort(scores)[22], rel=1e-9)  # ceil(.9 x 25)
+    assert detector_info.false_alarm_rate == 0.1
 
 
 @pytest.mark.parametrize("split", [12, 1, 20])
 def test_an_update_equals_one_fit_over_all_images(tmp_path, embedding_path, good, split):
     settings = Settings(WHOLE, constants="float32", false_alarm_rate=0.2)
-    whole = fit(embedding_path, good, tmp_path / "whole.onnx", settings)
+    whole = fit_detector(embedding_path, good, tmp_path / "whole.onnx", settings)
     first, rest = good[split:], good[:split]
     state = tmp_path / "moments.npz"
-    fit(embedding_path, first, tmp_path / "a.onnx", settings, save_moments=state)
-    done = fit(
+    fit_detector(embedding_path, first, tmp_path / "a.onnx", settings, save_moments=state)
+    done = fit_detector(
         embedding_path, rest, tmp_path / "b.onnx", settings, update=state, save_moments=state
     )
     for tensor in whole.model.proto.graph.initializer:
         if tensor.name.startswith(("mean.", "whitening.")) and "shape" not in tensor.name:
             ours, theirs = done.model.constant(tensor.name), whole.model.constant(tensor.name)
             np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6 * np.abs(theirs).max())
-    assert done.model.detection.images == len(good)
-    assert len(done.model.detection.good_scores) == len(good)
+    assert done.model.detector_info.images == len(good)
+    assert len(done.model.detector_info.good_scores) == len(good)
     # The new images are scored exactly: each as if left out of the fit over all.
-    exact = set(np.round(whole.model.detection.good_scores, 6))
-    assert len(exact & set(np.round(done.model.detection.good_scores, 6))) >= split
+    exact = set(np.round(whole.model.detector_info.good_scores, 6))
+    assert len(exact & set(np.round(done.model.detector_info.good_scores, 6))) >= split
     # And the state that was written goes on once more.
-    fit(embedding_path, good[:1], tmp_path / "c.onnx", settings, update=state)
+    fit_detector(embedding_path, good[:1], tmp_path / "c.onnx", settings, update=state)
 
 
 def test_moments_of_another_fit_are_refused(tmp_path, embedding_path, good):
     state = tmp_path / "moments.npz"
     settings = Settings(WHOLE)
-    fit(embedding_path, good, tmp_path / "a.onnx", settings, save_moments=state)
+    fit_detector(embedding_path, good, tmp_path / "a.onnx", settings, save_moments=state)
     for other, word in (
         (dataclasses.replace(settings, eps=0.02), "eps"),
         (dataclasses.replace(settings, sigma=2.0), "sigma"),
         (Settings(Preprocess.reference(SIZE)), "preprocess"),
     ):
         with pytest.raises(UsageError, match=word):
-            fit(embedding_path, good, tmp_path / "b.onnx", other, update=state)
-    export(tmp_path / "other.onnx", dims=(30,), image_size=SIZE, weights="random", seed=1)
+            fit_detector(embedding_path, good, tmp_path / "b.onnx", other, update=state)
+    export_backbone(tmp_path / "other.onnx", dims=(30,), image_size=SIZE, weights="random", seed=1)
     with pytest.raises(UsageError, match="embedding"):
-        fit(tmp_path / "other.onnx", good, tmp_path / "b.onnx", settings, update=state)
+        fit_detector(tmp_path / "other.onnx", good, tmp_path / "b.onnx", settings, update=state)
     assert not (tmp_path / "b.onnx").exists()
 
 
 def test_ledoit_wolf_equals_scikit_learn_per_position(tmp_path, embedding_path, photos, good):
     settings = Settings(WHOLE, covariance="ledoit-wolf", constants="float32", false_alarm_rate=0.2)
-    done = fit(embedding_path, good, tmp_path / "padim.onnx", settings)
+    done = fit_detector(embedding_path, good, tmp_path / "padim.onnx", settings)
     every = embeddings(embedding_path, good)
     test = find_images(photos / "test")
     new = embeddings(embedding_path, test)
@@ -189,19 +193,19 @@ def test_ledoit_wolf_equals_scikit_learn_per_position(tmp_path, embedding_path, 
     fold = np.arange(len(good)) % 5
     held_out = [maps(every[fold != k], every[fold == k]).max(axis=(1, 2)) for k in range(5)]
     expected = np.sort(np.concatenate(held_out))
-    np.testing.assert_allclose(done.model.detection.good_scores, expected, rtol=1e-9)
-    assert "5 folds" in done.model.detection.calibration
+    np.testing.assert_allclose(done.model.detector_info.good_scores, expected, rtol=1e-9)
+    assert "5 folds" in done.model.detector_info.calibration
 
 
 def test_outputs_must_be_different_files(tmp_path, embedding_path, good):
     same = tmp_path / "same"
     with pytest.raises(UsageError, match="must be different files"):
-        fit(
+        fit_detector(
             embedding_path, good, same, Settings(WHOLE), save_moments=tmp_path / "x" / ".." / "same"
         )
     before = embedding_path.read_bytes()
     with pytest.raises(UsageError, match="must be different files"):
-        fit(embedding_path, good, embedding_path, Settings(WHOLE))
+        fit_detector(embedding_path, good, embedding_path, Settings(WHOLE))
     assert embedding_path.read_bytes() == before
     assert not same.exists()
 
@@ -217,7 +221,9 @@ def test_the_model_takes_its_place_before_the_moments(tmp_path, embedding_path, 
 
     monkeypatch.setattr(Path, "replace", noted)
     moments = tmp_path / "moments.npz"
-    fit(embedding_path, good, tmp_path / "padim.onnx", Settings(WHOLE), save_moments=moments)
+    fit_detector(
+        embedding_path, good, tmp_path / "padim.onnx", Settings(WHOLE), save_moments=moments
+    )
     assert renamed == ["padim.onnx", "moments.npz"]
 
 
@@ -225,7 +231,7 @@ def test_unwritable_moments_are_refused_before_the_work(tmp_path, embedding_path
     """No image exists: had the work begun, that would have been the error."""
     images = [tmp_path / f"{i}.png" for i in range(5)]
     with pytest.raises(PadimEdgeError, match=r"cannot write .*moments"):
-        fit(
+        fit_detector(
             embedding_path,
             images,
             tmp_path / "padim.onnx",
@@ -237,18 +243,20 @@ def test_unwritable_moments_are_refused_before_the_work(tmp_path, embedding_path
 def test_ledoit_wolf_has_no_moments(tmp_path, embedding_path, good):
     settings = Settings(WHOLE, covariance="ledoit-wolf")
     with pytest.raises(UsageError, match="no moments"):
-        fit(embedding_path, good, tmp_path / "p.onnx", settings, save_moments=tmp_path / "m.npz")
+        fit_detector(
+            embedding_path, good, tmp_path / "p.onnx", settings, save_moments=tmp_path / "m.npz"
+        )
 
 
 def test_chunks_and_store_do_not_change_the_result(tmp_path, embedding_path, good, monkeypatch):
     settings = Settings(WHOLE)
-    fit(embedding_path, good, tmp_path / "a.onnx", settings)
+    fit_detector(embedding_path, good, tmp_path / "a.onnx", settings)
     monkeypatch.setattr(fitting, "CHUNK_BYTES", 1)
     monkeypatch.setattr(fitting, "STORE_IN_MEMORY", 0)
     monkeypatch.setattr(fitting, "BATCH", 5)
-    fit(embedding_path, good, tmp_path / "b.onnx", settings)
+    fit_detector(embedding_path, good, tmp_path / "b.onnx", settings)
     a, b = (read(tmp_path / name, "padim") for name in ("a.onnx", "b.onnx"))
-    np.testing.assert_allclose(a.detection.good_scores, b.detection.good_scores, rtol=1e-6)
+    np.testing.assert_allclose(a.detector_info.good_scores, b.detector_info.good_scores, rtol=1e-6)
     for tensor in a.proto.graph.initializer:
         if tensor.name.startswith("whitening.") and "shape" not in tensor.name:
             x, y = (m.constant(tensor.name).astype(np.float64) for m in (a, b))
@@ -257,7 +265,9 @@ def test_chunks_and_store_do_not_change_the_result(tmp_path, embedding_path, goo
 
 @pytest.mark.parametrize("images", [3, 60, 1000, 10_000])
 def test_a_chunk_is_bounded_whatever_the_number_of_images(embedding_path, images):
-    pyramid = Pyramid.coarse_to_fine(read(embedding_path, "embedding").embedding.pyramid_layers())
+    pyramid = Pyramid.coarse_to_fine(
+        read(embedding_path, "embedding").backbone_info.pyramid_layers()
+    )
     chunks = list(fitting.Features(pyramid, [], images).chunks())
     assert (chunks[0].start, chunks[-1].stop) == (0, pyramid.cells)
     assert all(a.stop == b.start for a, b in itertools.pairwise(chunks))
@@ -277,22 +287,24 @@ def test_no_room_for_features_is_an_error_not_a_crash(embedding_path, good, tmp_
 
     monkeypatch.setattr(fitting.os, "posix_fallocate", full)
     with pytest.raises(PadimEdgeError, match="set TMPDIR"):
-        fit(embedding_path, good, tmp_path / "p.onnx", Settings(WHOLE))
+        fit_detector(embedding_path, good, tmp_path / "p.onnx", Settings(WHOLE))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_two_fits_write_identical_bytes(tmp_path, embedding_path, good):
     for name in ("a.onnx", "b.onnx"):
-        fit(embedding_path, good, tmp_path / name, Settings(WHOLE))
+        fit_detector(embedding_path, good, tmp_path / name, Settings(WHOLE))
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
 
 
 def test_the_default_rate_follows_the_number_of_images(tmp_path, embedding_path, good):
-    done = fit(embedding_path, good, tmp_path / "p.onnx", Settings(WHOLE))
-    assert done.model.detection.false_alarm_rate == pytest.approx(1 / 25)
-    assert done.model.detection.threshold == done.model.detection.good_scores[-1]
+    done = fit_detector(embedding_path, good, tmp_path / "p.onnx", Settings(WHOLE))
+    assert done.model.detector_info.false_alarm_rate == pytest.approx(1 / 25)
+    assert done.model.detector_info.threshold == done.model.detector_info.good_scores[-1]
     with pytest.raises(PadimEdgeError, match="at least 99 images"):
-        fit(embedding_path, good, tmp_path / "q.onnx", Settings(WHOLE, false_alarm_rate=0.01))
+        fit_detector(
+            embedding_path, good, tmp_path / "q.onnx", Settings(WHOLE, false_alarm_rate=0.01)
+        )
     assert not (tmp_path / "q.onnx").exists()
 
 

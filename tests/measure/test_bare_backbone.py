@@ -21,8 +21,8 @@ from PIL import Image
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from padim_edge.errors import PadimEdgeError
-from padim_edge.export.export import export
-from padim_edge.fit.fit import Settings, fit
+from padim_edge.export.export import export_backbone
+from padim_edge.fit.fit import Settings, fit_detector
 from padim_edge.images.preprocess import Preprocess
 from padim_edge.measure.bench import bare_backbone, has_bare_backbone
 from padim_edge.model.file import Model, read
@@ -52,14 +52,16 @@ def random_network(name: str) -> torch.nn.Module:
 
 def fitted(folder: Path, name: str, weights: Path, **options: Any) -> Model:
     """A padim.onnx of four photos of nothing."""
-    export(folder / "embedding.onnx", name, weights=str(weights), image_size=SIZE, **options)
+    export_backbone(
+        folder / "embedding.onnx", name, weights=str(weights), image_size=SIZE, **options
+    )
     rng = np.random.default_rng(1)
     photos = []
     for index in range(4):
         photos.append(folder / f"{index}.png")
         Image.fromarray(rng.integers(0, 256, (*SIZE, 3), np.uint8)).save(photos[-1])
     settings = Settings(Preprocess.whole(SIZE))
-    fit(folder / "embedding.onnx", photos, folder / "padim.onnx", settings)
+    fit_detector(folder / "embedding.onnx", photos, folder / "padim.onnx", settings)
     return read(folder / "padim.onnx", "padim")
 
 
@@ -139,7 +141,7 @@ def test_gives_the_maps_of_the_true_one(case: Case) -> None:
     for batch in (1, 3):
         normalised = np.random.default_rng(2).standard_normal((batch, 3, *SIZE), np.float32)
         # The division of the normalisation stands in the first convolution: undo it for torch.
-        std = np.array(case.model.embedding.std, dtype=np.float32).reshape(1, 3, 1, 1)
+        std = np.array(case.model.backbone_info.std, dtype=np.float32).reshape(1, 3, 1, 1)
         ours = session.run(None, {"normalised": normalised * 255 * std})
         with torch.no_grad():
             theirs = [m.numpy() for m in case.torch(torch.from_numpy(normalised)).values()]
@@ -151,7 +153,7 @@ def test_gives_the_maps_of_the_true_one(case: Case) -> None:
 
 
 def test_restored_rows_are_zeros(case: Case) -> None:
-    chosen = len(case.model.embedding.selected()[-1])
+    chosen = len(case.model.backbone_info.selected()[-1])
     before, after = weights_of(case.model.proto), weights_of(case.bare)
     # A weight that was cut has fewer rows in the detector than in the backbone.
     restored = [name for name in after if before[name].dims != after[name].dims]
@@ -159,7 +161,7 @@ def test_restored_rows_are_zeros(case: Case) -> None:
     for name in restored:
         rows, whole = (numpy_helper.to_array(w[name]) for w in (before, after))
         assert len(rows) == chosen
-        assert len(whole) == case.model.embedding.layer_channels[-1]
+        assert len(whole) == case.model.backbone_info.layer_channels[-1]
         np.testing.assert_array_equal(whole[:chosen], rows)
         assert np.abs(rows).max() > 0
         assert not whole[chosen:].any()

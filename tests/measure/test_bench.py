@@ -139,8 +139,8 @@ class Detector:
     """As much of a detector as a measurement touches."""
 
     def __init__(self, model: Path, name: str, calls: list[str]) -> None:
-        self.embedding = read(model, "padim").embedding
-        self.detection = read(model, "padim").detection
+        self.backbone_info = read(model, "padim").backbone_info
+        self.detector_info = read(model, "padim").detector_info
         self.engine, self.calls = Engine(name, calls), calls
 
     def batch(self, frames: list[np.ndarray]) -> None:
@@ -684,7 +684,7 @@ def test_pictures_that_cannot_be_drawn(model_file: Path, tmp_path: Path) -> None
 
 
 def test_without_matplotlib(model_file: Path, tmp_path: Path) -> None:
-    fail = "from padim_edge import bench; bench.bench = None\n"  # measuring would be another error
+    fail = "from padim_edge.measure import bench; bench.run_benchmark = None\n"  # measuring would be another error
     with unchanged(tmp_path):
         done = padim_edge(
             *("bench", model_file, "--plot", tmp_path / "a.png", "--json", tmp_path / "a.json"),

@@ -131,8 +131,8 @@ def test_what_is_missing_here_has_its_mending_command(here, name):
     report, text = here
     finding = next(one for one in report["findings"] if one["name"] == name)
     if finding["status"] == "missing":
-        assert "install " in finding["mend"]
-        assert f"mend:  {finding['mend']}" in text
+        assert "install " in finding["fix"]
+        assert f"fix:  {finding['fix']}" in text
     else:
         assert finding["detail"]
 
@@ -142,12 +142,12 @@ def test_the_json_has_the_stated_form(here):
     assert set(report) == {"schema", "date", "padim_edge", "engines", "findings"}
     assert report["schema"] == 1
     for finding in report["findings"]:
-        assert list(finding) == ["area", "name", "status", "detail", "mend"]
+        assert list(finding) == ["area", "name", "status", "detail", "fix"]
         assert all(isinstance(value, str) for value in finding.values())
         assert finding["area"] in ("device", "nvidia", "python", "engine")
         assert finding["status"] in doctor.STATUSES
         assert finding["detail"]
-        assert "\n" not in finding["detail"] + finding["mend"]
+        assert "\n" not in finding["detail"] + finding["fix"]
     names = [(one["area"], one["name"]) for one in report["findings"]]
     assert len(names) == len(set(names))
 
@@ -158,18 +158,18 @@ def test_no_engine_is_exit_code_1(tmp_path, library):
     # The packages that only export needs are slow to load and no concern of this test.
     prelude = (
         f"import sys; sys.path.insert(0, {sys.path[0]!r})\n"
-        "from padim_edge import doctor; doctor.PACKAGES = doctor.PACKAGES[:1]"
+        "from padim_edge.measure import doctor; doctor.PACKAGES = doctor.PACKAGES[:1]"
     )
     file = tmp_path / "doctor.json"
     done = padim_edge("doctor", "--json", file, prelude=prelude)
     done.failed(1, "no engine runs here")
     report = json.loads(file.read_text())
     assert report["engines"] == []
-    assert "mend:  pip install 'padim-edge[cpu]'" in done.stdout
+    assert "fix:  pip install 'padim-edge[cpu]'" in done.stdout
     found = {one["name"]: one for one in report["findings"] if one["area"] == "engine"}
     for name in ("openvino", "openvino-bf16"):
         assert found[name]["status"] == "missing"
-        assert found[name]["mend"] == "pip install 'padim-edge[openvino]'"
+        assert found[name]["fix"] == "pip install 'padim-edge[openvino]'"
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_a_jetson_without_jetpack_or_rights(tmp_path, tools):
     tool(tools, "nvpmodel", "echo 'NVPM ERROR: permission denied' >&2; exit 255")
     found = {one.name: one for one in doctor.device(tree(tmp_path / "root", ORIN))}
     assert found["JetPack"].status == "missing"
-    assert found["JetPack"].mend == "sudo apt install nvidia-jetpack"
+    assert found["JetPack"].fix == "sudo apt install nvidia-jetpack"
     assert found["power mode"].status == "broken"
     assert "NVPM ERROR: permission denied" in found["power mode"].detail
     assert doctor.power_mode() is None
@@ -260,7 +260,7 @@ def test_desktop(tmp_path, tools):
 
 
 @pytest.mark.parametrize(
-    ("files", "status", "mend"),
+    ("files", "status", "fix"),
     [
         ({}, "absent", ""),
         (DESKTOP, "missing", "sudo ubuntu-drivers install"),
@@ -268,11 +268,11 @@ def test_desktop(tmp_path, tools):
         (DESKTOP | {".dockerenv": ""}, "missing", "docker run --runtime nvidia"),
     ],
 )
-def test_a_missing_driver(tmp_path, monkeypatch, files, status, mend):
-    gone = {"status": "missing", "detail": "no libcuda", "mend": "", "items": []}
+def test_a_missing_driver(tmp_path, monkeypatch, files, status, fix):
+    gone = {"status": "missing", "detail": "no libcuda", "fix": "", "items": []}
     monkeypatch.setattr(doctor, "ask", lambda *_: gone)
     finding = doctor._driver(tree(tmp_path / "root", files))
-    assert (finding.status, finding.mend) == (status, mend)
+    assert (finding.status, finding.fix) == (status, fix)
 
 
 def test_the_release_of_the_driver_is_read(tmp_path, monkeypatch):
@@ -330,7 +330,7 @@ def test_nvcc_beside_path_is_found_and_tried(tmp_path, tools):
     finding = doctor._toolkit(root, jetson=True)
     assert finding.status == "ok"
     assert finding.detail.startswith("12.6.68, compiles")
-    assert finding.mend == f"export PATH={root}/usr/local/cuda/bin:$PATH"
+    assert finding.fix == f"export PATH={root}/usr/local/cuda/bin:$PATH"
 
 
 def test_nvcc_that_cannot_compile_is_no_toolkit(tmp_path, tools):
@@ -338,14 +338,14 @@ def test_nvcc_that_cannot_compile_is_no_toolkit(tmp_path, tools):
     finding = doctor._toolkit(tmp_path, jetson=False)
     assert finding.status == "broken"
     assert "Failed to preprocess host compiler" in finding.detail
-    assert finding.mend
+    assert finding.fix
 
 
 @pytest.mark.parametrize(("jetson", "package"), [(True, "nvidia-jetpack"), (False, "cuda-toolkit")])
 def test_no_nvcc(tmp_path, tools, jetson, package):
     finding = doctor._toolkit(tmp_path, jetson)
     assert finding.status == "missing"
-    assert package in finding.mend
+    assert package in finding.fix
 
 
 # --- libraries that crash, hang or lie ----------------------------------------------------------
@@ -455,11 +455,11 @@ def test_errors_of_ours_keep_their_remedy():
         return raising
 
     answer = probe.tried(fails(MissingDependencyError("this", "that", "cpu")))
-    assert (answer.status, answer.mend) == ("missing", "pip install 'padim-edge[cpu]'")
+    assert (answer.status, answer.fix) == ("missing", "pip install 'padim-edge[cpu]'")
     answer = probe.tried(fails(PadimEdgeError("no: run  sudo apt install x  and try again")))
-    assert (answer.status, answer.mend) == ("broken", "sudo apt install x")
+    assert (answer.status, answer.fix) == ("broken", "sudo apt install x")
     answer = probe.tried(fails(ValueError("two\nlines")))
-    assert (answer.status, answer.detail, answer.mend) == ("broken", "ValueError: two lines", "")
+    assert (answer.status, answer.detail, answer.fix) == ("broken", "ValueError: two lines", "")
 
 
 @pytest.mark.parametrize(("machine", "command"), [("aarch64", "apt x"), ("x86_64", "pip y")])

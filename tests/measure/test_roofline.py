@@ -27,7 +27,7 @@ from padim_edge.measure.roofline import (
     whitening_bytes,
 )
 from padim_edge.model import graph
-from padim_edge.model.file import Detection, Model, read
+from padim_edge.model.file import DetectorInfo, Model, read
 from padim_edge.model.pyramid import Layer, Pyramid
 from padim_edge.runtime import trial
 from padim_edge.runtime.nvidia.packing import pack_whitening
@@ -44,11 +44,11 @@ def small(tmp_path_factory):
 
 def detector(embedding, covariance="sample", constants="float16"):
     """A detector on an embedding.onnx whose statistics are all zero, without a fit."""
-    info = embedding.embedding
-    detection = Detection(
+    info = embedding.backbone_info
+    detector_info = DetectorInfo(
         Preprocess.whole(info.image_size), covariance, 0.01, 4.0, constants, 1, 1.0, 0.5, "", (1.0,)
     )
-    model = dataclasses.replace(embedding, detection=detection)
+    model = dataclasses.replace(embedding, detector_info=detector_info)
     pyramid = model.pyramid()
     levels = pyramid.levels
     means = [np.zeros((1, x.channels, x.height, x.width), np.float32) for x in levels]
@@ -64,7 +64,7 @@ def detector(embedding, covariance="sample", constants="float16"):
         graph.distances(pyramid, means, whitening),
         graph.smoothing(pyramid, info.image_size, 4.0),
     ]
-    return Model(graph.detector(embedding.proto, info, parts), info, detection)
+    return Model(graph.detector(embedding.proto, info, parts), info, detector_info)
 
 
 def operations(work, stage=None):
@@ -177,7 +177,7 @@ def test_packed_constants_are_as_large_as_the_kernels_arrays(shapes, kind):
 def test_convolutions_are_those_that_torch_runs(name, tmp_path):
     torch = pytest.importorskip("torch")
     from padim_edge.export.backbones import load
-    from padim_edge.export.export import export
+    from padim_edge.export.export import export_backbone
 
     backbone = load(name, None, "random", (64, 96), 0)
     expected = []
@@ -194,7 +194,7 @@ def test_convolutions_are_those_that_torch_runs(name, tmp_path):
 
     # All channels of the last layer, so that export drops nothing that torch computes.
     dims = (0, 0, backbone.channels[-1])
-    export(tmp_path / "e.onnx", name, dims=dims, image_size=(64, 96), weights="random")
+    export_backbone(tmp_path / "e.onnx", name, dims=dims, image_size=(64, 96), weights="random")
     work = count(detector(read(tmp_path / "e.onnx", "embedding")))
     found = [each.operations for each in work if each.operator == "Conv"]
     assert sorted(found) == sorted(expected)
@@ -203,9 +203,9 @@ def test_convolutions_are_those_that_torch_runs(name, tmp_path):
 def test_resnet18_to_layer3_by_hand(tmp_path):
     """At 224 x 224: 118 M multiplications in conv1, 4 x 115.6 M in a layer of stride 1, ..."""
     pytest.importorskip("torch")
-    from padim_edge.export.export import export
+    from padim_edge.export.export import export_backbone
 
-    export(tmp_path / "e.onnx", "resnet18", dims=(18, 23, 256), weights="random")
+    export_backbone(tmp_path / "e.onnx", "resnet18", dims=(18, 23, 256), weights="random")
     full = 64 * 112 * 112 * 3 * 49
     block = 64 * 56 * 56 * 64 * 9
     # A layer of stride 2: its first convolution halves, its shortcut is 1 x 1.
@@ -220,11 +220,11 @@ def test_resnet18_to_layer3_by_hand(tmp_path):
 
 
 def test_counts_do_not_depend_on_the_types_in_the_file(embedding_file, tmp_path):
-    from padim_edge.export.export import export
+    from padim_edge.export.export import export_backbone
 
     half = tmp_path / "half.onnx"
     options = {"dims": (20,), "image_size": (64, 64), "weights": "random"}
-    export(half, "resnet18", precision="float16", **options)
+    export_backbone(half, "resnet18", precision="float16", **options)
     whole = read(embedding_file, "embedding")
     models = [detector(whole, constants=kind) for kind in ("float32", "float16", "int8")]
     models.append(detector(read(half, "embedding")))

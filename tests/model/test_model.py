@@ -206,8 +206,8 @@ def test_a_file_beyond_two_gigabytes_is_refused_with_advice(model_file, monkeypa
 
 
 def test_either_kind_is_read_where_either_will_do(model_file, embedding_file):
-    assert read(model_file, None).detection is not None
-    assert read(embedding_file, None).detection is None
+    assert read(model_file, None).detector_info is not None
+    assert read(embedding_file, None).detector_info is None
 
 
 def test_inspect_names_what_is_wrong_with_a_damaged_detector(model_file, tmp_path):

@@ -263,13 +263,13 @@ def check_auto_goes_on_to_what_runs(folder: str) -> None:
     device = enter(folder)
     from padim_edge.runtime.engines import open_engine
 
-    passed_over: dict[str, PadimEdgeError] = {}
-    engine = open_engine("auto", model(folder), passed_over=passed_over.__setitem__)
+    skipped: dict[str, PadimEdgeError] = {}
+    engine = open_engine("auto", model(folder), skipped=skipped.__setitem__)
     assert engine.name == "ort"
     engine.close()
-    assert list(passed_over) == ["trt", "ort-cuda"]
-    assert "tensorrt" in str(passed_over["trt"])
-    assert "without CUDAExecutionProvider" in str(passed_over["ort-cuda"])
+    assert list(skipped) == ["trt", "ort-cuda"]
+    assert "tensorrt" in str(skipped["trt"])
+    assert "without CUDAExecutionProvider" in str(skipped["ort-cuda"])
     assert device.owned() == {}
 
 

@@ -9,7 +9,7 @@ from onnx import TensorProto, numpy_helper, shape_inference
 
 from padim_edge.errors import PadimEdgeError, UsageError
 from padim_edge.export import backbones as backbone
-from padim_edge.export.export import export
+from padim_edge.export.export import export_backbone
 from padim_edge.export.trace import assemble
 from padim_edge.model.file import read
 
@@ -17,7 +17,7 @@ from padim_edge.model.file import read
 @pytest.fixture(scope="module")
 def half(tmp_path_factory):
     path = tmp_path_factory.mktemp("half") / "half.onnx"
-    export(path, dims=(20,), image_size=(64, 64), weights="random", precision="float16")
+    export_backbone(path, dims=(20,), image_size=(64, 64), weights="random", precision="float16")
     return path
 
 
@@ -51,8 +51,8 @@ def test_every_weight_is_float16_and_none_is_subnormal_by_folding(half):
 
 
 def test_the_file_says_so(half, embedding_file):
-    assert read(half, "embedding").embedding.precision == "float16"
-    assert read(embedding_file, "embedding").embedding.precision == "float32"
+    assert read(half, "embedding").backbone_info.precision == "float16"
+    assert read(embedding_file, "embedding").backbone_info.precision == "float32"
 
 
 def test_weights_beyond_float16_are_refused():
@@ -66,4 +66,4 @@ def test_weights_beyond_float16_are_refused():
 
 def test_an_unknown_precision_is_refused(tmp_path):
     with pytest.raises(UsageError, match="float32 or float16"):
-        export(tmp_path / "e.onnx", weights="random", precision="int8")
+        export_backbone(tmp_path / "e.onnx", weights="random", precision="int8")

@@ -48,7 +48,7 @@ def models(
     embedding_file: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Model]:
     """A detector for every kind of constants."""
-    from padim_edge.fit.fit import Settings, fit
+    from padim_edge.fit.fit import Settings, fit_detector
     from padim_edge.images.dataset import train_images
     from padim_edge.images.preprocess import Preprocess
 
@@ -57,7 +57,7 @@ def models(
     for constants in FORMATS:
         path = place / f"{constants}.onnx"
         settings = Settings(Preprocess.whole((64, 64)), constants=constants)
-        fit(embedding_file, train_images(photos), path, settings)
+        fit_detector(embedding_file, train_images(photos), path, settings)
         made[constants] = read(path, "padim")
     return made
 
@@ -73,7 +73,7 @@ def engine_name(request: pytest.FixtureRequest, models: dict[str, Model]) -> str
 
 
 def frames(model: Model, count: int, seed: int = 0) -> np.ndarray:
-    shape = (count, *model.embedding.image_size, 3)
+    shape = (count, *model.backbone_info.image_size, 3)
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
@@ -93,11 +93,11 @@ def device() -> Iterator[Any]:
 
 def features(model: Model, count: int, half: bool) -> dict[str, np.ndarray]:
     """Maps as engine `ort` computes them."""
-    from padim_edge.model.graph import cut
+    from padim_edge.model.graph import subgraph
     from padim_edge.runtime.cpu.ort import Graph
 
     names = model.feature_names()
-    with Graph(cut(model.proto, ["image"], names).SerializeToString()) as graph:
+    with Graph(subgraph(model.proto, ["image"], names).SerializeToString()) as graph:
         maps = graph.run({"image": frames(model, count)}, names)
     kind = np.float16 if half else np.float32
     return {name: one.astype(kind) for name, one in zip(names, maps, strict=True)}
@@ -107,17 +107,17 @@ def features(model: Model, count: int, half: bool) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("constants", FORMATS)
 @pytest.mark.parametrize("count", [1, 2, 3, 8, 9, 32])
 def test_kernels(device: Any, models: dict[str, Model], constants: str, half: bool, count: int):
-    from padim_edge.model.graph import cut
+    from padim_edge.model.graph import subgraph
     from padim_edge.runtime.cpu.ort import Graph
     from padim_edge.runtime.nvidia.scorer import Scorer
 
     model = models[constants]
     maps = features(model, count, half)
     outputs = ["score", "score_map"]
-    with Graph(cut(model.proto, list(maps), outputs).SerializeToString()) as graph:
+    with Graph(subgraph(model.proto, list(maps), outputs).SerializeToString()) as graph:
         wanted = graph.run({name: x.astype(np.float32) for name, x in maps.items()}, outputs)
     score = device.staging((32,), np.float32, mapped=False)
-    score_map = device.staging((32, *model.embedding.image_size), np.float32, mapped=False)
+    score_map = device.staging((32, *model.backbone_info.image_size), np.float32, mapped=False)
     addresses = {name: device.upload(x) for name, x in maps.items()}
     scorer = Scorer(device, model, addresses, half, 32, score_map.address, score.address)
     scorer.distances(count)

@@ -48,7 +48,7 @@ def models(
     embedding_file: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, str]:
     """Detectors of every kind of constants, and a dense one."""
-    from padim_edge.fit.fit import Settings, fit
+    from padim_edge.fit.fit import Settings, fit_detector
     from padim_edge.images.dataset import train_images
     from padim_edge.images.preprocess import Preprocess
 
@@ -63,12 +63,12 @@ def models(
     files = {}
     for name, settings in kinds.items():
         files[name] = str(place / f"{name}.onnx")
-        fit(embedding_file, train_images(photos), Path(files[name]), settings)
+        fit_detector(embedding_file, train_images(photos), Path(files[name]), settings)
     return files
 
 
 def images(model: Any, count: int, seed: int = 0) -> np.ndarray:
-    shape = (count, *model.embedding.image_size, 3)
+    shape = (count, *model.backbone_info.image_size, 3)
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
@@ -325,7 +325,7 @@ def check_auto_takes_trt(folder: str, path: str) -> None:
 
     with Detector(path) as detector:
         assert detector.engine.name == "trt"
-        assert detector.passed_over == ()
+        assert detector.skipped == ()
     answers = FakeTensorRT(device).answers()
     os.environ["XDG_CACHE_HOME"] += "-again"
     answers["IExecutionContext.execute_async_v3"] = False  # all is well until a frame comes
@@ -333,8 +333,8 @@ def check_auto_takes_trt(folder: str, path: str) -> None:
     sys.modules.pop("padim_edge.runtime.nvidia.trt", None)
     with Detector(path) as detector:
         assert detector.engine.name == "ort"
-        assert [reason.split(":")[0] for reason in detector.passed_over] == ["trt", "ort-cuda"]
-        assert "TensorRT cannot run the plan" in detector.passed_over[0]
+        assert [reason.split(":")[0] for reason in detector.skipped] == ["trt", "ort-cuda"]
+        assert "TensorRT cannot run the plan" in detector.skipped[0]
     assert device.owned() == {}
 
 
@@ -350,7 +350,7 @@ def test_auto_takes_the_first_through_which_a_frame_goes(
 SCHEMA = Path(__file__).parents[2] / "docs" / "bench.schema.json"
 
 
-def run_bench(folder: str, path: str, engines: str) -> dict[str, Any]:
+def run_benchmark(folder: str, path: str, engines: str) -> dict[str, Any]:
     """The command on engines that stand on a fake device; returns its JSON."""
     device = enter(folder)
     from padim_edge.measure import bench
@@ -373,7 +373,7 @@ def check_bench(folder: str, path: str) -> dict[str, Any]:
 
     ort_cuda.OrtCudaEngine = cpu_engine(device)
     assert ENGINES["ort-cuda"] == "padim_edge.runtime.nvidia.ort_cuda:OrtCudaEngine"
-    return run_bench(folder, path, "ort-cuda,ort")
+    return run_benchmark(folder, path, "ort-cuda,ort")
 
 
 def test_bench(folder: str, models: dict[str, str]) -> None:
@@ -408,7 +408,7 @@ def check_bench_of_tensorrt(folder: str, path: str) -> dict[str, Any]:
     os.environ["XDG_CACHE_HOME"] = f"{folder}/bench-{os.getpid()}"
     tensorrt_stubs.enter(FakeTensorRT(device).answers())
     sys.modules.pop("padim_edge.runtime.nvidia.trt", None)
-    return run_bench(folder, path, "trt/graph")
+    return run_benchmark(folder, path, "trt/graph")
 
 
 def test_bench_of_tensorrt_without_our_kernels(
@@ -440,7 +440,7 @@ def bare_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("command", ["run", "eval", "bench"])
 @pytest.mark.parametrize(
-    ("engine", "missing", "mend"),
+    ("engine", "missing", "fix"),
     [
         ("trt", "tensorrt", "pip install 'padim-edge[trt]'"),
         ("ort-cuda", "pycuda", "pip install 'padim-edge[gpu]'"),
@@ -454,12 +454,12 @@ def test_one_line_says_what_is_missing(
     command: str,
     engine: str,
     missing: str,
-    mend: str,
+    fix: str,
 ) -> None:
     # bench says whose error it is: it may have been asked for several.
     source, asked = ((), f"ort,{engine}") if command == "bench" else ((photos,), engine)
     done = in_process(command, model_file, *source, "--engine", asked)
-    line = done.failed(1, missing, f"run  {mend}  (", "nor is there an NVIDIA driver")
+    line = done.failed(1, missing, f"run  {fix}  (", "nor is there an NVIDIA driver")
     assert (f"engine {engine}: " in line) == (command == "bench")
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from padim_edge.cli.app import app
 from padim_edge.detect.detector import Detector
 from padim_edge.errors import MissingDependencyError, PadimEdgeError
-from padim_edge.fit.fit import Settings, fit
+from padim_edge.fit.fit import Settings, fit_detector
 from padim_edge.images.preprocess import Preprocess, find_images
 from padim_edge.model.file import read
 from padim_edge.runtime.cpu.ort import Graph as OrtGraph
@@ -37,10 +37,10 @@ needs_bf16 = pytest.mark.skipif(not HAS_BF16, reason="this processor has no bflo
 def oblong(tmp_path_factory):
     """An embedding of 64 x 96."""
     pytest.importorskip("torch")
-    from padim_edge.export.export import export
+    from padim_edge.export.export import export_backbone
 
     path = tmp_path_factory.mktemp("oblong") / "embedding.onnx"
-    export(path, "resnet18", dims=(20,), image_size=(64, 96), weights="random")
+    export_backbone(path, "resnet18", dims=(20,), image_size=(64, 96), weights="random")
     return path
 
 
@@ -73,10 +73,10 @@ def judged(embedding: Path, good: np.ndarray, test: np.ndarray, shrunk: bool) ->
 )
 def test_score_maps_equal_the_reference(request, tmp_path, photos, constants, covariance, shape):
     embedding = request.getfixturevalue("embedding_file" if shape == "square" else "oblong")
-    preprocess = Preprocess.whole(read(embedding, "embedding").embedding.image_size)
+    preprocess = Preprocess.whole(read(embedding, "embedding").backbone_info.image_size)
     files = find_images(photos / "train")
     settings = Settings(preprocess, constants=constants, covariance=covariance)
-    fit(embedding, files, tmp_path / "padim.onnx", settings)
+    fit_detector(embedding, files, tmp_path / "padim.onnx", settings)
     good, test = (
         np.stack([preprocess(Image.open(path)) for path in paths])
         for paths in (files, find_images(photos / "test")[::3])
@@ -133,7 +133,7 @@ def test_scores_on_real_photos_are_those_of_ort(bottle, name, of_score, of_thres
     results = []
     for each in ("ort", name):
         with Detector(model, each) as detector:
-            limit = detector.detection.threshold
+            limit = detector.detector_info.threshold
             results.append([detector(Image.open(x)) for x in find_images(photos / "test")])
     scores = [np.array([result.score for result in of]) for of in results]
     np.testing.assert_allclose(scores[1], scores[0], rtol=of_score)

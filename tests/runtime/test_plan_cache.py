@@ -360,13 +360,13 @@ def int8_model(
     embedding_file: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Model:
     """A fit on other images, and with other constants, than `model_file`."""
-    from padim_edge.fit.fit import Settings, fit
+    from padim_edge.fit.fit import Settings, fit_detector
     from padim_edge.images.dataset import train_images
     from padim_edge.images.preprocess import Preprocess
 
     path = tmp_path_factory.mktemp("int8") / "padim.onnx"
     settings = Settings(Preprocess.whole((64, 64)), constants="int8")
-    fit(embedding_file, train_images(photos)[:6], path, settings)
+    fit_detector(embedding_file, train_images(photos)[:6], path, settings)
     return read(path, "padim")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -83,15 +82,13 @@ def tensorrt(module: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Model]:
     """embedding.onnx of a backbone as exported by default, but for random weights; made once."""
     pytest.importorskip("torch")
-    from padim_edge.export.export import export
+    from padim_edge.export.export import export_backbone
 
     @functools.cache
     def make(backbone: str, precision: str) -> Model:
         options: dict[str, Any] = {} if precision == "float32" else {"precision": precision}
-        if not options.keys() <= inspect.signature(export).parameters.keys():
-            pytest.skip("export has no --precision yet")
         path = tmp_path_factory.mktemp(backbone) / "embedding.onnx"
-        export(path, backbone, weights="random", **options)
+        export_backbone(path, backbone, weights="random", **options)
         return read(path, "embedding")
 
     return make
@@ -124,13 +121,13 @@ def test_whole_models_build(
     tmp_path: Path,
     constants: str,
 ) -> None:
-    from padim_edge.fit.fit import Settings, fit
+    from padim_edge.fit.fit import Settings, fit_detector
     from padim_edge.images.dataset import train_images
     from padim_edge.images.preprocess import Preprocess
 
     path = tmp_path / "padim.onnx"
     settings = Settings(Preprocess.whole((64, 64)), constants=constants)
-    fit(embedding_file, train_images(photos), path, settings)
+    fit_detector(embedding_file, train_images(photos), path, settings)
     model = read(path, "padim")
     assert len(model.pyramid().levels) == 3
     plan, _ = tensorrt(build, whole_graph(model))

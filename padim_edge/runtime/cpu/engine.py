@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from padim_edge.errors import ModelError, PadimEdgeError, first_line
 from padim_edge.model.file import Model, read
-from padim_edge.model.graph import cut
+from padim_edge.model.graph import subgraph
 from padim_edge.runtime.engines import STAGES, DeviceFigures
 
 REST_SECONDS = 0.02
@@ -110,7 +110,7 @@ class CpuEngine(ABC):
         names = [["image"], model.feature_names(), ["distance_map"], ["score", "score_map"]]
         parts = []
         for stage, (inputs, outputs) in zip(STAGES, itertools.pairwise(names), strict=True):
-            graph = self._open(*lifted(cut(model.proto, inputs, outputs)))
+            graph = self._open(*lifted(subgraph(model.proto, inputs, outputs)))
             parts.append((stage, graph, outputs))
         return parts
 
@@ -129,7 +129,7 @@ class CpuEngine(ABC):
 def lifted(proto: onnx.ModelProto) -> tuple[bytes, Constants]:
     """A graph with its whitening as further inputs, and what they are to be given.
 
-    What the graph does with whitening alone (widen, scale, reshape) is done here, to the same bits.
+    What the graph does with whitening alone (widen, scale, reshape) is done here, bit for bit.
 
     Returns:
         The graph's bytes, and its new inputs by name, float32 unless the graph leaves them narrow.

@@ -13,7 +13,7 @@ from typing import Any
 from padim_edge.errors import PadimEdgeError
 from padim_edge.progress import Progress
 from padim_edge.runtime.nvidia.plan_cache import BuildSettings, SealedFile
-from padim_edge.runtime.nvidia.tensorrt import IS_RTX, log, made, one_line, trt, words
+from padim_edge.runtime.nvidia.tensorrt import IS_RTX, create, last_errors, log, one_line, trt
 
 _STEPS = 1000
 _logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ def build_plan(
         PadimEdgeError: TensorRT refuses the graph or cannot build it, in TensorRT's words.
     """
     log().take()  # what went wrong earlier is not about this build
-    builder = made(trt.Builder)
+    builder = create(trt.Builder)
     network = builder.create_network(_network_flags())
     _parse(network, graph)
     config = builder.create_builder_config()
@@ -46,7 +46,7 @@ def build_plan(
     if not settings.tf32:
         config.clear_flag(trt.BuilderFlag.TF32)
     if config.add_optimization_profile(_profile(builder, network, settings)) < 0:
-        raise PadimEdgeError(f"TensorRT refuses the batches {settings.batch}: {words()}")
+        raise PadimEdgeError(f"TensorRT refuses the batches {settings.batch}: {last_errors()}")
     # TensorRT for RTX chooses no tactics before the plan is on the user's device.
     cache = _attach(config, timings) if timings and not IS_RTX else None
     monitor = _Monitor(progress)
@@ -54,7 +54,7 @@ def build_plan(
     plan = builder.build_serialized_network(network, config)
     monitor.reraise()
     if plan is None:
-        raise PadimEdgeError(f"TensorRT cannot build a plan from the graph: {words()}")
+        raise PadimEdgeError(f"TensorRT cannot build a plan from the graph: {last_errors()}")
     if timings and cache is not None:
         _keep(timings, config, cache)
     return bytes(plan)
@@ -73,7 +73,7 @@ def _parse(network: Any, graph: bytes) -> None:
         return
     # An error's text names the node and its operator; its description alone may just be "false".
     errors = [one_line(str(parser.get_error(index))) for index in range(parser.num_errors)]
-    raise PadimEdgeError(f"TensorRT refuses the graph: {'; '.join(errors) or words()}")
+    raise PadimEdgeError(f"TensorRT refuses the graph: {'; '.join(errors) or last_errors()}")
 
 
 def _profile(builder: Any, network: Any, settings: BuildSettings) -> Any:
@@ -96,7 +96,7 @@ def _attach(config: Any, timings: SealedFile) -> Any:
     cache = config.create_timing_cache(timings.read() or b"")
     # False: timings of another device are refused, not trusted.
     if cache is None or not config.set_timing_cache(cache, False):
-        _logger.warning("timings are not kept: %s", words())
+        _logger.warning("timings are not kept: %s", last_errors())
         return None
     return cache
 

@@ -46,7 +46,7 @@ class GpuEngine:
         self._events: list[Event] = []
         self._scorer: Scorer | None = None
         self._description = ""
-        self._image_shape = (*model.embedding.image_size, 3)
+        self._image_shape = (*model.backbone_info.image_size, 3)
         self._device = Device()
         # Before the context goes, and not at the mercy of the interpreter's last minutes.
         closing = weakref.WeakMethod(self.close)

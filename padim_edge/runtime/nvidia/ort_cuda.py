@@ -28,7 +28,7 @@ except ImportError as error:
 from padim_edge.runtime.nvidia.engine import GpuEngine, Step
 
 PROVIDER = "CUDAExecutionProvider"
-_MEND = "run  pip uninstall -y onnxruntime; pip install 'padim-edge[gpu]'"
+_FIX = "run  pip uninstall -y onnxruntime; pip install 'padim-edge[gpu]'"
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
@@ -80,7 +80,7 @@ class OrtCudaEngine(GpuEngine):
         """
         if PROVIDER not in onnxruntime.get_available_providers():
             raise PadimEdgeError(
-                f"onnxruntime {onnxruntime.__version__} is installed without {PROVIDER}: {_MEND}"
+                f"onnxruntime {onnxruntime.__version__} is installed without {PROVIDER}: {_FIX}"
             )
         if hasattr(onnxruntime, "preload_dlls"):  # CUDA and cuDNN from NVIDIA's wheels
             onnxruntime.preload_dlls()
@@ -110,7 +110,7 @@ class OrtCudaEngine(GpuEngine):
         if started != PROVIDER:
             raise PadimEdgeError(
                 f"onnxruntime {onnxruntime.__version__} lists {PROVIDER} and starts {started}: "
-                f"its CUDA or cuDNN is missing or of another version; {_MEND}"
+                f"its CUDA or cuDNN is missing or of another version; {_FIX}"
             )
         return session
 

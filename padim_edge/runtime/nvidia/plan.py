@@ -18,7 +18,7 @@ from padim_edge.errors import PadimEdgeError
 from padim_edge.progress import Progress
 from padim_edge.runtime.nvidia.builder import build_plan
 from padim_edge.runtime.nvidia.plan_cache import BuildSettings, PlanCache, PlanError, PlanKey
-from padim_edge.runtime.nvidia.tensorrt import LIBRARY, log, made, trt, words
+from padim_edge.runtime.nvidia.tensorrt import LIBRARY, create, last_errors, log, trt
 
 _DTYPES = {
     "FLOAT": np.float32,
@@ -104,10 +104,10 @@ class Plan:
     def __init__(self, data: bytes) -> None:
         log().take()  # what went wrong earlier is not about this plan
         self._executions: list[Execution] = []
-        self._runtime = made(trt.Runtime)
+        self._runtime = create(trt.Runtime)
         self._engine = self._runtime.deserialize_cuda_engine(data)
         if self._engine is None:
-            raise PlanError(f"TensorRT cannot load the plan: {words()}")
+            raise PlanError(f"TensorRT cannot load the plan: {last_errors()}")
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         self.tensors = {name: self._tensor(name) for name in names}
         image = next(tensor.name for tensor in self.tensors.values() if tensor.is_input)
@@ -140,7 +140,7 @@ class Plan:
         if context is None:
             raise PadimEdgeError(
                 f"TensorRT cannot make room for the plan ({self.device_memory / 2**20:.0f} MiB "
-                f"for batches up to {self.batch[2]}): {words()}"
+                f"for batches up to {self.batch[2]}): {last_errors()}"
             )
         made_now = Execution(self, context)
         self._executions.append(made_now)
@@ -210,11 +210,11 @@ class Execution:
             PadimEdgeError: it cannot be started.
         """
         if not self._context.execute_async_v3(stream):
-            raise PadimEdgeError(f"TensorRT cannot run the plan: {words()}")
+            raise PadimEdgeError(f"TensorRT cannot run the plan: {last_errors()}")
 
     def _check(self, done: bool, name: str) -> None:
         if not done:
-            raise PadimEdgeError(f"TensorRT refuses tensor '{name}': {words()}")
+            raise PadimEdgeError(f"TensorRT refuses tensor '{name}': {last_errors()}")
 
     def close(self) -> None:
         """Free the scratch memory. Closing twice is harmless."""

@@ -27,7 +27,7 @@ from onnx import TensorProto, numpy_helper
 from padim_edge.errors import PadimEdgeError, UsageError
 from padim_edge.files import atomic_write
 from padim_edge.model.file import MAX_BYTES, Model
-from padim_edge.model.graph import cut
+from padim_edge.model.graph import subgraph
 
 MAGIC = b"padim-edge plan\x01"
 _DIGEST = hashlib.sha256().digest_size
@@ -47,7 +47,7 @@ def backbone_graph(model: Model) -> bytes:
     It depends on the backbone and the chosen channels alone, not on the fit: a device that is
     fitted again keeps its plan.
     """
-    return _bare(cut(model.proto, ["image"], model.feature_names()))
+    return _bare(subgraph(model.proto, ["image"], model.feature_names()))
 
 
 def whole_graph(model: Model) -> bytes:

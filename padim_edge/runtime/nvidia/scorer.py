@@ -34,7 +34,7 @@ def pack(model: Model) -> tuple[Whitening, Smoothing]:
     count = len(pyramid.levels)
     pairs = [(level, other) for level in range(count) for other in range(level + 1)]
     scales = None
-    if model.detection is not None and model.detection.constants == "int8":
+    if model.detector_info is not None and model.detector_info.constants == "int8":
         scales = {
             (i, j): model.constant(f"whitening.{i}.{j}.scale").squeeze(axis=2) for i, j in pairs
         }

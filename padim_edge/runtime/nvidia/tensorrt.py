@@ -38,7 +38,7 @@ except (ImportError, OSError) as broken:
         "libraries must be of one version, and the libraries where the loader finds them"
     ) from broken
 
-__all__ = ["IS_RTX", "LIBRARY", "log", "made", "one_line", "trt", "words"]
+__all__ = ["IS_RTX", "LIBRARY", "create", "last_errors", "log", "one_line", "trt"]
 
 LIBRARY = f"{trt.__name__} {trt.__version__}"
 """Name and version, as the plan cache has them."""
@@ -56,7 +56,7 @@ _logger = logging.getLogger(__name__)
 _logger.addHandler(logging.NullHandler())  # a library stays silent unless it is asked
 
 
-def made(kind: Callable[[Any], Any]) -> Any:
+def create(kind: Callable[[Any], Any]) -> Any:
     """A Builder or a Runtime, the two that everything else comes from.
 
     Raises:
@@ -65,10 +65,10 @@ def made(kind: Callable[[Any], Any]) -> Any:
     try:
         return kind(log())
     except TypeError as error:  # what pybind11 makes of a null pointer
-        raise PadimEdgeError(f"TensorRT does not start: {words()}") from error
+        raise PadimEdgeError(f"TensorRT does not start: {last_errors()}") from error
 
 
-def words() -> str:
+def last_errors() -> str:
     """Why the library failed, in its own words and in one line. It is told once."""
     return "; ".join(log().take()) or "it gives no reason"
 
