@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 import onnx
 from onnx import numpy_helper
 
-from padim_edge.fit.fit import BATCH as FIT_BATCH
-from padim_edge.fit.fit import Features
+from padim_edge.fit.features import BATCH as FIT_BATCH
+from padim_edge.fit.features import Features
 from padim_edge.measure.devices import Device
 from padim_edge.measure.roofline import BYTES, CPU, count, estimate
 from padim_edge.model.file import Model

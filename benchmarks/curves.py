@@ -44,8 +44,10 @@ from counts import COPIES, MAPS, QUANTITIES, Row
 from padim_edge.detect.detector import Detector
 from padim_edge.errors import MissingDependencyError, PadimEdgeError, first_line
 from padim_edge.files import atomic_write
-from padim_edge.fit.fit import Settings, fit_detector
-from padim_edge.images.preprocess import Preprocess, find_images
+from padim_edge.fit.fit import fit_detector
+from padim_edge.fit.settings import Settings
+from padim_edge.images.find import find_images
+from padim_edge.images.preprocess import Preprocess
 from padim_edge.images.synthetic import make_dataset
 from padim_edge.measure.bench import STARTS, _fresh_process, _interleaved, machine, peak_memory
 from padim_edge.measure.roofline import measure_machine

@@ -13,8 +13,10 @@ import tempfile
 from pathlib import Path
 
 from padim_edge.export.export import export_backbone
-from padim_edge.fit.fit import Settings, fit_detector
-from padim_edge.images.preprocess import Preprocess, find_images
+from padim_edge.fit.fit import fit_detector
+from padim_edge.fit.settings import Settings
+from padim_edge.images.find import find_images
+from padim_edge.images.preprocess import Preprocess
 from padim_edge.images.synthetic import make_dataset
 from padim_edge.measure.bench import run_benchmark
 

@@ -46,7 +46,8 @@ def model_file(
     tmp_path_factory: pytest.TempPathFactory, embedding_file: Path, photos: Path
 ) -> Path:
     """A padim.onnx fitted on `photos` with the defaults (float16). Read only."""
-    from padim_edge.fit.fit import Settings, fit_detector
+    from padim_edge.fit.fit import fit_detector
+    from padim_edge.fit.settings import Settings
     from padim_edge.images.dataset import train_images
     from padim_edge.images.preprocess import Preprocess
 

@@ -23,7 +23,8 @@ from workers import Running, make, make_folder, work
 from padim_edge.detect import metrics
 from padim_edge.export.backbones import load
 from padim_edge.images.dataset import Sample, test_samples, train_images
-from padim_edge.images.preprocess import Preprocess, load_image
+from padim_edge.images.decode import load_image
+from padim_edge.images.preprocess import Preprocess
 from padim_edge.model.file import read
 
 sys.path.append(str(environments.ROOT / "tests"))

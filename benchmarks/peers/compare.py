@@ -36,7 +36,9 @@ from workers import Running, command, make, make_folder, shown, work
 
 from padim_edge.errors import PadimEdgeError
 from padim_edge.images.dataset import test_samples
-from padim_edge.images.preprocess import Preprocess, find_images, load_image
+from padim_edge.images.decode import load_image
+from padim_edge.images.find import find_images
+from padim_edge.images.preprocess import Preprocess
 from padim_edge.images.synthetic import make_dataset
 from padim_edge.measure.bench import bare_backbone, machine
 from padim_edge.model.file import read

@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from padim_edge import Detector
-from padim_edge.fit.fit import Fitted, Settings, fit_detector
-from padim_edge.images.preprocess import Preprocess, find_images
+from padim_edge.fit.fit import Fitted, fit_detector
+from padim_edge.fit.settings import Settings
+from padim_edge.images.find import find_images
+from padim_edge.images.preprocess import Preprocess
 
 
 class PadimEdge:

@@ -397,11 +397,12 @@ def fit(
     ),
 ) -> None:
     """Fit a detector on good images: means, whitening and threshold, in one ONNX file."""
-    from padim_edge.fit.fit import DEFAULT_FALSE_ALARM_RATE, EPS, Settings, fit_detector
-    from padim_edge.fit.gaussian import images_needed
+    from padim_edge.fit.fit import fit_detector
+    from padim_edge.fit.settings import DEFAULT_FALSE_ALARM_RATE, EPS, Settings
     from padim_edge.images.dataset import train_images
     from padim_edge.images.preprocess import Preprocess
     from padim_edge.model.file import read
+    from padim_edge.model.threshold import images_needed
 
     size = read(embedding, "embedding").backbone_info.image_size
     if covariance == "ledoit-wolf" and eps is not None:
@@ -434,7 +435,8 @@ def fit(
     if false_alarm_rate is None and detector_info.false_alarm_rate > DEFAULT_FALSE_ALARM_RATE:
         _say(
             f"warning: {len(detector_info.good_scores)} images are too few for a false-alarm rate "
-            f"of {DEFAULT_FALSE_ALARM_RATE} ({images_needed(DEFAULT_FALSE_ALARM_RATE)} needed): "
+            f"of {DEFAULT_FALSE_ALARM_RATE} "
+            f"({images_needed(DEFAULT_FALSE_ALARM_RATE)} are needed): "
             f"the threshold is set for {detector_info.false_alarm_rate:.3g}"
         )
     typer.echo(f"{output}: {done.size / 1e6:.1f} MB, fitted on {detector_info.images} images")
@@ -469,7 +471,7 @@ def run(
     """Judge images: score, threshold, decision, and percentile among good images."""
     from padim_edge.detect.judging import judge
     from padim_edge.files import atomic_write
-    from padim_edge.images.preprocess import find_images
+    from padim_edge.images.find import find_images
 
     paths = find_images(source)
     on_stdout = jsonl is not None and str(jsonl) == "-"
@@ -518,7 +520,7 @@ def evaluate(
     threads: Threads = 0,
 ) -> None:
     """Measure a detector on images with known defects: AUROC, PRO, F1, false alarms."""
-    from padim_edge.detect.judging import evaluate as run_evaluate
+    from padim_edge.detect.evaluation import evaluate as run_evaluate
     from padim_edge.images.dataset import test_samples
 
     samples = test_samples(dataset)

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from padim_edge.errors import ModelError, UsageError
-from padim_edge.fit import gaussian
 from padim_edge.model.file import read
+from padim_edge.model.threshold import percentile
 from padim_edge.progress import Progress
 from padim_edge.runtime.engines import open_engine
 
@@ -50,7 +50,7 @@ class Detector:
         backbone_info: backbone, channels and weights, as export stored them.
         detector_info: preprocessing, threshold and scores of good images, as fit stored them.
         engine: what runs the graph.
-        passed_over: with engine "auto", why those before the chosen one do not run here, a line
+        skipped: with engine "auto", why those before the chosen one do not run here, a line
             each.
 
     Args:
@@ -118,7 +118,7 @@ class Detector:
                 threshold=limit,
                 # A score that is not a number is no proof of a good part.
                 is_anomalous=not score <= limit,
-                percentile=gaussian.percentile(self.detector_info.good_scores, float(score)),
+                percentile=percentile(self.detector_info.good_scores, float(score)),
                 score_map=one,
             )
             for score, one in zip(scores, maps, strict=True)

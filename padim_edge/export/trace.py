@@ -16,8 +16,10 @@ from onnx import TensorProto, compose, helper, numpy_helper
 
 from padim_edge.errors import PadimEdgeError
 from padim_edge.export.backbones import Backbone
-from padim_edge.model.file import FEATURES, IR_VERSION, NORMALISED, OPSET, BackboneInfo, Model
+from padim_edge.model.file import Model
 from padim_edge.model.graph import Nodes, repeat_up
+from padim_edge.model.metadata import BackboneInfo
+from padim_edge.model.names import FEATURES, IR_VERSION, NORMALISED, OPSET
 from padim_edge.model.pyramid import Pyramid
 
 # Operators that treat every channel alike, so a selection may pass through them.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from padim_edge.errors import PadimEdgeError
-from padim_edge.images.preprocess import find_images, images_under, reading_folders
+from padim_edge.images.find import find_images, images_under, reading_folders
 
 GOOD = "good"
 _RESERVED = ("train", "test", "ground_truth")
@@ -45,7 +45,7 @@ def train_images(folder: str | Path) -> list[Path]:
     Args:
         folder: a dataset, of which ``train/good`` is taken; or a folder with nothing but good
             images, in any folders below it. A file or a pattern stands for itself, as in
-            :func:`padim_edge.images.preprocess.find_images`.
+            :func:`padim_edge.images.find.find_images`.
 
     Returns:
         The paths, sorted, at least one.

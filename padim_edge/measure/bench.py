@@ -34,8 +34,9 @@ from padim_edge.measure.power import Power
 from padim_edge.measure.power import measure as measure_power
 from padim_edge.measure.roofline import Prediction, measure_machine, predict
 from padim_edge.measure.roofline import check as check_roofline
-from padim_edge.model.file import FEATURES, NORMALISED, Model, read
+from padim_edge.model.file import Model, read
 from padim_edge.model.graph import subgraph
+from padim_edge.model.names import FEATURES, NORMALISED
 from padim_edge.progress import Progress, silent
 from padim_edge.runtime.engines import ENGINES, DeviceFigures, open_graph
 from padim_edge.system import available_cores, processor

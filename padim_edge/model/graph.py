@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from padim_edge.errors import PadimEdgeError
-from padim_edge.fit.gaussian import smoothing_matrix
-from padim_edge.model.file import FEATURES, IR_VERSION, NORMALISED, OPSET, BackboneInfo
+from padim_edge.model.metadata import BackboneInfo
+from padim_edge.model.names import FEATURES, IR_VERSION, NORMALISED, OPSET
 from padim_edge.model.pyramid import Level, Pyramid
+from padim_edge.model.smoothing import smoothing_matrix
 
 CONSTANTS = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
 

@@ -15,20 +15,12 @@ from onnx import TensorProto, helper
 
 from padim_edge.errors import PadimEdgeError
 from padim_edge.files import atomic_write
-from padim_edge.fit.gaussian import smoothing_matrix
 from padim_edge.images.preprocess import Preprocess
 from padim_edge.model import graph
-from padim_edge.model.file import (
-    FEATURES,
-    IR_VERSION,
-    NORMALISED,
-    OPSET,
-    BackboneInfo,
-    DetectorInfo,
-    Model,
-    read,
-    write,
-)
+from padim_edge.model.file import Model, read, write
+from padim_edge.model.metadata import BackboneInfo, DetectorInfo
+from padim_edge.model.names import FEATURES, IR_VERSION, NORMALISED, OPSET
+from padim_edge.model.smoothing import smoothing_matrix
 from padim_edge.runtime.engines import Engine
 
 SIZE = 32

@@ -13,8 +13,13 @@ import numpy as np
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from padim_edge.fit.fit import Features, Settings, _scores, fit_detector, gaussian
-from padim_edge.images.preprocess import Preprocess, find_images
+from padim_edge.fit.features import Features
+from padim_edge.fit.fit import fit_detector, gaussian
+from padim_edge.fit.moments import moments_of
+from padim_edge.fit.settings import Settings
+from padim_edge.fit.statistics import _scores
+from padim_edge.images.find import find_images
+from padim_edge.images.preprocess import Preprocess
 from padim_edge.measure.roofline import measure_machine
 from padim_edge.model.file import read
 from padim_edge.model.pyramid import Layer, Pyramid
@@ -100,7 +105,7 @@ def test_the_statistics_do_the_operations_that_were_counted(monkeypatch):
         rng.standard_normal((level.positions, count, level.channels)).view(Counted)
         for level in pyramid.levels
     ]
-    stats = gaussian.moments(features)
+    stats = moments_of(features)
     gaussian.whitening(stats, 0.01)
     blocks = gaussian.whitening(stats, gaussian.leave_one_out_eps(0.01, count))
     # The squares come by einsum, which counts nothing and gives a plain array.
@@ -126,7 +131,7 @@ def test_the_statistics_hold_the_bytes_that_were_counted(images):
             )
             for level in pyramid.levels
         ]
-        stats = gaussian.moments(own)
+        stats = moments_of(own)
         blocks = gaussian.whitening(stats, 0.01)
         centred = [x - mean[:, None] for x, mean in zip(own, stats.means, strict=True)]
         gaussian.squared_distances(blocks, centred)

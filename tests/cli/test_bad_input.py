@@ -741,7 +741,7 @@ def test_no_room_for_the_features(tmp_path, tiny_disk, embedding_file, good):
     with unchanged(tmp_path / "out"):
         done = padim_edge(
             *("fit", embedding_file, source, "-o", tmp_path / "out" / "padim.onnx"),
-            prelude="import padim_edge.fit.fit as fit; fit.STORE_IN_MEMORY = 0",
+            prelude="import padim_edge.fit.features as features; features.STORE_IN_MEMORY = 0",
             env={**os.environ, "TMPDIR": str(tiny_disk)},
         )
     done.failed(1, str(tiny_disk), "No space left on device", "TMPDIR")
@@ -771,9 +771,9 @@ ort.Graph.run = said
 """,
     "statistics": f"""
 import time
-import padim_edge.fit.fit as fit
+import padim_edge.fit.features as features
 from padim_edge.fit import gaussian
-fit.CHUNK_BYTES = 1
+features.CHUNK_BYTES = 1
 whitening = gaussian.whitening
 def slow(*arguments):
     {SAY}

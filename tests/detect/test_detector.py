@@ -12,7 +12,7 @@ from PIL import Image
 import padim_edge
 from padim_edge import Detector
 from padim_edge.errors import ImageError, PadimEdgeError, UsageError
-from padim_edge.images.preprocess import find_images
+from padim_edge.images.find import find_images
 from padim_edge.model.file import read
 from padim_edge.runtime.engines import ENGINES, open_engine
 

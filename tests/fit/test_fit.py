@@ -15,12 +15,17 @@ from sklearn.covariance import LedoitWolf
 from padim_edge.detect.detector import Detector
 from padim_edge.errors import PadimEdgeError, UsageError
 from padim_edge.export.export import export_backbone
-from padim_edge.fit import fit as fitting
-from padim_edge.fit.fit import Settings, fit_detector, gaussian
-from padim_edge.images.preprocess import Preprocess, find_images
+from padim_edge.fit import features as features_module
+from padim_edge.fit import gaussian
+from padim_edge.fit.fit import fit_detector
+from padim_edge.fit.moments import moments_of
+from padim_edge.fit.settings import Settings
+from padim_edge.images.find import find_images
+from padim_edge.images.preprocess import Preprocess
 from padim_edge.images.synthetic import make_dataset
 from padim_edge.model.file import read
 from padim_edge.model.pyramid import Pyramid
+from padim_edge.model.threshold import threshold_for
 from padim_edge.runtime.cpu.ort import Graph
 
 SIZE = (64, 64)
@@ -251,9 +256,9 @@ def test_ledoit_wolf_has_no_moments(tmp_path, embedding_path, good):
 def test_chunks_and_store_do_not_change_the_result(tmp_path, embedding_path, good, monkeypatch):
     settings = Settings(WHOLE)
     fit_detector(embedding_path, good, tmp_path / "a.onnx", settings)
-    monkeypatch.setattr(fitting, "CHUNK_BYTES", 1)
-    monkeypatch.setattr(fitting, "STORE_IN_MEMORY", 0)
-    monkeypatch.setattr(fitting, "BATCH", 5)
+    monkeypatch.setattr(features_module, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(features_module, "STORE_IN_MEMORY", 0)
+    monkeypatch.setattr(features_module, "BATCH", 5)
     fit_detector(embedding_path, good, tmp_path / "b.onnx", settings)
     a, b = (read(tmp_path / name, "padim") for name in ("a.onnx", "b.onnx"))
     np.testing.assert_allclose(a.detector_info.good_scores, b.detector_info.good_scores, rtol=1e-6)
@@ -268,7 +273,7 @@ def test_a_chunk_is_bounded_whatever_the_number_of_images(embedding_path, images
     pyramid = Pyramid.coarse_to_fine(
         read(embedding_path, "embedding").backbone_info.pyramid_layers()
     )
-    chunks = list(fitting.Features(pyramid, [], images).chunks())
+    chunks = list(features_module.Features(pyramid, [], images).chunks())
     assert (chunks[0].start, chunks[-1].stop) == (0, pyramid.cells)
     assert all(a.stop == b.start for a, b in itertools.pairwise(chunks))
     per_cell = sum(
@@ -276,16 +281,16 @@ def test_a_chunk_is_bounded_whatever_the_number_of_images(embedding_path, images
         for index, level in enumerate(pyramid.levels)
     )
     for chunk in chunks:
-        assert (chunk.stop - chunk.start) * per_cell <= max(fitting.CHUNK_BYTES, per_cell)
+        assert (chunk.stop - chunk.start) * per_cell <= max(features_module.CHUNK_BYTES, per_cell)
 
 
 def test_no_room_for_features_is_an_error_not_a_crash(embedding_path, good, tmp_path, monkeypatch):
-    monkeypatch.setattr(fitting, "STORE_IN_MEMORY", 0)
+    monkeypatch.setattr(features_module, "STORE_IN_MEMORY", 0)
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(fitting.os, "posix_fallocate", full)
+    monkeypatch.setattr(features_module.os, "posix_fallocate", full)
     with pytest.raises(PadimEdgeError, match="set TMPDIR"):
         fit_detector(embedding_path, good, tmp_path / "p.onnx", Settings(WHOLE))
     assert list(tmp_path.iterdir()) == []
@@ -326,10 +331,10 @@ def test_false_alarms_on_unseen_good_images_are_near_the_promised_rate():
     rates = []
     for _ in range(60):
         x = rng.standard_normal((1, 40, 6)) @ np.diag([1, 2, 3, 1, 0.1, 1.0])
-        stats = gaussian.moments([x])
+        stats = moments_of([x])
         blocks = gaussian.whitening(stats, gaussian.leave_one_out_eps(0.01, 40))
         q = gaussian.squared_distances(blocks, [x - stats.means[0][:, None]])
-        limit = gaussian.threshold(gaussian.leave_one_out(q, 40)[0], 0.1)
+        limit = threshold_for(gaussian.leave_one_out(q, 40)[0], 0.1)
         new = rng.standard_normal((1, 500, 6)) @ np.diag([1, 2, 3, 1, 0.1, 1.0])
         own = gaussian.whitening(stats, 0.01)
         distances = gaussian.squared_distances(own, [new - stats.means[0][:, None]])

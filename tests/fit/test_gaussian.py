@@ -8,7 +8,10 @@ import reference
 
 from padim_edge.errors import PadimEdgeError, UsageError
 from padim_edge.fit import gaussian
+from padim_edge.fit.moments import merge, moments_of
 from padim_edge.model.pyramid import Layer, Pyramid
+from padim_edge.model.smoothing import smoothing_matrix
+from padim_edge.model.threshold import images_needed, percentile, threshold_for
 
 EPS = 0.01
 
@@ -57,7 +60,7 @@ def centred(features, stats):
 def test_distances_equal_the_dense_reference(shapes):
     maps = random_maps(shapes, 20)
     pyramid, features = tree_features(shapes, maps)
-    stats = gaussian.moments(features)
+    stats = moments_of(features)
     squared = gaussian.squared_distances(gaussian.whitening(stats, EPS), centred(features, stats))
     ours = np.sqrt(pyramid.from_tree(squared))
 
@@ -69,7 +72,7 @@ def test_distances_equal_the_dense_reference(shapes):
 def test_rows_are_lower_triangular_and_far_fewer_than_dense():
     shapes = SHAPES["three levels"]
     _, features = tree_features(shapes, random_maps(shapes, 30))
-    blocks = gaussian.whitening(gaussian.moments(features), EPS)
+    blocks = gaussian.whitening(moments_of(features), EPS)
     for level in range(3):
         own = blocks[level, level]
         assert np.array_equal(own, np.tril(own))
@@ -83,7 +86,7 @@ def test_leave_one_out_equals_refitting_without_the_image(count):
     shapes = [(3, 4, 4), (2, 2, 2)]
     maps = random_maps(shapes, count, seed=count)
     pyramid, features = tree_features(shapes, maps)
-    stats = gaussian.moments(features)
+    stats = moments_of(features)
     blocks = gaussian.whitening(stats, gaussian.leave_one_out_eps(EPS, count))
     q = gaussian.squared_distances(blocks, centred(features, stats))
     ours = pyramid.from_tree(gaussian.leave_one_out(q, count))
@@ -100,13 +103,13 @@ def test_merged_moments_equal_one_pass(sizes):
     shapes = SHAPES["three levels"]
     maps = random_maps(shapes, sum(sizes))
     _, features = tree_features(shapes, maps)
-    whole = gaussian.moments(features)
+    whole = moments_of(features)
     cuts = np.cumsum(sizes)[:-1]
     parts = zip(*[np.split(x, cuts, axis=1) for x in features], strict=True)
-    first, *others = [gaussian.moments(list(part)) for part in parts]
+    first, *others = [moments_of(list(part)) for part in parts]
     merged = first
     for other in others:
-        merged = gaussian.merge(merged, other)
+        merged = merge(merged, other)
 
     assert merged.count == whole.count
     for ours, theirs in zip(merged.means, whole.means, strict=True):
@@ -119,9 +122,9 @@ def test_merged_moments_equal_one_pass(sizes):
 def test_merging_survives_a_large_offset():
     """The naive sum of squares loses every digit here; centred moments do not."""
     features = [1e8 + np.random.default_rng(1).standard_normal((4, 50, 3))]
-    whole = gaussian.moments(features)
-    halves = [gaussian.moments([x]) for x in np.split(features[0], 2, axis=1)]
-    merged = gaussian.merge(*halves)
+    whole = moments_of(features)
+    halves = [moments_of([x]) for x in np.split(features[0], 2, axis=1)]
+    merged = merge(*halves)
     np.testing.assert_allclose(merged.scatters[0, 0], whole.scatters[0, 0], rtol=1e-6, atol=1e-6)
 
 
@@ -131,7 +134,7 @@ def test_merging_survives_a_large_offset():
 def test_smoothing_matrix_equals_interpolation_and_gaussian_filter(size, positions, sigma):
     pytest.importorskip("torch")
     maps = np.random.default_rng(2).random((2, positions, positions))
-    A = gaussian.smoothing_matrix(size, positions, sigma)
+    A = smoothing_matrix(size, positions, sigma)
     ours = A @ maps @ A.T
     theirs = reference.score_maps(maps, (size, size), sigma)
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-13)
@@ -143,27 +146,27 @@ def test_smoothing_matrix_equals_interpolation_and_gaussian_filter(size, positio
 )  # fmt: skip
 def test_threshold_is_the_stated_order_statistic(count, alpha, rank):
     scores = np.random.default_rng(count).permutation(np.arange(1, count + 1))
-    assert gaussian.threshold(scores, alpha) == rank
+    assert threshold_for(scores, alpha) == rank
 
 
 def test_too_few_images_for_the_rate_says_how_many_are_needed():
     with pytest.raises(PadimEdgeError, match=r"at least 99 images, or a rate of 0\.012 or more"):
-        gaussian.threshold(np.arange(85.0), 0.01)
+        threshold_for(np.arange(85.0), 0.01)
     for alpha in (0.01, 0.02, 0.05, 0.1, 0.001, 0.3, 0.07):
-        needed = gaussian.images_needed(alpha)
-        gaussian.threshold(np.arange(needed), alpha)
+        needed = images_needed(alpha)
+        threshold_for(np.arange(needed), alpha)
         with pytest.raises(PadimEdgeError):
-            gaussian.threshold(np.arange(needed - 1), alpha)
+            threshold_for(np.arange(needed - 1), alpha)
 
 
 def test_percentile_counts_good_images_at_or_below():
-    assert gaussian.percentile([1, 2, 3, 4], 2.5) == 50
-    assert gaussian.percentile([1, 2, 3, 4], 4) == 100
-    assert gaussian.percentile([1, 2, 3, 4], 0) == 0
+    assert percentile([1, 2, 3, 4], 2.5) == 50
+    assert percentile([1, 2, 3, 4], 4) == 100
+    assert percentile([1, 2, 3, 4], 0) == 0
 
 
 def test_constant_features_without_regulariser_are_refused():
-    stats = gaussian.moments([np.ones((4, 10, 3))])
+    stats = moments_of([np.ones((4, 10, 3))])
     with pytest.raises(PadimEdgeError, match="not positive definite"):
         gaussian.whitening(stats, 0.0)
 
@@ -172,7 +175,7 @@ def test_nan_features_are_refused():
     features = np.random.default_rng(0).standard_normal((4, 10, 3))
     features[2, 3, 1] = np.nan
     with pytest.raises(PadimEdgeError, match="not positive definite"):
-        gaussian.whitening(gaussian.moments([features]), EPS)
+        gaussian.whitening(moments_of([features]), EPS)
 
 
 def test_tree_order_repeats_by_reshape():

@@ -22,14 +22,10 @@ from PIL import Image
 
 from padim_edge.errors import ImageError, ModelError, PadimEdgeError, UsageError
 from padim_edge.images import preprocess as images
-from padim_edge.images.preprocess import (
-    Preprocess,
-    find_images,
-    load_image,
-    parse_size,
-    read_batches,
-    to_rgb,
-)
+from padim_edge.images.batches import read_batches
+from padim_edge.images.decode import load_image, to_rgb
+from padim_edge.images.find import find_images
+from padim_edge.images.preprocess import Preprocess, parse_size
 
 silent = pytest.mark.filterwarnings("error")
 FORMATS = ["png", "jpg", "bmp", "tif", "webp", "gif", "ppm"]
@@ -350,7 +346,7 @@ def test_400_megapixels_are_refused_before_they_are_decoded(tmp_path: Path) -> N
     script = """if True:
         import resource, sys, time
         from padim_edge.errors import ImageError
-        from padim_edge.images.preprocess import load_image
+        from padim_edge.images.decode import load_image
         before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
         try:
             load_image(sys.argv[1])

@@ -22,7 +22,8 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from padim_edge.errors import PadimEdgeError
 from padim_edge.export.export import export_backbone
-from padim_edge.fit.fit import Settings, fit_detector
+from padim_edge.fit.fit import fit_detector
+from padim_edge.fit.settings import Settings
 from padim_edge.images.preprocess import Preprocess
 from padim_edge.measure.bench import bare_backbone, has_bare_backbone
 from padim_edge.model.file import Model, read

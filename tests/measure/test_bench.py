@@ -684,7 +684,8 @@ def test_pictures_that_cannot_be_drawn(model_file: Path, tmp_path: Path) -> None
 
 
 def test_without_matplotlib(model_file: Path, tmp_path: Path) -> None:
-    fail = "from padim_edge.measure import bench; bench.run_benchmark = None\n"  # measuring would be another error
+    # Measuring would be another error.
+    fail = "from padim_edge.measure import bench; bench.run_benchmark = None\n"
     with unchanged(tmp_path):
         done = padim_edge(
             *("bench", model_file, "--plot", tmp_path / "a.png", "--json", tmp_path / "a.json"),

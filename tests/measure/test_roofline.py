@@ -27,7 +27,8 @@ from padim_edge.measure.roofline import (
     whitening_bytes,
 )
 from padim_edge.model import graph
-from padim_edge.model.file import DetectorInfo, Model, read
+from padim_edge.model.file import Model, read
+from padim_edge.model.metadata import DetectorInfo
 from padim_edge.model.pyramid import Layer, Pyramid
 from padim_edge.runtime import trial
 from padim_edge.runtime.nvidia.packing import pack_whitening

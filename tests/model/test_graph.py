@@ -10,8 +10,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from padim_edge.errors import ModelError, PadimEdgeError
 from padim_edge.fit import gaussian
+from padim_edge.fit.moments import moments_of
 from padim_edge.model import graph
-from padim_edge.model.file import FEATURES, IR_VERSION, OPSET
+from padim_edge.model.names import FEATURES, IR_VERSION, OPSET
 from padim_edge.model.pyramid import Layer, Pyramid
 from padim_edge.runtime.cpu.engine import Runner, lifted
 from padim_edge.runtime.cpu.ort import Graph
@@ -46,7 +47,7 @@ def maps_of(shapes, count, seed):
 
 def scoring_nodes(pyramid, features, constants):
     """Nodes from selected maps to distances."""
-    stats = gaussian.moments(features)
+    stats = moments_of(features)
     whitening = {
         f"{i}.{j}{suffix}": values
         for (i, j), rows in gaussian.whitening(stats, EPS).items()

@@ -15,8 +15,9 @@ from onnx import TensorProto, numpy_helper
 
 from padim_edge.errors import ModelError, PadimEdgeError
 from padim_edge.model import file as models
-from padim_edge.model.file import PREFIX, read, write
+from padim_edge.model.file import read, write
 from padim_edge.model.inspect import describe
+from padim_edge.model.metadata import PREFIX
 
 
 def metadata(path):

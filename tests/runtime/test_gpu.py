@@ -48,7 +48,8 @@ def models(
     embedding_file: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Model]:
     """A detector for every kind of constants."""
-    from padim_edge.fit.fit import Settings, fit_detector
+    from padim_edge.fit.fit import fit_detector
+    from padim_edge.fit.settings import Settings
     from padim_edge.images.dataset import train_images
     from padim_edge.images.preprocess import Preprocess
 

@@ -48,7 +48,8 @@ def models(
     embedding_file: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, str]:
     """Detectors of every kind of constants, and a dense one."""
-    from padim_edge.fit.fit import Settings, fit_detector
+    from padim_edge.fit.fit import fit_detector
+    from padim_edge.fit.settings import Settings
     from padim_edge.images.dataset import train_images
     from padim_edge.images.preprocess import Preprocess
 
@@ -469,7 +470,7 @@ def test_auto_is_quiet_without_a_driver(model_file: Path, photos: Path) -> None:
     assert len(done.stderr.splitlines()) == 1  # the summary
 
 
-def test_auto_says_what_it_passed_over(
+def test_auto_says_what_it_skipped(
     model_file: Path, photos: Path, bare_machine: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("padim_edge.runtime.engines.has_driver", lambda: True)

@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 
 from padim_edge.errors import PadimEdgeError
-from padim_edge.fit.gaussian import smoothing_matrix
 from padim_edge.model.pyramid import Layer, Pyramid
+from padim_edge.model.smoothing import smoothing_matrix
 from padim_edge.runtime.nvidia import packing
 
 KERNELS = Path(packing.__file__).with_name("kernels.cu")

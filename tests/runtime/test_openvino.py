@@ -16,8 +16,10 @@ from PIL import Image
 from padim_edge.cli.app import app
 from padim_edge.detect.detector import Detector
 from padim_edge.errors import MissingDependencyError, PadimEdgeError
-from padim_edge.fit.fit import Settings, fit_detector
-from padim_edge.images.preprocess import Preprocess, find_images
+from padim_edge.fit.fit import fit_detector
+from padim_edge.fit.settings import Settings
+from padim_edge.images.find import find_images
+from padim_edge.images.preprocess import Preprocess
 from padim_edge.model.file import read
 from padim_edge.runtime.cpu.ort import Graph as OrtGraph
 from padim_edge.runtime.engines import APPROXIMATE, ENGINES, open_engine

@@ -360,7 +360,8 @@ def int8_model(
     embedding_file: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Model:
     """A fit on other images, and with other constants, than `model_file`."""
-    from padim_edge.fit.fit import Settings, fit_detector
+    from padim_edge.fit.fit import fit_detector
+    from padim_edge.fit.settings import Settings
     from padim_edge.images.dataset import train_images
     from padim_edge.images.preprocess import Preprocess
 

@@ -121,7 +121,8 @@ def test_whole_models_build(
     tmp_path: Path,
     constants: str,
 ) -> None:
-    from padim_edge.fit.fit import Settings, fit_detector
+    from padim_edge.fit.fit import fit_detector
+    from padim_edge.fit.settings import Settings
     from padim_edge.images.dataset import train_images
     from padim_edge.images.preprocess import Preprocess
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from padim_edge.model.file import FEATURES, Model
+from padim_edge.model.file import Model
+from padim_edge.model.names import FEATURES
 from padim_edge.runtime.nvidia.compiler import kernels
 from padim_edge.runtime.nvidia.device import Device
 from padim_edge.runtime.nvidia.packing import (

@@ -1,0 +1,173 @@
+"""Decoding: a file becomes upright 8-bit RGB, or one line says why not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.PpmImagePlugin import PpmImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from padim_edge.errors import ImageError
+
+#: More pixels than this are refused before they are decoded: some 0.7 GB in memory.
+MAX_PIXELS = 178_956_970
+
+
+# Chosen here and not by Image.open, which warns on stderr from half of MAX_PIXELS on, what only
+# process-wide settings can silence, and hands files to plugins that no photo needs: the one for
+# EPS starts Ghostscript, whatever the file is called. (TIFF files beyond half of MAX_PIXELS still
+# draw the warning from their reader itself.)
+_READERS: Mapping[bytes, type[ImageFile.ImageFile]] = {
+    rb"\x89PNG\r\n\x1a\n": PngImageFile,
+    rb"\xff\xd8\xff": JpegImageFile,
+    rb"BM": BmpImageFile,
+    rb"II[*+]\0|MM\0[*+]": TiffImageFile,
+    rb"RIFF....WEBP": WebPImageFile,
+    rb"GIF8[79]a": GifImageFile,
+    rb"P[1-6]\s": PpmImageFile,
+}
+
+
+_FORMATS = "PNG, JPEG, BMP, TIFF, WebP, GIF and PPM"
+
+
+# What brings the pixels of each EXIF orientation upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+# Modes that Pillow cannot turn into RGB in one step, or only with a warning.
+_BY_WAY_OF = {"P": "RGBA", "PA": "RGBA", "La": "LA", "RGBa": "RGBA"}
+
+
+_BITS_PER_SAMPLE = 258
+
+
+def load_image(path: str | Path) -> Image.Image:
+    """Decode a file: upright, RGB, 8 bits, the first frame if there are several.
+
+    Alpha is dropped. 16 bits are scaled by 255 / 65535 whatever the image holds, so that equal
+    light gives equal pixels in every frame. Floating-point and 32-bit pixels are refused: no
+    two programs agree on what is white in them. Colour profiles are not applied.
+
+    Args:
+        path: a PNG, JPEG, BMP, TIFF, WebP, GIF or PPM file, whatever it is called.
+
+    Returns:
+        An image in mode RGB that no longer needs the file.
+
+    Raises:
+        ImageError: the file cannot be read, is not such an image, is damaged or truncated, has
+            more than ``MAX_PIXELS`` pixels, or pixels without a defined white. The message is
+            one line and begins with the path.
+    """
+    try:
+        with Path(path).open("rb") as stream:
+            return to_rgb(_decode(stream))
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from error
+    except MemoryError as error:
+        raise ImageError(f"{path}: too large for this machine's memory; scale it down") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        raise ImageError(
+            f"{path}: cannot be read ({reason}); give an image file that exists and is readable"
+        ) from error
+
+
+def _decode(stream: BinaryIO) -> Image.Image:
+    head = stream.read(16)
+    stream.seek(0)
+    if not head:
+        raise ImageError("the file is empty; replace or remove it")
+    reader = next((r for m, r in _READERS.items() if re.match(m, head, re.DOTALL)), None)
+    if reader is None:
+        raise ImageError(f"not an image; {_FORMATS} are allowed: convert or remove it")
+    try:
+        image = reader(stream)
+        if image.width * image.height > MAX_PIXELS:
+            raise Image.DecompressionBombError(f"{image.width} x {image.height}")
+        image.load()
+        return image
+    except Image.DecompressionBombError as error:  # some readers raise it themselves
+        raise ImageError(
+            f"has too many pixels ({error}); at most {MAX_PIXELS:,} are allowed: scale it down "
+            "or cut it up"
+        ) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged bytes lead Pillow's readers to any exception there is
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(
+            f"cannot be decoded ({reason}); it is damaged or truncated: replace or remove it"
+        ) from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Bring an image of any mode upright and to 8-bit RGB, as :func:`load_image` does.
+
+    Args:
+        image: any Pillow image. It is not changed.
+
+    Returns:
+        An image in mode RGB: ``image`` itself where there is nothing to do.
+
+    Raises:
+        ImageError: the pixels are floating-point, 32-bit or of a colour space without RGB.
+    """
+    image.load()  # only then do readers know their metadata, and some their orientation
+    if image.mode == "RGB":
+        rgb = image
+    elif image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        rgb = Image.fromarray(_to_8_bits(image)).convert("RGB")
+    elif image.mode in ("I", "F"):
+        kind = "floating-point" if image.mode == "F" else "32-bit"
+        raise ImageError(
+            f"has {kind} pixels, which have no defined white; 8 and 16 bits are allowed: convert it"
+        )
+    else:
+        try:
+            rgb = image.convert(_BY_WAY_OF.get(image.mode, "RGB")).convert("RGB")
+        except ValueError as error:
+            raise ImageError(
+                f"has pixels in mode {image.mode}; greyscale, RGB and CMYK are allowed: convert it"
+            ) from error
+    turn = _UPRIGHT.get(_orientation(image))
+    if turn is not None:
+        rgb = rgb.transpose(turn)
+        rgb.info.clear()  # or whoever reads the orientation next turns it again
+    return rgb
+
+
+def _to_8_bits(image: Image.Image) -> NDArray[np.uint8]:
+    """Scale greyscale of up to 16 bits, shape [h, w], so that the format's white becomes 255."""
+    bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE)
+    white = 4095 if bits == (12,) else 65535
+    return ((np.asarray(image, np.uint32) * 255 + white // 2) // white).astype(np.uint8)
+
+
+def _orientation(image: Image.Image) -> Any:
+    if image.format == "TIFF":  # its reader turns the pixels, and before Pillow 10.1 keeps the tag
+        return None
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # as in _decode; and damaged EXIF does not make the pixels worse
+        return None

@@ -1,0 +1,45 @@
+"""Upsampling and smoothing as one small matrix per axis."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from padim_edge.fit.moments import Array
+
+
+def smoothing_matrix(size: int, positions: int, sigma: float) -> Array:
+    """One axis of upsampling and smoothing as a matrix A, so that score map = A D A^T.
+
+    Bilinear resizing (align_corners=False) followed by a Gaussian filter as SciPy defines it
+    (reflect at the borders, truncated at 4 sigma). Both are linear and separable.
+
+    Args:
+        size: pixels of the score map along this axis.
+        positions: pixels of the distance map along this axis.
+        sigma: of the Gaussian, in pixels of the score map; 0 for none.
+
+    Returns:
+        [size, positions].
+    """
+    centres = (np.arange(size) + 0.5) * positions / size - 0.5
+    # Border pixels lie outside the outermost centres: torch clamps the source coordinate.
+    centres = centres.clip(0, positions - 1)
+    below = np.floor(centres).astype(int)
+    above = np.minimum(below + 1, positions - 1)
+    fraction = centres - below
+    bilinear = np.zeros((size, positions))
+    np.add.at(bilinear, (np.arange(size), below), 1 - fraction)
+    np.add.at(bilinear, (np.arange(size), above), fraction)
+    if sigma == 0:
+        return bilinear
+    radius = int(4.0 * sigma + 0.5)
+    offsets = np.arange(-radius, radius + 1)
+    weights = np.exp(-0.5 * (offsets / sigma) ** 2)
+    weights /= weights.sum()
+    # "reflect" mirrors about the border's edge, again and again if need be: d c b a | a b c d
+    source = (np.arange(size)[:, None] + offsets) % (2 * size)
+    source = np.minimum(source, 2 * size - 1 - source)
+    gaussian = np.zeros((size, size))
+    np.add.at(gaussian, (np.arange(size)[:, None], source), weights)
+    smoothing: Array = gaussian @ bilinear
+    return smoothing
