@@ -57,7 +57,6 @@ class Detector:
         path: a file made by ``padim-edge fit``.
         engine: a name from `padim_edge.runtime.engines.ENGINES`, or "auto".
         threads: of the engine; 0 for all cores.
-        scoring: "kernels", or "graph" with engine "trt" for scoring in TensorRT too.
         progress: called while the engine is prepared, where that takes long.
 
     Raises:
@@ -69,7 +68,6 @@ class Detector:
         path: str | Path,
         engine: str = "auto",
         threads: int = 0,
-        scoring: str = "kernels",
         progress: Progress | None = None,
     ) -> None:
         model = read(path, "padim")
@@ -82,7 +80,6 @@ class Detector:
             engine,
             model,
             threads,
-            scoring=scoring,
             progress=progress,
             skipped=lambda name, error: reasons.append(f"{name}: {error}"),
         )

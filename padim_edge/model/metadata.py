@@ -26,6 +26,15 @@ PREFIX = "padim_edge."
 COMMANDS = {"embedding": "export", "padim": "fit"}
 """Kind of file -> the command that makes it."""
 
+PRECISIONS = ("float32", "float16")
+"""Of a backbone."""
+
+CONSTANTS = ("float32", "float16", "int8")
+"""How the whitening is stored."""
+
+COVARIANCES = ("sample", "ledoit-wolf")
+"""Estimators of the covariance."""
+
 
 @dataclass(frozen=True)
 class BackboneInfo:
@@ -151,10 +160,10 @@ def _check_fields(embedding: BackboneInfo, detector_info: DetectorInfo | None) -
         (all(side > 0 for side in [*sides, *embedding.image_size]), "layer_shapes"),
         (channels and len(set(channels)) == len(channels), "channels"),
         (all(0 <= channel < total for channel in channels), "channels"),
-        (embedding.precision in ("float32", "float16"), "precision"),
-        (not detector_info or detector_info.covariance in ("sample", "ledoit-wolf"), "covariance"),
+        (embedding.precision in PRECISIONS, "precision"),
+        (not detector_info or detector_info.covariance in COVARIANCES, "covariance"),
         (
-            not detector_info or detector_info.constants in ("float32", "float16", "int8"),
+            not detector_info or detector_info.constants in CONSTANTS,
             "constants",
         ),
         (not detector_info or detector_info.preprocess.size == embedding.image_size, "preprocess"),

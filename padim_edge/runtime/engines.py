@@ -1,4 +1,4 @@
-"""Runtime: what runs graphs. The only place that imports an inference library.
+"""The table of engines: what they are called, where they live, how one is opened.
 
 An engine takes a model and turns batches of images into scores and score maps. Each lives in a
 file of its own, is chosen by name from `ENGINES`, and is imported when it is chosen.
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 ENGINES = {
     "trt": "padim_edge.runtime.nvidia.trt:TrtEngine",
+    "trt/graph": "padim_edge.runtime.nvidia.trt:TrtGraphEngine",
     "ort-cuda": "padim_edge.runtime.nvidia.ort_cuda:OrtCudaEngine",
     "ort": "padim_edge.runtime.cpu.ort:OrtEngine",
     "openvino": "padim_edge.runtime.cpu.openvino:OpenVinoEngine",
@@ -32,15 +33,12 @@ ENGINES = {
 }
 """Name -> "module:Class", in the order in which `auto` tries them."""
 
-APPROXIMATE = ("openvino-bf16",)
-"""Engines whose scores are not those that the threshold was made with, to more than float32's
-rounding: never taken by `auto`, only by name."""
+BY_NAME_ONLY = ("trt/graph", "openvino-bf16")
+"""Engines that `auto` never takes: TensorRT without our kernels, which is there to be compared
+with; and bfloat16, whose scores are not those that the threshold was made with."""
 
-NVIDIA = ("trt", "ort-cuda")
+NVIDIA = ("trt", "trt/graph", "ort-cuda")
 """Engines that need an NVIDIA GPU."""
-
-SCORINGS = ("kernels", "graph")
-"""What `trt` scores with: our CUDA kernels, or TensorRT itself as a baseline."""
 
 STAGES = ("backbone", "distances", "smoothing")
 """Of the engines on the CPU, whose names the others use where they do the same."""
@@ -70,7 +68,9 @@ class Engine(Protocol):
 
     name: str
 
-    def __init__(self, model: Model, threads: int = 0) -> None: ...
+    def __init__(
+        self, model: Model, threads: int = 0, progress: Progress | None = None
+    ) -> None: ...
 
     def infer(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Score a batch.
@@ -105,33 +105,30 @@ def open_engine(
     model: Model,
     threads: int = 0,
     *,
-    scoring: str = "kernels",
     progress: Progress | None = None,
     skipped: Callable[[str, PadimEdgeError], None] | None = None,
 ) -> Engine:
     """Open an engine by name; "auto" takes the first through which a frame really goes.
 
-    It looks for one that is exact: those of `APPROXIMATE` are not tried.
+    Those of `BY_NAME_ONLY` are not tried.
 
     Args:
         name: of `ENGINES`, or "auto".
         model: a detector.
         threads: of engines on the CPU; 0 for all cores.
-        scoring: one of `SCORINGS`; anything but the default is for ``trt`` alone.
-        progress: called while a plan is built (`trt`).
+        progress: called while a plan is built (TensorRT).
         skipped: told by "auto" of each engine that does not run here, with the reason.
             Without an NVIDIA driver those that need one are not tried, and nothing is said.
 
     Raises:
-        UsageError: no engine has this name, or it has no such scoring.
+        UsageError: no engine has this name.
         PadimEdgeError: the engine does not run here, or with "auto" none does.
     """
-    check_choice(name, scoring)
+    check_name(name)
     if name == "auto":
         return _first_that_runs(model, threads, progress, skipped)
-    options = {"scoring": scoring, "progress": progress} if name == "trt" else {}
     try:
-        engine: Engine = _load(ENGINES[name])(model, threads, **options)
+        engine: Engine = _load(ENGINES[name])(model, threads, progress)
     except MissingDependencyError as error:
         if name in NVIDIA and not has_driver():
             error.args = (f"{error}  (nor is there an NVIDIA driver on this machine)",)
@@ -139,18 +136,14 @@ def open_engine(
     return engine
 
 
-def check_choice(name: str, scoring: str) -> None:
-    """Refuse names that `open_engine` would refuse, before any work.
+def check_name(name: str) -> None:
+    """Refuse a name that `open_engine` would refuse, before any work.
 
     Raises:
-        UsageError: no engine has this name, or it has no such scoring.
+        UsageError: no engine has this name.
     """
     if name not in ("auto", *ENGINES):
         raise UsageError(f"unknown engine '{name}': choose auto, {', '.join(ENGINES)}")
-    if scoring not in SCORINGS:
-        raise UsageError(f"unknown scoring '{scoring}': choose {' or '.join(SCORINGS)}")
-    if scoring != "kernels" and name != "trt":
-        raise UsageError(f"--scoring {scoring} is for TensorRT alone: give --engine trt")
 
 
 def has_driver() -> bool:
@@ -187,7 +180,7 @@ def _first_that_runs(
     frame = np.zeros((1, *model.backbone_info.image_size, 3), dtype=np.uint8)
     reasons = []
     names = [
-        name for name in ENGINES if name not in APPROXIMATE and (name not in NVIDIA or has_driver())
+        name for name in ENGINES if name not in BY_NAME_ONLY and (name not in NVIDIA or has_driver())
     ]
     for name in names:
         engine = None

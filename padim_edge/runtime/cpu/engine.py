@@ -21,6 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from padim_edge.errors import ModelError, PadimEdgeError, first_line
 from padim_edge.model.file import Model, read
+from padim_edge.progress import Progress
 from padim_edge.model.graph import subgraph
 from padim_edge.runtime.engines import STAGES, DeviceFigures
 
@@ -48,6 +49,7 @@ class CpuEngine(ABC):
     Args:
         model: a detector; not kept, because its constants would be in memory twice.
         threads: threads within an operator; 0 lets the runtime take every core.
+        progress: not used: nothing takes long.
 
     Raises:
         PadimEdgeError: the runtime does not start here, or refuses the model.
@@ -55,7 +57,12 @@ class CpuEngine(ABC):
 
     name: str
 
-    def __init__(self, model: Model, threads: int = 0) -> None:
+    def __init__(
+        self,
+        model: Model,
+        threads: int = 0,
+        progress: Progress | None = None,  # noqa: ARG002  # as for every engine
+    ) -> None:
         self._threads = threads
         self._path, self._sha256 = model.path, model.sha256
         self._parts: list[tuple[str, Runner, list[str]]] = []

@@ -16,6 +16,7 @@ import numpy as np
 
 from padim_edge.errors import MissingDependencyError, PadimEdgeError, first_line
 from padim_edge.model.file import Model
+from padim_edge.progress import Progress
 from padim_edge.runtime.nvidia.plan_cache import backbone_graph
 
 try:
@@ -38,6 +39,7 @@ class OrtCudaEngine(GpuEngine):
     Args:
         model: a detector.
         threads: not used: nothing is computed on the CPU.
+        progress: not used: nothing takes long.
 
     Raises:
         PadimEdgeError: CUDA or the provider does not start here, or refuses the model.
@@ -46,7 +48,12 @@ class OrtCudaEngine(GpuEngine):
     name = "ort-cuda"
     _memory = "cuda"  # where bound tensors are
 
-    def __init__(self, model: Model, threads: int = 0) -> None:  # noqa: ARG002  # as for all
+    def __init__(
+        self,
+        model: Model,
+        threads: int = 0,  # noqa: ARG002  # these two as for every engine
+        progress: Progress | None = None,  # noqa: ARG002
+    ) -> None:
         self._session: Any = None
         self._bindings: dict[int, Any] = {}
         self._outputs: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
