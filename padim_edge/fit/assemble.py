@@ -47,4 +47,4 @@ def _model(
         graph.smoothing(pyramid, settings.preprocess.size, settings.sigma),
     ]
     proto = graph.detector(embedding.proto, embedding.backbone_info, parts)
-    return Model(proto, embedding.backbone_info, detector_info)
+    return Model(proto, embedding.backbone_info, detector_info, embedding.extra)

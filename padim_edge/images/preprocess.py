@@ -6,8 +6,9 @@ later sees cannot differ.
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -141,20 +142,28 @@ class Preprocess:
 
     def to_json(self) -> dict[str, Any]:
         """A dict for json.dumps, from which :meth:`from_json` makes an equal object."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return {
+            k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()
+        }
 
     @classmethod
     def from_json(cls, value: object) -> Preprocess:
         """The object whose :meth:`to_json`, as json.loads returns it, is ``value``.
 
+        Fields that have a default may be missing, as in a file from before they were there: so a
+        default, once released, must stay what it is.
+
         Raises:
             ModelError: ``value`` is anything else.
         """
-        names = set(cls.__dataclass_fields__)
-        if not isinstance(value, dict) or set(value) != names:
+        known = {field.name for field in dataclasses.fields(cls)}
+        needed = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
+        # Unlike the rest of the metadata, nothing unknown is kept here: it would be a way of
+        # preparing images that this version does not have, and scores would be wrong.
+        if not isinstance(value, dict) or not needed <= set(value) <= known:
             raise ModelError(
-                f"the preprocessing is {value!r}; it must have exactly the fields "
-                f"{', '.join(sorted(names))}: fit the model again"
+                f"the preprocessing is {value!r}; its fields must be {', '.join(sorted(known))}: "
+                "install the padim-edge that the model was made with, or fit it again"
             )
         fields: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in value.items()

@@ -1,31 +1,16 @@
-"""The two files: embedding.onnx and padim.onnx. Reading, checking, writing.
+"""The two files, embedding.onnx and padim.onnx: reading, checking, writing.
 
-Both are plain ONNX. What a graph cannot say for itself (channels, preprocessing, threshold, ...)
-stands in ``metadata_props`` under ``padim_edge.<field>``, each value JSON. Nothing is pickled,
-nothing is evaluated.
-
-Names that a runtime may rely on, with i, j counting levels from coarse to fine:
-
-    image                 uint8 [N, H, W, 3] RGB       input of both files
-    normalised            float32 [N, 3, H, W]         what the backbone itself takes
-    features.<layer>      float32 [N, d, h, w]         selected maps: where a runtime cuts the graph
-    embedding             float32 [N, d, h, w]         output of embedding.onnx
-    mean.i                float32 [1, d_i, h_i, w_i]
-    whitening.i.j         [P_i, d_i, d_j], tree order  rows of level i, columns of level j <= i
-    whitening.i.j.scale   float32 [P_i, d_i, 1]        int8 constants only
-    smoothing.rows        float32 [H, h]
-    smoothing.columns     float32 [w, W]
-    distance_map          float32 [N, h, w]            Mahalanobis distance, not squared
-    score_map, score      float32 [N, H, W], [N]       outputs of padim.onnx
+Both are plain ONNX. `padim_edge.model.names` lists what can be found in the graphs,
+`padim_edge.model.metadata` what stands beside them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -37,16 +22,7 @@ from onnx import numpy_helper
 
 from padim_edge import __version__
 from padim_edge.errors import ModelError, PadimEdgeError, first_line
-from padim_edge.model.metadata import (
-    COMMANDS,
-    FORMAT,
-    PREFIX,
-    BackboneInfo,
-    DetectorInfo,
-    _build,
-    _check_fields,
-    _fields,
-)
+from padim_edge.model.metadata import COMMANDS, BackboneInfo, DetectorInfo, Metadata
 from padim_edge.model.names import FEATURES
 from padim_edge.model.pyramid import Pyramid
 
@@ -61,6 +37,7 @@ class Model:
         proto: the graph with its constants.
         backbone_info: what both kinds know.
         detector_info: None for embedding.onnx.
+        extra: metadata that this version does not know, key -> text; kept by `write`.
         path: of the file; None before it is written.
         sha256: of the file's bytes; empty before it is written.
         size: of the file in bytes; 0 before it is written.
@@ -69,6 +46,7 @@ class Model:
     proto: onnx.ModelProto
     backbone_info: BackboneInfo
     detector_info: DetectorInfo | None = None
+    extra: Mapping[str, str] = field(default_factory=dict)
     path: Path | None = None
     sha256: str = ""
     size: int = 0
@@ -106,17 +84,9 @@ def write(stream: BinaryIO, model: Model) -> int:
     proto = model.proto
     proto.producer_name, proto.producer_version = "padim-edge", __version__
     del proto.metadata_props[:]
-    fields = {
-        "format": FORMAT,
-        "kind": "padim" if model.detector_info else "embedding",
-        "tool_version": __version__,
-        **dataclasses.asdict(model.backbone_info),
-    }
-    if model.detector_info:
-        fields |= dataclasses.asdict(model.detector_info)
-        fields["preprocess"] = model.detector_info.preprocess.to_json()
-    for name, value in fields.items():
-        proto.metadata_props.add(key=PREFIX + name, value=json.dumps(value))
+    metadata = Metadata(model.backbone_info, model.detector_info, model.extra)
+    for key, text in metadata.to_props().items():
+        proto.metadata_props.add(key=key, value=text)
     size = int(proto.ByteSize())
     if size > MAX_BYTES:
         raise PadimEdgeError(
@@ -161,11 +131,11 @@ def _checked(path: Path, data: bytes, kind: str | None) -> Model:
             f"padim-edge {COMMANDS.get(str(kind), 'export or fit')}"
         ) from error
     try:
-        fields = _fields(proto, kind)
-        embedding = _build(BackboneInfo, fields)
-        detector_info = _build(DetectorInfo, fields) if fields["kind"] == "padim" else None
-        _check_fields(embedding, detector_info)
-        model = Model(proto, embedding, detector_info, path, size=len(data))
+        props = {entry.key: entry.value for entry in proto.metadata_props}
+        found = Metadata.of(props, kind)
+        model = Model(
+            proto, found.backbone_info, found.detector_info, found.extra, path, size=len(data)
+        )
         _check_graph(model)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error.__cause__

@@ -1,7 +1,14 @@
-"""Metadata: what a graph cannot say for itself, as JSON beside it."""
+"""Metadata: what a graph cannot say for itself, in ``metadata_props`` under ``padim_edge.<field>``.
+
+Each value is JSON; nothing is pickled, nothing is evaluated. The file grows like this: a new field
+gets a default that is true of the files made before it, and a reader keeps fields that it does not
+know when it writes the file again. So a field may only be added if whoever does not know it still
+judges rightly; anything else needs a new `FORMAT`, which older readers refuse.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -10,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
-import onnx
 
 from padim_edge import __version__
 from padim_edge.errors import ModelError, UsageError
@@ -18,11 +24,7 @@ from padim_edge.images.preprocess import Preprocess
 from padim_edge.model.pyramid import Layer, Pyramid
 
 FORMAT = 1
-
-
 PREFIX = "padim_edge."
-
-
 COMMANDS = {"embedding": "export", "padim": "fit"}
 """Kind of file -> the command that makes it."""
 
@@ -116,17 +118,76 @@ class DetectorInfo:
     good_scores: tuple[float, ...]
 
 
-def _fields(proto: onnx.ModelProto, kind: str | None) -> dict[str, Any]:
-    """Our metadata, after checking that this file is ours, of this format and of this kind."""
-    texts = {
-        entry.key[len(PREFIX) :]: entry.value
-        for entry in proto.metadata_props
-        if entry.key.startswith(PREFIX)
-    }
+@dataclass(frozen=True)
+class Metadata:
+    """All that a file says of itself.
+
+    Attributes:
+        backbone_info: what both kinds know.
+        detector_info: None for embedding.onnx.
+        extra: ``metadata_props`` that this version does not know, key -> text: kept as they are.
+    """
+
+    backbone_info: BackboneInfo
+    detector_info: DetectorInfo | None
+    extra: Mapping[str, str]
+
+    def to_props(self) -> dict[str, str]:
+        """Key -> text, as `of` reads them."""
+        fields = {
+            "format": FORMAT,
+            "kind": "padim" if self.detector_info else "embedding",
+            "tool_version": __version__,
+            **dataclasses.asdict(self.backbone_info),
+        }
+        if self.detector_info:
+            fields |= dataclasses.asdict(self.detector_info)
+            fields["preprocess"] = self.detector_info.preprocess.to_json()
+        return {PREFIX + name: json.dumps(value) for name, value in fields.items()} | dict(
+            self.extra
+        )
+
+    @classmethod
+    def of(cls, props: Mapping[str, str], kind: str | None) -> Metadata:
+        """Read and check the metadata of a file.
+
+        Args:
+            props: key -> text.
+            kind: "embedding" or "padim": what is expected; None takes either.
+
+        Raises:
+            ModelError: not ours, another format, the other kind, a field that is missing or
+                wrong, or fields that contradict each other.
+        """
+        header = _parsed(props, _HEADER)
+        is_padim = _kind(header, kind) == "padim"
+        names = _names(BackboneInfo) + (_names(DetectorInfo) if is_padim else ())
+        fields = _parsed(props, names)
+        backbone_info = _build(BackboneInfo, fields)
+        detector_info = _build(DetectorInfo, fields) if is_padim else None
+        _check_fields(backbone_info, detector_info)
+        known = {PREFIX + name for name in _HEADER + names}
+        extra = {key: text for key, text in props.items() if key not in known}
+        return cls(backbone_info, detector_info, extra)
+
+
+_HEADER = ("format", "kind", "tool_version")
+
+
+def _names(cls: type[BackboneInfo | DetectorInfo]) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(cls))
+
+
+def _parsed(props: Mapping[str, str], names: tuple[str, ...]) -> dict[str, Any]:
+    """Values of the fields that are there."""
     try:
-        fields = {key: json.loads(text) for key, text in texts.items()}
+        return {name: json.loads(props[PREFIX + name]) for name in names if PREFIX + name in props}
     except (ValueError, RecursionError) as error:
         raise ModelError(f"its metadata is damaged ({error}); write the file again") from error
+
+
+def _kind(fields: Mapping[str, Any], wanted: str | None) -> str:
+    """Which of the two files it is, after checking that it is ours and of this format."""
     if "format" not in fields:
         raise ModelError(
             "this ONNX file was not made by padim-edge: make one with padim-edge export and fit"
@@ -140,54 +201,58 @@ def _fields(proto: onnx.ModelProto, kind: str | None) -> dict[str, Any]:
     found = fields.get("kind")
     if found not in COMMANDS:
         raise ModelError("its metadata lacks 'kind': make the file again")
-    if kind is not None and found != kind:
+    if wanted is not None and found != wanted:
         known = {"padim": "a detector", "embedding": "an embedding"}
         raise ModelError(
-            f"this is {known[found]} (made by padim-edge {COMMANDS[found]}); {known[kind]} "
-            f"(made by padim-edge {COMMANDS[kind]}) is needed here"
+            f"this is {known[found]} (made by padim-edge {COMMANDS[found]}); {known[wanted]} "
+            f"(made by padim-edge {COMMANDS[wanted]}) is needed here"
         )
-    return fields
+    return str(found)
 
 
-def _check_fields(embedding: BackboneInfo, detector_info: DetectorInfo | None) -> None:
+def _check_fields(info: BackboneInfo, detector_info: DetectorInfo | None) -> None:
     """Refuse metadata whose parts do not fit together, before anything is computed from it."""
-    count = len(embedding.layers)
-    sides = [side for shape in embedding.layer_shapes for side in shape]
-    total = sum(embedding.layer_channels)
-    channels = embedding.channels
+    count = len(info.layers)
+    sides = [side for shape in info.layer_shapes for side in shape]
+    total = sum(info.layer_channels)
+    channels = info.channels
     for fits, name in (
-        (count == len(embedding.layer_channels) == len(embedding.layer_shapes), "layers"),
-        (all(side > 0 for side in [*sides, *embedding.image_size]), "layer_shapes"),
+        (count == len(info.layer_channels) == len(info.layer_shapes), "layers"),
+        (all(side > 0 for side in [*sides, *info.image_size]), "layer_shapes"),
         (channels and len(set(channels)) == len(channels), "channels"),
         (all(0 <= channel < total for channel in channels), "channels"),
-        (embedding.precision in PRECISIONS, "precision"),
+        (info.precision in PRECISIONS, "precision"),
         (not detector_info or detector_info.covariance in COVARIANCES, "covariance"),
-        (
-            not detector_info or detector_info.constants in CONSTANTS,
-            "constants",
-        ),
-        (not detector_info or detector_info.preprocess.size == embedding.image_size, "preprocess"),
+        (not detector_info or detector_info.constants in CONSTANTS, "constants"),
+        (not detector_info or detector_info.preprocess.size == info.image_size, "preprocess"),
         (not detector_info or detector_info.good_scores, "good_scores"),
     ):
         if not fits:
             raise ModelError(f"its metadata has a wrong '{name}': make the file again")
     try:
-        Pyramid.coarse_to_fine(embedding.pyramid_layers())
+        Pyramid.coarse_to_fine(info.pyramid_layers())
     except UsageError as error:
         raise ModelError(f"its metadata has a wrong 'layer_shapes': {error}") from error
 
 
-T = TypeVar("T")
+T = TypeVar("T", BackboneInfo, DetectorInfo)
 
 
 def _build(cls: type[T], fields: Mapping[str, Any]) -> T:
-    """A dataclass from JSON values, each checked against its annotation."""
+    """A dataclass from JSON values, each checked against its annotation.
+
+    A field that has a default may be missing.
+    """
     values = {}
-    for name, hint in get_type_hints(cls).items():
+    hints = get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        name = field.name
         if name not in fields:
+            if field.default is not dataclasses.MISSING:
+                continue
             raise ModelError(f"its metadata lacks '{name}': make the file again")
         try:
-            values[name] = _typed(fields[name], hint)
+            values[name] = _typed(fields[name], hints[name])
         except (TypeError, ValueError, OverflowError, UsageError) as error:
             raise ModelError(f"its metadata has a wrong '{name}' ({error})") from error
     return cls(**values)
