@@ -8,15 +8,16 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from padim_edge.errors import ModelError, UsageError
+from padim_edge.images.frames import Frame, Picture
 from padim_edge.model.file import read
 from padim_edge.model.threshold import percentile
 from padim_edge.progress import Progress
-from padim_edge.runtime.engines import open_engine
+from padim_edge.runtime.engines import FrameEngine, open_engine
 
-Frame = NDArray[np.uint8] | Image.Image
+Prepared = NDArray[np.uint8] | Frame
+"""What the engine takes of a frame: uint8 [H, W, 3] of the graph's size, or the frame itself."""
 
 
 @dataclass(frozen=True)
@@ -85,15 +86,43 @@ class Detector:
         )
         self.skipped = tuple(reasons)
 
-    def __call__(self, frame: Frame) -> Result:
-        """Judge one frame: uint8 [h, w, 3] RGB of any size, or a Pillow image."""
+    def __call__(self, frame: Picture) -> Result:
+        """Judge one frame: uint8 [h, w, 3] RGB of any size, a `Frame`, or a Pillow image."""
         return self.batch([frame])[0]
 
-    def batch(self, frames: Sequence[Frame]) -> list[Result]:
+    def batch(self, frames: Sequence[Picture]) -> list[Result]:
         """Judge several frames, of any sizes, in one run of the engine."""
         if not frames:
             raise UsageError("no frames were given: a batch needs at least one")
-        return self.judge(np.stack([self.detector_info.preprocess(frame) for frame in frames]))
+        return self.judge_prepared([self.prepare(frame) for frame in frames])
+
+    def prepare(self, frame: Picture) -> Prepared:
+        """Bring a frame into the form that the engine takes; in any thread.
+
+        Raises:
+            UsageError: it is no such frame.
+            ImageError: it cannot be brought to the graph's size.
+        """
+        engine = self.engine
+        if isinstance(engine, FrameEngine) and isinstance(frame, np.ndarray | Frame):
+            whole = frame if isinstance(frame, Frame) else Frame(frame)
+            if engine.takes(whole):
+                return whole
+        return self.detector_info.preprocess(frame)
+
+    def judge_prepared(self, prepared: Sequence[Prepared]) -> list[Result]:
+        """Judge what `prepare` made of one or more frames, in their order.
+
+        In one run of the engine; in two if it takes some of them as they are and others not.
+        """
+        arrays = [one for one in prepared if isinstance(one, np.ndarray)]
+        frames = [one for one in prepared if isinstance(one, Frame)]
+        results: dict[type, list[Result]] = {}
+        if arrays:
+            results[np.ndarray] = self.judge(np.stack(arrays))
+        if frames and isinstance(self.engine, FrameEngine):
+            results[Frame] = self._results(*self.engine.infer_frames(frames))
+        return [results[type(one)].pop(0) for one in prepared]
 
     def judge(self, images: NDArray[np.uint8]) -> list[Result]:
         """Judge frames that are prepared already: uint8 [N, H, W, 3] of the graph's size.
@@ -107,7 +136,9 @@ class Detector:
                 f"prepared frames of type {images.dtype} and shape {images.shape} were given: "
                 f"uint8 [N, {shape[0]}, {shape[1]}, 3] with N of at least 1 is needed"
             )
-        scores, maps = self.engine.infer(images)
+        return self._results(*self.engine.infer(images))
+
+    def _results(self, scores: NDArray[np.float32], maps: NDArray[np.float32]) -> list[Result]:
         limit = self.detector_info.threshold
         return [
             Result(

@@ -7,17 +7,17 @@ from collections.abc import Sequence
 import numpy as np
 
 from padim_edge.detect.detector import Detector
-from padim_edge.detect.judging import OnError
-from padim_edge.detect.metrics import Metrics, require_eval_extra
-from padim_edge.detect.metrics import evaluate as measure
+from padim_edge.detect.judging import judge
+from padim_edge.detect.metrics import Metrics, compute_metrics, require_eval_extra
 from padim_edge.errors import ImageError, PadimEdgeError
-from padim_edge.images.batches import read_batches
+from padim_edge.images.batches import OnError
 from padim_edge.images.dataset import Sample
 from padim_edge.images.decode import load_image
+from padim_edge.images.frames import files
 from padim_edge.progress import Progress, silent
 
 
-def evaluate(
+def evaluate_detector(
     detector: Detector,
     samples: Sequence[Sample],
     batch: int,
@@ -29,33 +29,37 @@ def evaluate(
     Masks go through the same geometry as the images, with nearest neighbours. An image whose
     file or mask cannot be read is left out, after ``on_error`` was told.
 
+    Args:
+        detector: an open detector.
+        samples: the test set.
+        batch: images per run of the engine.
+        on_error: told of each file that cannot be used; may raise to stop.
+        progress: called as work goes on.
+
     Raises:
         PadimEdgeError: no good or no defective image is left, or a score is not finite.
     """
     require_eval_extra()  # now, not after the last image
-    by_path = {sample.path: sample for sample in samples}
     preprocess = detector.detector_info.preprocess
     labels, scores, maps, masks = [], [], [], []
-    done = 0
-    for names, images in read_batches(list(by_path), preprocess, batch, on_error):
-        for path, result in zip(names, detector.judge(images), strict=True):
-            sample = by_path[path]
-            mask = None
-            if sample.mask:
-                try:
-                    mask = preprocess.mask(load_image(sample.mask))
-                except ImageError as error:
-                    on_error(sample.mask, error)
-                    continue
-            labels.append(sample.is_anomalous)
-            scores.append(result.score)
-            maps.append(result.score_map)
-            masks.append(mask)
-        done += len(names)
+    verdicts = judge(detector, files(sample.path for sample in samples), batch)
+    for done, (sample, verdict) in enumerate(zip(samples, verdicts, strict=True), start=1):
         progress("images", done, len(samples))
+        if isinstance(verdict.outcome, ImageError):
+            on_error(sample.path, verdict.outcome)
+            continue
+        try:
+            mask = preprocess.mask(load_image(sample.mask)) if sample.mask else None
+        except ImageError as error:
+            on_error(sample.mask or sample.path, error)
+            continue
+        labels.append(sample.is_anomalous)
+        scores.append(verdict.outcome.score)
+        maps.append(verdict.outcome.score_map)
+        masks.append(mask)
     if not maps:
         raise PadimEdgeError("no image of the test set could be read")
-    return measure(
+    return compute_metrics(
         np.array(labels),
         np.array(scores),
         detector.detector_info.threshold,

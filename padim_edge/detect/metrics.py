@@ -58,7 +58,7 @@ class Metrics:
         return asdict(self)
 
 
-def evaluate(
+def compute_metrics(
     labels: NDArray[np.bool_],
     scores: NDArray[np.floating[Any]],
     threshold: float,

@@ -16,7 +16,7 @@ from padim_edge.export import backbones, channels
 from padim_edge.export.trace import assemble
 from padim_edge.files import atomic_write
 from padim_edge.model.file import Model, write
-from padim_edge.runtime.engines import open_graph
+from padim_edge.runtime.graphs import open_graph
 
 # Largest difference between graph and network, relative to the largest value of the embedding.
 TOLERANCES = {"float32": 1e-4, "float16": 1e-2}

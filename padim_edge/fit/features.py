@@ -4,51 +4,44 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from padim_edge.errors import (
-    ImageError,
-    PadimEdgeError,
-)
+from padim_edge.errors import PadimEdgeError
 from padim_edge.fit.moments import Array
-from padim_edge.images.batches import read_batches
+from padim_edge.images.batches import OnError, read_batches, refuse
 from padim_edge.images.preprocess import Preprocess
 from padim_edge.model import graph
 from padim_edge.model.file import Model
 from padim_edge.model.names import FEATURES
 from padim_edge.model.pyramid import Pyramid
 from padim_edge.progress import Progress, silent
-from padim_edge.runtime.engines import open_graph
+from padim_edge.runtime.graphs import open_graph
 
 BATCH = 8
-
-
 STORE_IN_MEMORY = 512 * 2**20
-
-
 CHUNK_BYTES = 16 * 2**20
-
-
-OnError = Callable[[Path, ImageError], None]
-
-
-def _refuse(_path: Path, error: ImageError) -> None:
-    """No image is forgiven."""
-    raise error
 
 
 @dataclass(frozen=True)
 class Features:
-    """Selected maps of all images in tree order: per level [N, cells, per cell x d] float32."""
+    """Selected maps of all images, in tree order.
+
+    Attributes:
+        pyramid: the levels, coarse to fine.
+        levels: per level [at least N, cells, positions per cell x d] float32.
+        count: N, the images.
+        engine: what ran the backbone, in words.
+    """
 
     pyramid: Pyramid
     levels: list[NDArray[np.float32]]
     count: int
+    engine: str = ""
 
     def chunks(self) -> Iterator[slice]:
         """Runs of cells whose blocks and features take some `CHUNK_BYTES` in float64."""
@@ -76,11 +69,21 @@ def extract(
     embedding: Model,
     images: Sequence[Path],
     preprocess: Preprocess,
+    engine: str = "auto",
     threads: int = 0,
-    on_error: OnError = _refuse,
+    on_error: OnError = refuse,
     progress: Progress = silent,
 ) -> Features:
     """Run images through the backbone and keep the selected maps.
+
+    Args:
+        embedding: the backbone.
+        images: files, in the order in which they are kept.
+        preprocess: from an image to the backbone's input.
+        engine: of `padim_edge.runtime.graphs.GRAPHS`, or "auto".
+        threads: of the engine on a CPU; 0 for all cores.
+        on_error: told of each image that cannot be used, which is then left out.
+        progress: called as work goes on.
 
     Raises:
         PadimEdgeError: an image cannot be read and ``on_error`` does not forgive it, or the
@@ -96,7 +99,8 @@ def extract(
     names = embedding.feature_names()
     data = graph.subgraph(embedding.proto, ["image"], names).SerializeToString()
     progress("features", 0, len(images))
-    with open_graph(data, threads) as runner:
+    with open_graph(data, engine, threads, progress=progress) as runner:
+        described = runner.describe()
         for _, batch in read_batches(images, preprocess, BATCH, on_error):
             maps = dict(zip(names, runner.run({"image": batch}, names), strict=True))
             for index, level in enumerate(pyramid.levels):
@@ -110,7 +114,7 @@ def extract(
                 levels[index][count : count + len(batch)] = pyramid.to_tree(index, own)
             count += len(batch)
             progress("features", count, len(images))
-    return Features(pyramid, levels, count)
+    return Features(pyramid, levels, count, described)
 
 
 def _store(shapes: Sequence[tuple[int, ...]]) -> list[NDArray[np.float32]]:

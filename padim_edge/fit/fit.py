@@ -1,13 +1,14 @@
 """Fit: from embedding.onnx and good images to padim.onnx, in bounded memory and without torch.
 
-1. `extract`     images through the graph; selected maps go to a store, in tree order
-2. `_statistics` cell by cell: moments, whitening, leave-one-out distances of the same images
-3. `_calibrate`  leave-one-out score maps, their maxima, the threshold
-4. the graph, with everything as constants, written at once or not at all
+1. `features.extract`             images through the backbone; selected maps go to a store
+2. `statistics.estimate`          a run of cells at a time: moments of the images
+3. `whitening`, `held_out`        what each run's moments become: constants, leave-one-out distances
+4. `calibrate.calibrate`          leave-one-out scores give the threshold
+5. `assemble.assemble`            the graph, with everything as constants; then it is written
 
 Selected maps are small (0.34 MB an image for ResNet-18, 1.8 MB for WideResNet-50-2) because
-nothing is repeated to the finest resolution; past `STORE_IN_MEMORY` bytes they go to a temporary
-file. Everything after that needs only a few cells at a time.
+nothing is repeated to the finest resolution; past `features.STORE_IN_MEMORY` bytes they go to a
+temporary file. Everything after that needs only a few cells at a time.
 """
 
 from __future__ import annotations
@@ -20,55 +21,67 @@ from pathlib import Path
 
 import numpy as np
 
-from padim_edge.errors import (
-    PadimEdgeError,
-    UsageError,
-)
+from padim_edge.errors import PadimEdgeError, UsageError
 from padim_edge.files import atomic_write
-from padim_edge.fit.assemble import _model
-from padim_edge.fit.features import OnError, _refuse, extract
-from padim_edge.fit.ledoit_wolf import _ledoit_wolf, _scikit_learn
+from padim_edge.fit.assemble import assemble
+from padim_edge.fit.calibrate import Calibration, calibrate
+from padim_edge.fit.features import Features, extract
+from padim_edge.fit.ledoit_wolf import estimator, ledoit_wolf_statistics
+from padim_edge.fit.saved import SavedMoments
 from padim_edge.fit.settings import Settings
-from padim_edge.fit.state import _State
-from padim_edge.fit.statistics import _statistics
+from padim_edge.fit.statistics import Statistics, sample_statistics
+from padim_edge.images.batches import OnError, refuse
 from padim_edge.model.file import Model, read, write
+from padim_edge.model.smoothing import Smoothing
 from padim_edge.model.threshold import threshold_for
 from padim_edge.progress import Progress, silent
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a fit made: the model, its bytes on disk, seconds by stage."""
+    """What a fit made.
+
+    Attributes:
+        model: as it was written.
+        size: of the file in bytes.
+        new_images: images that were used.
+        engine: what ran the backbone, in words.
+        seconds_features: of images through the backbone.
+        seconds_statistics: of all that came after.
+    """
 
     model: Model
     size: int
     new_images: int
+    engine: str
     seconds_features: float
     seconds_statistics: float
 
 
 def fit_detector(
-    embedding_path: str | Path,
+    embedding: str | Path | Model,
     images: Sequence[Path],
     output: str | Path,
     settings: Settings,
     *,
     update: Path | None = None,
     save_moments: Path | None = None,
+    engine: str = "auto",
     threads: int = 0,
-    on_error: OnError = _refuse,
+    on_error: OnError = refuse,
     progress: Progress = silent,
 ) -> Fitted:
     """Fit a detector on good images and write it.
 
     Args:
-        embedding_path: a file made by export.
+        embedding: a file made by export, or what was read from it.
         images: good images.
         output: the file to write.
         settings: how to fit.
         update: saved moments of earlier images to go on from.
         save_moments: where to save the moments of all images, for a later ``update``.
-        threads: of ONNX Runtime; 0 for all cores.
+        engine: what runs the backbone: a name of `padim_edge.runtime.graphs.GRAPHS`, or "auto".
+        threads: of the engine on a CPU, and of the statistics; 0 for all cores.
         on_error: called for each image that cannot be read, which is then left out; it may
             raise, and does unless told otherwise.
         progress: called as work goes on.
@@ -77,21 +90,12 @@ def fit_detector(
         PadimEdgeError: too few images, unreadable files, features that are not finite, ...;
             nothing is written then.
     """
-    embedding = read(embedding_path, "embedding")
-    if settings.preprocess.size != embedding.backbone_info.image_size:
-        raise UsageError(
-            f"the preprocessing gives {settings.preprocess.size}, the graph takes "
-            f"{embedding.backbone_info.image_size}"
-        )
-    earlier = _State.load(update, embedding, settings) if update else None
-    if settings.covariance == "ledoit-wolf" and (update or save_moments):
-        raise UsageError(
-            "--covariance ledoit-wolf has no moments to save or update: fit all images together"
-        )
+    if not isinstance(embedding, Model):
+        embedding = read(embedding, "embedding")
+    _check_settings(embedding, settings, moments=bool(update or save_moments))
+    earlier = SavedMoments.load(update, embedding, settings) if update else None
     _check_count(len(images), earlier, settings)
-    _check_distinct(embedding=Path(embedding_path), output=Path(output), moments=save_moments)
-    if settings.covariance == "ledoit-wolf":
-        _scikit_learn()
+    _check_distinct(embedding=embedding.path, output=Path(output), moments=save_moments)
     with contextlib.ExitStack() as files:
         # Closed, and so renamed, in reverse: the moments only once the model is in its place.
         # Otherwise an update that failed between the two would count its images twice when
@@ -99,23 +103,67 @@ def fit_detector(
         state_stream = files.enter_context(atomic_write(save_moments)) if save_moments else None
         stream = files.enter_context(atomic_write(output))
         start = time.perf_counter()
-        features = extract(embedding, images, settings.preprocess, threads, on_error, progress)
+        features = extract(
+            embedding, images, settings.preprocess, engine, threads, on_error, progress
+        )
         extracted = time.perf_counter()
         _check_count(features.count, earlier, settings)
-        if settings.covariance == "sample":
-            statistics = _statistics(
-                features, settings, earlier, bool(save_moments), threads, progress
-            )
-        else:
-            statistics = _ledoit_wolf(features, settings, threads, progress)
-        model = _model(embedding, features.count, statistics, settings, earlier)
+        smoothing = Smoothing.of(features.pyramid, settings.preprocess.size, settings.sigma)
+        statistics = _statistics(
+            features, settings, smoothing, earlier, bool(save_moments), threads, progress
+        )
+        total = features.count + (earlier.moments.count if earlier else 0)
+        calibration = _calibration(statistics, earlier, settings)
+        model = assemble(embedding, statistics.gaussians, calibration, smoothing, settings, total)
         size = write(stream, model)
         finished = time.perf_counter()
         if state_stream and statistics.moments:
             scores = np.concatenate([earlier.scores if earlier else [], statistics.scores])
-            state = _State(embedding.sha256, settings, statistics.moments, scores)
-            state.save(state_stream)
-    return Fitted(model, size, features.count, extracted - start, finished - extracted)
+            SavedMoments(embedding.sha256, settings, statistics.moments, scores).save(state_stream)
+    return Fitted(
+        model, size, features.count, features.engine, extracted - start, finished - extracted
+    )
+
+
+def _statistics(
+    features: Features,
+    settings: Settings,
+    smoothing: Smoothing,
+    earlier: SavedMoments | None,
+    keep: bool,
+    threads: int,
+    progress: Progress,
+) -> Statistics:
+    """By the estimator of the settings."""
+    if settings.covariance == "ledoit-wolf":
+        return ledoit_wolf_statistics(features, settings, smoothing, threads, progress)
+    return sample_statistics(features, settings, smoothing, earlier, keep, threads, progress)
+
+
+def _calibration(
+    statistics: Statistics, earlier: SavedMoments | None, settings: Settings
+) -> Calibration:
+    """From the scores of the new images and, as their own fit gave them, of earlier ones."""
+    scores, how = statistics.scores, statistics.how
+    if earlier:
+        scores = np.concatenate([earlier.scores, scores])
+        how += f", and {len(earlier.scores)} earlier ones as scored in their own fit"
+    return calibrate(scores, settings.false_alarm_rate, how)
+
+
+def _check_settings(embedding: Model, settings: Settings, moments: bool) -> None:
+    """Refuse what does not go together."""
+    if settings.preprocess.size != embedding.backbone_info.image_size:
+        raise UsageError(
+            f"the preprocessing gives {settings.preprocess.size}, the graph takes "
+            f"{embedding.backbone_info.image_size}"
+        )
+    if settings.covariance == "ledoit-wolf":
+        if moments:
+            raise UsageError(
+                "--covariance ledoit-wolf has no moments to save or update: fit all images together"
+            )
+        estimator()  # now, not after the last image
 
 
 def _check_distinct(**files: Path | None) -> None:
@@ -127,7 +175,7 @@ def _check_distinct(**files: Path | None) -> None:
         )
 
 
-def _check_count(count: int, earlier: _State | None, settings: Settings) -> None:
+def _check_count(count: int, earlier: SavedMoments | None, settings: Settings) -> None:
     """Refuse a number of images that cannot give a covariance or the threshold asked for."""
     scores = count + (len(earlier.scores) if earlier else 0)
     if count < 1 or scores < 3:
@@ -138,18 +186,3 @@ def _check_count(count: int, earlier: _State | None, settings: Settings) -> None
     rate = settings.false_alarm_rate
     if rate is not None:
         threshold_for(np.zeros(scores), rate)  # says how many are needed
-
-
-# --- features ---------------------------------------------------------------------------------
-
-
-# --- statistics -------------------------------------------------------------------------------
-
-
-# --- Ledoit-Wolf ------------------------------------------------------------------------------
-
-
-# --- the model --------------------------------------------------------------------------------
-
-
-# --- saved moments ----------------------------------------------------------------------------

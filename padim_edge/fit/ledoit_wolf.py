@@ -1,4 +1,9 @@
-"""Ledoit-Wolf: the reference's named alternative to the sample covariance."""
+"""Ledoit-Wolf: the reference's named alternative to the sample covariance.
+
+Shrinkage per position depends on the data as a whole, so rows of coarse levels are no longer
+shared and the leave-one-out formula does not hold: the whitening is dense, the scores are those of
+folds.
+"""
 
 from __future__ import annotations
 
@@ -6,80 +11,94 @@ from collections.abc import Callable
 
 import numpy as np
 
-from padim_edge.errors import (
-    MissingDependencyError,
-)
+from padim_edge.errors import MissingDependencyError
 from padim_edge.fit import gaussian
 from padim_edge.fit.features import Features
+from padim_edge.fit.held_out import image_scores
 from padim_edge.fit.moments import Array, Blocks, Moments
 from padim_edge.fit.settings import Settings
-from padim_edge.fit.statistics import Statistics, _Constants, _in_threads, _rasters, _scores
+from padim_edge.fit.statistics import Statistics, in_threads
+from padim_edge.fit.whitening import Whitening
 from padim_edge.model.pyramid import Pyramid
+from padim_edge.model.smoothing import Smoothing
 from padim_edge.progress import Progress
 
 FOLDS = 5
 
+Estimator = Callable[[Array], tuple[Array, float]]
 
-def _scikit_learn() -> Callable[[Array], tuple[Array, float]]:
-    """scikit-learn's `ledoit_wolf`."""
+
+def estimator() -> Estimator:
+    """scikit-learn's `ledoit_wolf`: samples [N, d] -> covariance [d, d] and shrinkage.
+
+    Raises:
+        MissingDependencyError: scikit-learn is not installed.
+    """
     try:
         from sklearn.covariance import ledoit_wolf
     except ImportError as error:
         raise MissingDependencyError("--covariance ledoit-wolf", "scikit-learn", "eval") from error
-    estimate: Callable[[Array], tuple[Array, float]] = ledoit_wolf
+    estimate: Estimator = ledoit_wolf
     return estimate
 
 
-def _ledoit_wolf(
-    features: Features, settings: Settings, threads: int, progress: Progress
+def ledoit_wolf_statistics(
+    features: Features,
+    settings: Settings,
+    smoothing: Smoothing,
+    threads: int,
+    progress: Progress,
 ) -> Statistics:
-    """The reference's named alternative: shrinkage per position, dense, calibrated by K folds.
+    """Shrunk covariances, whitened densely; scores by folds.
 
-    Shrinkage depends on the data as a whole, so rows of coarse levels are no longer shared and
-    the leave-one-out formula does not hold.
+    Args:
+        features: of the images.
+        settings: how to fit.
+        smoothing: from distances to score maps.
+        threads: cells at a time; 0 for all cores.
+        progress: called as work goes on.
     """
-    ledoit_wolf = _scikit_learn()
-
-    def gaussian_of(samples: Array) -> tuple[Array, Blocks]:
-        """Means [P, d] and whitening of samples [P, N, d]."""
-        covariances = np.stack([ledoit_wolf(x)[0] for x in samples])
-        mean = samples.mean(axis=1)
-        # Two images' worth of scatter: whitening divides by count - 1 = 1.
-        return mean, gaussian.whitening(Moments(2, [mean], {(0, 0): covariances}), 0.0)
-
     tree = features.pyramid
     pyramid = Pyramid.dense([layer for level in tree.levels for layer in level.layers])
-    level = pyramid.levels[0]
+    positions = pyramid.levels[0].positions
     folds = np.arange(features.count) % min(FOLDS, features.count)
-    order = tree.from_tree(np.arange(float(level.positions))[:, None]).reshape(-1).astype(int)
+    order = tree.from_tree(np.arange(float(positions))[:, None]).reshape(-1).astype(int)
     raster = np.argsort(order)  # the raster position of each tree position
-    whitening = _Constants(pyramid, settings.constants)
-    means = np.empty((level.positions, level.channels))
-    squared = np.empty((level.positions, features.count))
+    whitening = Whitening(pyramid, settings.constants, 0.0)
+    squared = np.empty((positions, features.count))
     finest = len(tree.levels) - 1
+    ledoit_wolf = estimator()
 
     def of(cells: slice) -> None:
         """Everything for a cell; cells touch disjoint parts of the arrays above."""
-        parts = features.of(cells)
-        positions = len(parts[-1])
-        samples = np.concatenate([x.repeat(positions // len(x), axis=0) for x in parts], axis=2)
+        samples = _repeated(features.of(cells))
         places = raster[tree.positions_in(finest, cells)]
-        mean, blocks = gaussian_of(samples)
-        means[places] = mean
-        for place, rows in zip(places, blocks[0, 0], strict=True):
-            whitening.put(slice(place, place + 1), {(0, 0): rows[None]})
+        mean, blocks = _gaussian(ledoit_wolf, samples)
+        whitening.put(places, [mean], blocks)
         for fold in range(folds.max() + 1):
             held_out = folds == fold
-            mean, blocks = gaussian_of(samples[:, ~held_out])
+            mean, blocks = _gaussian(ledoit_wolf, samples[:, ~held_out])
             centred = [samples[:, held_out] - mean[:, None]]
             squared[np.ix_(places, held_out)] = gaussian.squared_distances(blocks, centred)
 
     cells = [slice(cell, cell + 1) for cell in range(tree.cells)]
-    _in_threads(of, cells, tree.cells, threads, progress)
+    in_threads(of, cells, tree.cells, threads, progress)
     return Statistics(
-        pyramid,
-        _rasters(pyramid, [means]),
-        whitening.arrays,
-        _scores(pyramid, squared, settings),
+        whitening.gaussians(),
+        image_scores(pyramid, squared, smoothing),
         f"{folds.max() + 1} folds over {features.count} images",
     )
+
+
+def _repeated(parts: list[Array]) -> Array:
+    """All levels at the finest one: per level [P, N, d] -> [P of the finest, N, d of all]."""
+    positions = len(parts[-1])
+    return np.concatenate([x.repeat(positions // len(x), axis=0) for x in parts], axis=2)
+
+
+def _gaussian(estimate: Estimator, samples: Array) -> tuple[Array, Blocks]:
+    """Means [P, d] and whitening of samples [P, N, d]."""
+    covariances = np.stack([estimate(x)[0] for x in samples])
+    mean = samples.mean(axis=1)
+    # Two images' worth of scatter: whitening divides by count - 1 = 1.
+    return mean, gaussian.whitening(Moments(2, [mean], {(0, 0): covariances}), 0.0)

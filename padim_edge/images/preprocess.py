@@ -17,6 +17,7 @@ from PIL import Image
 
 from padim_edge.errors import ImageError, ModelError, UsageError
 from padim_edge.images.decode import MAX_PIXELS, to_rgb
+from padim_edge.images.frames import Frame, Picture
 
 _RESAMPLING = {
     "lanczos": Image.Resampling.LANCZOS,
@@ -175,12 +176,12 @@ class Preprocess:
                 f"the preprocessing makes no sense ({error}): fit the model again"
             ) from error
 
-    def __call__(self, image: Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def __call__(self, image: Picture) -> NDArray[np.uint8]:
         """Resize and crop.
 
         Args:
             image: a Pillow image, brought upright and to RGB if it is not; or uint8 [h, w, 3],
-                RGB, of any strides.
+                RGB, of any strides, bare or in a `Frame`.
 
         Returns:
             uint8 [H, W, 3], RGB, C-contiguous and the caller's own. An image that already has
@@ -190,6 +191,8 @@ class Preprocess:
             UsageError: an array of another dtype or shape.
             ImageError: the resized image does not cover the crop, or cannot become RGB.
         """
+        if isinstance(image, Frame):
+            image = image.pixels
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
                 raise UsageError(

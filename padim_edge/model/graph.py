@@ -26,7 +26,7 @@ from padim_edge.errors import PadimEdgeError
 from padim_edge.model.metadata import BackboneInfo
 from padim_edge.model.names import FEATURES, IR_VERSION, NORMALISED, OPSET
 from padim_edge.model.pyramid import Level, Pyramid
-from padim_edge.model.smoothing import smoothing_matrix
+from padim_edge.model.smoothing import Smoothing
 
 CONSTANTS = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
 
@@ -197,14 +197,13 @@ def _from_tree(nodes: Nodes, pyramid: Pyramid, values: str) -> str:
     return nodes.reshape(maps, [-1, pyramid.height, pyramid.width], "total.raster")
 
 
-def smoothing(pyramid: Pyramid, image_size: tuple[int, int], sigma: float) -> Nodes:
+def smoothing(matrices: Smoothing) -> Nodes:
     """Nodes from ``distance_map`` to ``score_map`` and ``score``."""
     nodes = Nodes("smoothing")
-    height, width = image_size
-    rows = smoothing_matrix(height, pyramid.height, sigma).astype(np.float32)
-    columns = smoothing_matrix(width, pyramid.width, sigma).T.astype(np.float32)
-    tall = nodes.add("MatMul", [nodes.constant("smoothing.rows", rows), "distance_map"], "tall_map")
-    nodes.add("MatMul", [tall, nodes.constant("smoothing.columns", columns)], "score_map")
+    rows = nodes.constant("smoothing.rows", matrices.rows.astype(np.float32))
+    columns = nodes.constant("smoothing.columns", matrices.columns.T.astype(np.float32))
+    tall = nodes.add("MatMul", [rows, "distance_map"], "tall_map")
+    nodes.add("MatMul", [tall, columns], "score_map")
     axes = nodes.constant("score.axes", np.array([1, 2], dtype=np.int64))
     nodes.add("ReduceMax", ["score_map", axes], "score", keepdims=0)
     return nodes

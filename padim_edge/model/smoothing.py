@@ -1,10 +1,48 @@
-"""Upsampling and smoothing as one small matrix per axis."""
+"""Upsampling and smoothing as one small matrix per axis: score map = A D A^T."""
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import dataclass
 
-from padim_edge.fit.moments import Array
+import numpy as np
+from numpy.typing import NDArray
+
+from padim_edge.model.pyramid import Pyramid
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """From a distance map [h, w] to a score map [H, W].
+
+    Attributes:
+        rows: [H, h] float64.
+        columns: [W, w] float64.
+    """
+
+    rows: Array
+    columns: Array
+
+    @classmethod
+    def of(cls, pyramid: Pyramid, image_size: tuple[int, int], sigma: float) -> Smoothing:
+        """The matrices for the finest level of a pyramid.
+
+        Args:
+            pyramid: the levels.
+            image_size: (H, W) of the score map.
+            sigma: of the Gaussian, in pixels of the score map; 0 for none.
+        """
+        height, width = image_size
+        return cls(
+            smoothing_matrix(height, pyramid.height, sigma),
+            smoothing_matrix(width, pyramid.width, sigma),
+        )
+
+    def __call__(self, distances: Array) -> Array:
+        """Score maps [..., H, W] of distance maps [..., h, w]."""
+        smoothed: Array = self.rows @ distances @ self.columns.T
+        return smoothed
 
 
 def smoothing_matrix(size: int, positions: int, sigma: float) -> Array:

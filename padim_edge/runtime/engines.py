@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from padim_edge.errors import MissingDependencyError, PadimEdgeError, UsageError
+from padim_edge.images.frames import Frame
 from padim_edge.model.file import Model
 from padim_edge.progress import Progress
-
-if TYPE_CHECKING:
-    from padim_edge.runtime.cpu.ort import Graph
 
 ENGINES = {
     "trt": "padim_edge.runtime.nvidia.trt:TrtEngine",
@@ -100,6 +98,27 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
+class FrameEngine(Protocol):
+    """What an engine has beside, that prepares frames itself: on a GPU, or in its graph.
+
+    All others are given what the model's `Preprocess` makes of a frame on the CPU.
+    """
+
+    def takes(self, frame: Frame) -> bool:
+        """Whether it prepares frames of this pixel format, size and strides itself.
+
+        Bit for bit as the model's preprocessing does; if not, that is done on the CPU.
+        """
+        ...
+
+    def infer_frames(
+        self, frames: Sequence[Frame]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Score a batch of frames as they are, each of any size; returns what `infer` does."""
+        ...
+
+
 def open_engine(
     name: str,
     model: Model,
@@ -128,7 +147,7 @@ def open_engine(
     if name == "auto":
         return _first_that_runs(model, threads, progress, skipped)
     try:
-        engine: Engine = _load(ENGINES[name])(model, threads, progress)
+        engine: Engine = load(ENGINES[name])(model, threads, progress)
     except MissingDependencyError as error:
         if name in NVIDIA and not has_driver():
             error.args = (f"{error}  (nor is there an NVIDIA driver on this machine)",)
@@ -155,17 +174,8 @@ def has_driver() -> bool:
     return True
 
 
-def open_graph(data: bytes, threads: int = 0) -> Graph:
-    """Open an ONNX graph on the CPU, for export and fit.
-
-    Raises:
-        MissingDependencyError: onnxruntime is not installed.
-    """
-    graph: Graph = _load("padim_edge.runtime.cpu.ort:Graph")(data, threads)
-    return graph
-
-
-def _load(place: str) -> Any:
+def load(place: str) -> Any:
+    """What a "module:Class" of a table names; imports it."""
     module, name = place.split(":")
     return getattr(import_module(module), name)
 
@@ -179,9 +189,9 @@ def _first_that_runs(
     """A provider that is listed proves nothing: an engine counts once a frame went through."""
     frame = np.zeros((1, *model.backbone_info.image_size, 3), dtype=np.uint8)
     reasons = []
-    names = [
-        name for name in ENGINES if name not in BY_NAME_ONLY and (name not in NVIDIA or has_driver())
-    ]
+    names = [name for name in ENGINES if name not in BY_NAME_ONLY]
+    if not has_driver():
+        names = [name for name in names if name not in NVIDIA]
     for name in names:
         engine = None
         try:

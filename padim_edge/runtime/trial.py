@@ -20,7 +20,7 @@ from padim_edge.model import graph
 from padim_edge.model.file import Model, read, write
 from padim_edge.model.metadata import BackboneInfo, DetectorInfo
 from padim_edge.model.names import FEATURES, IR_VERSION, NORMALISED, OPSET
-from padim_edge.model.smoothing import smoothing_matrix
+from padim_edge.model.smoothing import Smoothing
 from padim_edge.runtime.engines import Engine
 
 SIZE = 32
@@ -77,7 +77,7 @@ def write_model(path: Path) -> Model:
     whitening = {key: values[key] for key in ("0.0", "1.0", "1.1")}
     parts = [
         graph.distances(pyramid, [values["mean.0"], values["mean.1"]], whitening),
-        graph.smoothing(pyramid, INFO.image_size, SIGMA),
+        graph.smoothing(Smoothing.of(pyramid, INFO.image_size, SIGMA)),
     ]
     detector_info = DetectorInfo(
         preprocess=Preprocess.whole(INFO.image_size),
@@ -138,9 +138,7 @@ def answer(images: NDArray[np.uint8]) -> NDArray[np.float64]:
     y1 += np.einsum("pij,npj->npi", values["1.1"], z1, dtype=np.float64)
     squared = (y1**2).sum(axis=2) + (y0**2).sum(axis=2).repeat(below, axis=1)
     distance = pyramid.from_tree(np.sqrt(squared).T)
-    spread = smoothing_matrix(SIZE, pyramid.height, SIGMA)
-    maps: NDArray[np.float64] = spread @ distance @ spread.T
-    return maps
+    return Smoothing.of(pyramid, INFO.image_size, SIGMA)(distance)
 
 
 def _convolved(maps: NDArray[Any], kernel: NDArray[Any]) -> NDArray[np.float64]:

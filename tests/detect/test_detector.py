@@ -115,7 +115,7 @@ def test_auto_says_why_nothing_runs(model_file):
 
 
 def test_an_unknown_engine_is_refused(model_file):
-    with pytest.raises(UsageError, match="choose auto, trt, ort-cuda, ort"):
+    with pytest.raises(UsageError, match="choose auto, trt, trt/graph, ort-cuda, ort"):
         Detector(model_file, engine="tpu")
 
 

@@ -9,7 +9,7 @@ import pytest
 from numpy.testing import assert_allclose
 from sklearn.metrics import roc_auc_score
 
-from padim_edge.detect.metrics import evaluate
+from padim_edge.detect.metrics import compute_metrics
 from padim_edge.errors import MissingDependencyError, PadimEdgeError
 
 
@@ -18,14 +18,14 @@ def only_scores(good, defective, threshold=0.5):
     scores = np.array([*good, *defective], np.float64)
     labels = np.arange(scores.size) >= len(good)
     maps = np.zeros((scores.size, 2, 2), np.float32)
-    return evaluate(labels, scores, threshold, [None] * scores.size, maps)
+    return compute_metrics(labels, scores, threshold, [None] * scores.size, maps)
 
 
 def of_maps(masks, maps):
     """Metrics of score maps; a mask of None makes a good image."""
     maps = np.array(maps, np.float32)
     labels = np.array([mask is not None for mask in masks])
-    return evaluate(labels, maps.max((1, 2)), 0.5, masks, maps)
+    return compute_metrics(labels, maps.max((1, 2)), 0.5, masks, maps)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_rates_at_the_stored_threshold(threshold, f1, precision, recall, false_a
 def test_threshold_is_not_rounded_to_the_type_of_the_scores():
     scores = np.array([0.0, 0.1], np.float32)  # float32 0.1 is greater than 0.1
     maps = np.zeros((2, 1, 1), np.float32)
-    found = evaluate(np.array([False, True]), scores, 0.1, [None, None], maps)
+    found = compute_metrics(np.array([False, True]), scores, 0.1, [None, None], maps)
     assert found.recall == 1.0
 
 
@@ -191,8 +191,8 @@ def test_defective_images_without_mask_leave_the_pixel_metrics(unknown):
     maps = rng.random((4, 6, 6)).astype(np.float32)
     masks = [None, rng.random((6, 6)) < 0.3, rng.random((6, 6)) < 0.3]
     labels, scores = np.array([False, True, True, True]), maps.max((1, 2))
-    part = evaluate(labels[:3], scores[:3], 0.5, masks, maps[:3])
-    found = evaluate(labels, scores, 0.5, [*masks, unknown], maps)
+    part = compute_metrics(labels[:3], scores[:3], 0.5, masks, maps[:3])
+    found = compute_metrics(labels, scores, 0.5, [*masks, unknown], maps)
     assert (part.images_without_mask, found.images_without_mask) == (0, 1)
     assert (part.pixel_auroc, part.pro) == (found.pixel_auroc, found.pro)
     assert (part.good, part.defective, found.defective) == (1, 2, 3)
@@ -251,13 +251,13 @@ def arguments():
     ],
 )
 def test_refuses(name, value, message):
-    evaluate(**arguments())
+    compute_metrics(**arguments())
     with pytest.raises(PadimEdgeError, match=message):
-        evaluate(**{**arguments(), name: value})
+        compute_metrics(**{**arguments(), name: value})
 
 
 @pytest.mark.parametrize("package", ["sklearn.metrics", "scipy.ndimage"])
 def test_missing_extra(monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingDependencyError, match=r"padim-edge\[eval\]"):
-        evaluate(**arguments())
+        compute_metrics(**arguments())

@@ -14,8 +14,10 @@ from padim_edge.fit.moments import moments_of
 from padim_edge.model import graph
 from padim_edge.model.names import FEATURES, IR_VERSION, OPSET
 from padim_edge.model.pyramid import Layer, Pyramid
-from padim_edge.runtime.cpu.engine import Runner, lifted
-from padim_edge.runtime.cpu.ort import Graph
+from padim_edge.model.smoothing import Smoothing
+from padim_edge.runtime.cpu.engine import lifted
+from padim_edge.runtime.cpu.ort import Graph as OrtGraph
+from padim_edge.runtime.graphs import Graph
 
 EPS = 0.01
 SIZE = (64, 64)
@@ -64,7 +66,7 @@ def build(pyramid, layers, features, constants, size, sigma=4.0):
     """A graph that starts at the selected maps."""
     parts = [
         scoring_nodes(pyramid, features, constants),
-        graph.smoothing(pyramid, size, sigma),
+        graph.smoothing(Smoothing.of(pyramid, size, sigma)),
     ]
     inputs = [
         helper.make_tensor_value_info(
@@ -89,23 +91,24 @@ def build(pyramid, layers, features, constants, size, sigma=4.0):
     return proto
 
 
-def as_file(proto: onnx.ModelProto) -> Runner:
+def as_file(proto: onnx.ModelProto) -> Graph:
     """In ONNX Runtime as it stands, as anybody may run the file."""
-    return Graph(proto.SerializeToString())
+    return OrtGraph(proto.SerializeToString())
 
 
-def as_ort(proto: onnx.ModelProto) -> Runner:
+def as_ort(proto: onnx.ModelProto) -> Graph:
     """As engine `ort` opens it."""
     data, constants = lifted(proto)
-    return Graph(data, 0, constants)
+    return OrtGraph(data, 0, constants)
 
 
-def as_openvino(proto: onnx.ModelProto) -> Runner:
+def as_openvino(proto: onnx.ModelProto) -> Graph:
     """As engine `openvino` opens it."""
     pytest.importorskip("openvino")
-    from padim_edge.runtime.cpu.openvino import Graph
+    from padim_edge.runtime.cpu.openvino import Graph as OpenVinoGraph
 
-    return Graph(*lifted(proto), "f32")
+    data, constants = lifted(proto)
+    return OpenVinoGraph(data, 0, constants)
 
 
 def tree(pyramid, by_name):

@@ -112,7 +112,7 @@ REFUSED = {
     "metadata that is no JSON": (set_field("layers", "[oops"), "metadata is damaged"),
     "a wrong type": (set_field("threshold", '"high"'), "wrong 'threshold'"),
     "a threshold that is no number": (set_field("threshold", "NaN"), "wrong 'threshold'"),
-    "a wrong preprocess": (set_field("preprocess", '{"size": 3}'), "must have exactly the fields"),
+    "a wrong preprocess": (set_field("preprocess", '{"size": 3}'), "its fields must be"),
     "a wrong length": (set_field("image_size", "[64]"), "wrong 'image_size'"),
     "no scores": (set_field("good_scores", "[]"), "wrong 'good_scores'"),
     "another size than the graph's": (set_field("image_size", "[32, 32]"), "wrong 'preprocess'"),

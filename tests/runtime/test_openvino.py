@@ -22,7 +22,7 @@ from padim_edge.images.find import find_images
 from padim_edge.images.preprocess import Preprocess
 from padim_edge.model.file import read
 from padim_edge.runtime.cpu.ort import Graph as OrtGraph
-from padim_edge.runtime.engines import APPROXIMATE, ENGINES, open_engine
+from padim_edge.runtime.engines import BY_NAME_ONLY, ENGINES, open_engine
 
 openvino = pytest.importorskip("openvino")
 
@@ -141,7 +141,7 @@ def test_scores_on_real_photos_are_those_of_ort(bottle, name, of_score, of_thres
     np.testing.assert_allclose(scores[1], scores[0], rtol=of_score)
     maps = [np.stack([result.score_map for result in of]) for of in results]
     np.testing.assert_allclose(maps[1], maps[0], rtol=0, atol=of_threshold * limit)
-    if name in APPROXIMATE:  # or it would be float32 under another name
+    if name in BY_NAME_ONLY:  # or it would be float32 under another name
         assert np.abs(scores[1] / scores[0] - 1).max() > 1e-3
 
 
@@ -175,7 +175,7 @@ def test_another_precision_than_the_one_asked_for_is_refused(model_file, monkeyp
 
 
 def test_auto_never_approximates(model_file, monkeypatch):
-    assert set(APPROXIMATE) < set(ENGINES)
+    assert set(BY_NAME_ONLY) < set(ENGINES)
     tried = []
 
     def load(place):

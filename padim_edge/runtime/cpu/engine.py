@@ -11,8 +11,8 @@ import itertools
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,26 +21,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 from padim_edge.errors import ModelError, PadimEdgeError, first_line
 from padim_edge.model.file import Model, read
-from padim_edge.progress import Progress
 from padim_edge.model.graph import subgraph
+from padim_edge.progress import Progress
 from padim_edge.runtime.engines import STAGES, DeviceFigures
+from padim_edge.runtime.graphs import Graph
 
 REST_SECONDS = 0.02
 WARM_SECONDS = 0.05
 
 Constants = dict[str, NDArray[Any]]
-
-
-class Runner(Protocol):
-    """A graph that a runtime has opened."""
-
-    def run(self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[Any]:
-        """Run it for some outputs; the returned arrays belong to the caller."""
-        ...
-
-    def close(self) -> None:
-        """Free it. Closing twice is harmless."""
-        ...
 
 
 class CpuEngine(ABC):
@@ -65,16 +54,16 @@ class CpuEngine(ABC):
     ) -> None:
         self._threads = threads
         self._path, self._sha256 = model.path, model.sha256
-        self._parts: list[tuple[str, Runner, list[str]]] = []
+        self._parts: list[tuple[str, Graph, list[str]]] = []
         self._graph = self._open(*lifted(model.proto))
 
     @abstractmethod
-    def _open(self, data: bytes, constants: Constants) -> Runner:
+    def _open(self, data: bytes, constants: Constants) -> Graph:
         """Open a graph, of whose inputs ``constants`` never change."""
 
-    @abstractmethod
     def describe(self) -> str:
         """What runs where, in one line."""
+        return self._graph.describe()
 
     def infer(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Score a batch; see `padim_edge.runtime.engines.Engine`."""
@@ -108,7 +97,7 @@ class CpuEngine(ABC):
             inputs = outputs
         return seconds
 
-    def _cut(self) -> list[tuple[str, Runner, list[str]]]:
+    def _cut(self) -> list[tuple[str, Graph, list[str]]]:
         if self._path is None:
             raise PadimEdgeError("stages can be timed only for a model that was read from a file")
         model = read(self._path, "padim")

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from padim_edge.errors import MissingDependencyError, PadimEdgeError, ProcessorError, first_line
+from padim_edge.progress import Progress
 from padim_edge.runtime.cpu.engine import Constants, CpuEngine
 
 # Importing OpenVINO sends a message to its makers and leaves a folder in the user's home. It goes
@@ -37,22 +38,31 @@ class Graph:
 
     Args:
         data: the graph's bytes.
+        threads: threads within an operator; 0 lets OpenVINO take every core.
         constants: inputs that are the same in every run.
         precision: "f32" or "bf16".
-        threads: threads within an operator; 0 lets OpenVINO take every core.
+        progress: not used: nothing takes long.
 
     Raises:
         ProcessorError: the processor lacks the precision.
         PadimEdgeError: OpenVINO refuses the graph.
     """
 
-    def __init__(self, data: bytes, constants: Constants, precision: str, threads: int = 0) -> None:
+    def __init__(
+        self,
+        data: bytes,
+        threads: int = 0,
+        constants: Constants | None = None,
+        precision: str = "f32",
+        progress: Progress | None = None,  # noqa: ARG002  # as for every graph
+    ) -> None:
         settings = {
             "INFERENCE_PRECISION_HINT": precision,
             "PERFORMANCE_HINT": "LATENCY",
             **({"INFERENCE_NUM_THREADS": threads} if threads else {}),
         }
         self._one_at_a_time = threading.Lock()
+        self._precision, self._threads = precision, threads
         try:
             core = openvino.Core()
             able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -60,7 +70,7 @@ class Graph:
                 name = core.get_property("CPU", "FULL_DEVICE_NAME")
                 raise ProcessorError(f"{name} cannot compute in bfloat16: choose engine openvino")
             model = core.read_model(data)
-            _bind(model, constants)
+            _bind(model, constants or {})
             compiled = core.compile_model(model, "CPU", settings)
             self._request: Any = compiled.create_infer_request()
             taken = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
@@ -69,20 +79,34 @@ class Graph:
         if taken != precision:
             raise PadimEdgeError(f"OpenVINO {VERSION} computes in {taken}, not in {precision}")
 
-    def run(self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> list[Any]:
-        """Run the graph for some outputs; the returned arrays belong to the caller."""
+    def run(
+        self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str] | None = None
+    ) -> list[Any]:
+        """Run the graph for some outputs, or all; the returned arrays belong to the caller."""
         if not all(values.size for values in inputs.values()):  # after which it refuses all others
             raise PadimEdgeError("OpenVINO cannot run the graph: the batch is empty")
         try:
             with self._one_at_a_time:
                 results = self._request.infer(dict(inputs), share_inputs=True, share_outputs=False)
-            return [results[name] for name in outputs]
+            return [results[name] for name in outputs or range(len(results))]
         except Exception as error:  # RuntimeError, KeyError, AttributeError once closed, ...
             raise PadimEdgeError(f"OpenVINO cannot run the graph: {_reason(error)}") from error
+
+    def describe(self) -> str:
+        """Library, version, precision and threads."""
+        threads = self._threads or "all"
+        kind = {"f32": "float32", "bf16": "bfloat16"}[self._precision]
+        return f"OpenVINO {VERSION} on the CPU, {kind}, {threads} threads"
 
     def close(self) -> None:
         """Free the graph. Closing twice is harmless."""
         self._request = None
+
+    def __enter__(self) -> Graph:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def _bind(model: Any, constants: Constants) -> None:
@@ -113,13 +137,7 @@ class OpenVinoEngine(CpuEngine):
     _precision = "f32"
 
     def _open(self, data: bytes, constants: Constants) -> Graph:
-        return Graph(data, constants, self._precision, self._threads)
-
-    def describe(self) -> str:
-        """Library, version, precision and threads."""
-        threads = self._threads or "all"
-        kind = {"f32": "float32", "bf16": "bfloat16"}[self._precision]
-        return f"OpenVINO {VERSION} on the CPU, {kind}, {threads} threads"
+        return Graph(data, self._threads, constants, self._precision)
 
 
 class OpenVinoBf16Engine(OpenVinoEngine):

@@ -8,6 +8,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from padim_edge.errors import MissingDependencyError, PadimEdgeError, first_line
+from padim_edge.progress import Progress
 from padim_edge.runtime.cpu.engine import Constants, CpuEngine
 
 try:
@@ -23,11 +24,17 @@ class Graph:
         data: the file's bytes.
         threads: threads within an operator; 0 lets ONNX Runtime take every core.
         constants: inputs that are the same in every run; read where they are, never copied.
+        progress: not used: nothing takes long.
     """
 
     def __init__(
-        self, data: bytes, threads: int = 0, constants: Mapping[str, NDArray[Any]] | None = None
+        self,
+        data: bytes,
+        threads: int = 0,
+        constants: Constants | None = None,
+        progress: Progress | None = None,  # noqa: ARG002  # as for every graph
     ) -> None:
+        self._threads = threads
         self._constants = dict(constants or {})
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -54,6 +61,11 @@ class Graph:
             ) from error
         return results
 
+    def describe(self) -> str:
+        """Library, version and threads."""
+        threads = self._threads or "all"
+        return f"ONNX Runtime {onnxruntime.__version__} on the CPU, {threads} threads"
+
     def close(self) -> None:
         """Free the session. Closing twice is harmless."""
         self._session = None
@@ -73,8 +85,3 @@ class OrtEngine(CpuEngine):
 
     def _open(self, data: bytes, constants: Constants) -> Graph:
         return Graph(data, self._threads, constants)
-
-    def describe(self) -> str:
-        """Library, version and threads."""
-        threads = self._threads or "all"
-        return f"ONNX Runtime {onnxruntime.__version__} on the CPU, {threads} threads"

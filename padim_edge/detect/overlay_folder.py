@@ -1,0 +1,98 @@
+"""A folder of overlays: each judged file as a picture with heat map and contour."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from padim_edge.detect.detector import Detector, Result
+from padim_edge.detect.judging import Verdict
+from padim_edge.detect.overlay import overlay
+from padim_edge.errors import PadimEdgeError, UsageError
+from padim_edge.files import atomic_write
+from padim_edge.images.decode import load_image
+
+
+class OverlayFolder:
+    """Where the overlays of some files go, the files' own folders kept, no two the same.
+
+    Args:
+        detector: whose results are drawn.
+        folder: made when the first is saved.
+        paths: the files that will be judged.
+        root: folder whose structure is kept; None for the one that all files have in common.
+
+    Raises:
+        UsageError: overlays would lie among the images, or replace them.
+    """
+
+    def __init__(
+        self, detector: Detector, folder: Path, paths: Sequence[Path], root: Path | None = None
+    ) -> None:
+        self._detector = detector
+        self._targets = _targets(paths, folder, root)
+
+    def save(self, verdict: Verdict) -> None:
+        """Draw a verdict, if there is a result in it.
+
+        Raises:
+            PadimEdgeError: the overlay cannot be written.
+        """
+        if not isinstance(verdict.outcome, Result) or not isinstance(verdict.name, Path):
+            return
+        result, target = verdict.outcome, self._targets[verdict.name]
+        frame = np.asarray(load_image(verdict.name))
+        usual = statistics.median(self._detector.detector_info.good_scores)
+        picture = overlay(
+            frame,
+            result.score_map,
+            self._detector.region(frame.shape[1], frame.shape[0]),
+            result.threshold,
+            result.score,
+            # Below the threshold even where nearly all good images score alike.
+            low=min(usual, 0.9 * result.threshold),
+        )
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise PadimEdgeError(
+                f"cannot make the folder {target.parent}: {error.strerror or error}; choose "
+                "another one with --save-maps"
+            ) from error
+        with atomic_write(target) as stream:
+            picture.save(stream, format="PNG")
+
+
+def _targets(paths: Sequence[Path], folder: Path, root: Path | None) -> dict[Path, Path]:
+    """Where each overlay goes: the images' own folders, a .png each, no two the same.
+
+    Raises:
+        UsageError: overlays would lie among the images, or replace them.
+    """
+    base = root if root is not None and root.is_dir() else None
+    if base and folder.resolve().is_relative_to(base.resolve()):
+        raise UsageError(
+            f"--save-maps {folder} lies inside {base}: the next run would take the overlays for "
+            "images; choose a folder outside of it"
+        )
+    if any(path.resolve().is_relative_to(folder.resolve()) for path in paths):
+        raise UsageError(
+            f"--save-maps {folder} holds images to be judged, which overlays might replace: "
+            "choose another folder"
+        )
+    if base is None:  # a pattern: below the folder that all have in common
+        base = Path(os.path.commonpath([path.parent for path in paths]))
+    relative = {path: path.relative_to(base) for path in paths}
+    plain = {path: name.with_suffix(".png") for path, name in relative.items()}
+    suffixed = {path: Path(f"{name}.png") for path, name in relative.items()}
+    count = Counter([*plain.values(), *suffixed.values()])
+    return {
+        # a.jpg and a.bmp side by side keep their suffix: a.jpg.png and a.bmp.png.
+        path: folder / (plain[path] if count[plain[path]] == 1 else suffixed[path])
+        for path in paths
+    }

@@ -1,0 +1,47 @@
+"""Calibrate: from held-out scores of good images to the threshold. Needs no images and no fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from padim_edge.fit.moments import Array
+from padim_edge.fit.settings import DEFAULT_FALSE_ALARM_RATE
+from padim_edge.model.threshold import smallest_false_alarm_rate, threshold_for
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """When to raise an alarm.
+
+    Attributes:
+        threshold: a frame whose score exceeds it is anomalous.
+        false_alarm_rate: the rate it was set for.
+        how: how the scores were made, in words.
+        good_scores: of good images, sorted.
+    """
+
+    threshold: float
+    false_alarm_rate: float
+    how: str
+    good_scores: tuple[float, ...]
+
+
+def calibrate(scores: Array, false_alarm_rate: float | None, how: str) -> Calibration:
+    """Set the threshold.
+
+    Args:
+        scores: image scores of good images that are not in the fit, or as if they were not, [N].
+        false_alarm_rate: share of good images that may exceed it; None for 1 %, or for the lowest
+            that so many scores can promise.
+        how: how the scores were made, in words.
+
+    Raises:
+        PadimEdgeError: there are too few scores for this rate.
+    """
+    rate = false_alarm_rate
+    if rate is None:
+        rate = max(DEFAULT_FALSE_ALARM_RATE, smallest_false_alarm_rate(len(scores)))
+    ordered = tuple(float(score) for score in np.sort(scores))
+    return Calibration(threshold_for(scores, rate), rate, how, ordered)

@@ -1,0 +1,147 @@
+"""Saved moments: what a later fit needs to go on, in a file of its own (.npz, no pickles)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from padim_edge.errors import ModelError, PadimEdgeError, UsageError
+from padim_edge.fit.moments import Array, Moments, empty_moments
+from padim_edge.fit.settings import Settings
+from padim_edge.model.file import Model
+from padim_edge.model.pyramid import Pyramid
+
+
+class Keeper:
+    """Takes moments, keeps them all.
+
+    Attributes:
+        moments: of all positions, filled run by run.
+    """
+
+    def __init__(self, pyramid: Pyramid, count: int) -> None:
+        self._pyramid = pyramid
+        means = [np.empty((level.positions, level.channels)) for level in pyramid.levels]
+        self.moments = empty_moments(count, means)
+
+    def __call__(self, cells: slice, moments: Moments) -> None:
+        """Keep those of a run of cells."""
+        for index, mean in enumerate(moments.means):
+            self.moments.means[index][self._pyramid.positions_in(index, cells)] = mean
+        for (index, other), scatter in moments.scatters.items():
+            place = self._pyramid.positions_in(index, cells)
+            self.moments.scatters[index, other][place] = scatter
+
+
+@dataclass(frozen=True)
+class SavedMoments:
+    """Moments of good images, their held-out scores, and under what both were made.
+
+    Attributes:
+        embedding_sha256: of the embedding's file.
+        settings: of the fit.
+        moments: per level [P, ...], in tree order.
+        scores: image scores as their own fit gave them, [N].
+    """
+
+    embedding_sha256: str
+    settings: Settings
+    moments: Moments
+    scores: Array
+
+    def part(self, pyramid: Pyramid, cells: slice) -> Moments:
+        """The moments of some cells."""
+        where = [pyramid.positions_in(index, cells) for index in range(len(pyramid.levels))]
+        return Moments(
+            self.moments.count,
+            [mean[place] for mean, place in zip(self.moments.means, where, strict=True)],
+            {key: scatter[where[key[0]]] for key, scatter in self.moments.scatters.items()},
+        )
+
+    def save(self, stream: BinaryIO) -> None:
+        """Write as .npz without pickles."""
+        arrays: dict[str, Any] = {f"mean.{i}": m for i, m in enumerate(self.moments.means)}
+        arrays |= {f"scatter.{i}.{j}": s for (i, j), s in self.moments.scatters.items()}
+        header = json.dumps(
+            {"count": self.moments.count, **_identity(self.embedding_sha256, self.settings)}
+        )
+        arrays["header"] = np.frombuffer(header.encode(), dtype=np.uint8)
+        np.savez(stream, scores=self.scores, **arrays)
+
+    @classmethod
+    def load(cls, path: Path, embedding: Model, settings: Settings) -> SavedMoments:
+        """Read moments saved for the same embedding and settings.
+
+        Raises:
+            PadimEdgeError: the file cannot be read, is damaged or is of another fit.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                count = _count(arrays, _identity(embedding.sha256, settings), path)
+                moments = _moments(arrays, embedding.pyramid(), count)
+                scores = _array(arrays, "scores", count)
+        except UsageError:
+            raise
+        except OSError as error:
+            raise PadimEdgeError(
+                f"cannot read the moments {path}: {error.strerror or error}"
+            ) from error
+        except Exception as error:  # zipfile, numpy and json each have their own for damage
+            raise ModelError(
+                f"{path} is not a file of moments of this embedding, or it is damaged: save one "
+                "with padim-edge fit --save-moments"
+            ) from error
+        return cls(embedding.sha256, settings, moments, scores)
+
+
+def _count(arrays: Any, wanted: dict[str, Any], path: Path) -> int:
+    """How many images the moments are of, after checking that they are of the same fit."""
+    header = json.loads(bytes(arrays["header"]))
+    count: int = header.pop("count")
+    different = [key for key in wanted if header.get(key) != wanted[key]]
+    if different:
+        raise UsageError(
+            f"{path} was saved with another {' and '.join(different)}: fit with the same, or fit "
+            "all images together"
+        )
+    return count
+
+
+def _moments(arrays: Any, pyramid: Pyramid, count: int) -> Moments:
+    levels = pyramid.levels
+    means = [
+        _array(arrays, f"mean.{i}", level.positions, level.channels)
+        for i, level in enumerate(levels)
+    ]
+    scatters = {
+        (i, j): _array(
+            arrays, f"scatter.{i}.{j}", level.positions, level.channels, levels[j].channels
+        )
+        for i, level in enumerate(levels)
+        for j in range(i + 1)
+    }
+    return Moments(count, means, scatters)
+
+
+def _array(arrays: Any, name: str, *shape: int) -> Array:
+    """An array of float64 of this shape, finite."""
+    values: Array = arrays[name]
+    if values.dtype != np.float64 or values.shape != shape:
+        raise ValueError(f"{name} has a wrong type or shape")
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} holds NaN or infinity")
+    return values
+
+
+def _identity(embedding_sha256: str, settings: Settings) -> dict[str, Any]:
+    """What two fits must share for their moments to be added."""
+    return {
+        "embedding": embedding_sha256,
+        "preprocess": settings.preprocess.to_json(),
+        "eps": settings.eps,
+        "sigma": settings.sigma,
+    }

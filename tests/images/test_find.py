@@ -1,0 +1,106 @@
+"""Finding images."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from padim_edge.errors import PadimEdgeError
+from padim_edge.images.find import find_images
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    for name in (
+        "b.PNG",
+        "a.jpg",
+        "sub/deep/c.Tiff",
+        "sub/d.webp",
+        "notes.txt",
+        "model.onnx",
+        ".hidden.png",
+        "._a.jpg",
+        ".cache/e.png",
+        "sub/Thumbs.db",
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (tmp_path / "folder.png").mkdir()
+    return tmp_path
+
+
+def names(found: list[Path], root: Path) -> list[str]:
+    return [path.relative_to(root).as_posix() for path in found]
+
+
+def test_find_in_a_folder(tree: Path) -> None:
+    everything = ["a.jpg", "b.PNG", "sub/d.webp", "sub/deep/c.Tiff"]
+    assert names(find_images(tree), tree) == everything
+    assert names(find_images(str(tree) + "/"), tree) == everything
+    assert names(find_images(tree / ".cache"), tree) == [".cache/e.png"]  # named, so wanted
+
+
+def test_find_a_file_of_any_name(tree: Path) -> None:
+    assert find_images(tree / "notes.txt") == [tree / "notes.txt"]
+    odd = tree / "a[1].png"
+    odd.touch()
+    assert find_images(odd) == [odd]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("*.jpg", ["a.jpg"]),
+        ("*", ["a.jpg", "b.PNG"]),
+        ("**/*", ["a.jpg", "b.PNG", "sub/d.webp", "sub/deep/c.Tiff"]),
+        ("sub/**/*.[tT]iff", ["sub/deep/c.Tiff"]),
+        ("s?b/*", ["sub/d.webp"]),
+    ],
+)
+def test_find_by_pattern(tree: Path, pattern: str, found: list[str]) -> None:
+    assert names(find_images(str(tree / pattern)), tree) == found
+    assert names(find_images(tree / pattern), tree) == found
+
+
+def test_links_are_followed_once(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "f.png").touch()
+    (tree / "link").symlink_to(elsewhere)
+    (tree / "twin").symlink_to(elsewhere)
+    (elsewhere / "loop").symlink_to(tree)
+    (tree / "dangling.png").symlink_to(tree / "gone.png")
+    found = names(find_images(tree), tree)
+    assert found == ["a.jpg", "b.PNG", "link/f.png", "sub/d.webp", "sub/deep/c.Tiff"]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("missing", "no such file or folder: .*missing"),
+        ("missing.png", "no such file or folder"),
+        ("*.bmp", "no image found in"),
+        ("missing/**/*.png", "no image found in"),
+        ("folder.png", "no image found in .*folder.png"),
+    ],
+)
+def test_nothing_found(tree: Path, source: str, message: str) -> None:
+    with pytest.raises(PadimEdgeError, match=message) as caught:
+        find_images(tree / source)
+    assert caught.value.exit_code == 1
+
+
+def test_a_folder_that_cannot_be_listed(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scandir = os.scandir
+
+    def denied(path: Any) -> Any:  # chmod would not stop root
+        if Path(path).name == "deep":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(PadimEdgeError, match=r"cannot read .*deep: Permission denied"):
+        find_images(tree)
