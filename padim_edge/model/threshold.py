@@ -6,9 +6,11 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from padim_edge.errors import PadimEdgeError
-from padim_edge.fit.moments import Array
+
+Array = NDArray[np.float64]
 
 
 def smallest_false_alarm_rate(count: int) -> float:

@@ -1,4 +1,4 @@
-"""Who may import what: torch in export alone, inference libraries in runtime alone, each late."""
+"""The walls: which room may import which, and who may import what is not ours."""
 
 from __future__ import annotations
 
@@ -17,24 +17,78 @@ FILES = sorted(ROOT.rglob("*.py"))
 TORCH = ("torch", "torchvision", "onnxscript")
 ENGINES = ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "pycuda")
 PLOT = ("matplotlib",)
-OPTIONAL = (*TORCH, *ENGINES, *PLOT, "sklearn", "scipy")
+METRICS = ("sklearn", "scipy")
+OPTIONAL = (*TORCH, *ENGINES, *PLOT, *METRICS)
+
+FACE = "face"
+"""The files beside the rooms: errors, progress, files, system, processes."""
+
+# A room may import itself, the rooms above it in this table, and of what is not ours and optional
+# the packages that stand beside it. The face is everybody's.
+WALLS: dict[str, tuple[str, ...]] = {
+    FACE: (),
+    "images": (),
+    "model": (),
+    "runtime": ENGINES,
+    "export": TORCH,
+    "fit": METRICS,
+    "detect": METRICS,
+    "measure": PLOT,
+    "cli": (),
+}
+# Rooms within a room: they may not import one another, nor may other rooms import them: engines are
+# chosen from the tables, by name.
+WINGS = ("runtime/cpu", "runtime/nvidia")
+# What only one file may import: the one that guards it.
+GUARDED = {"matplotlib": "measure/plots.py", "openvino": "runtime/cpu/openvino.py"}
 
 # --- statically -------------------------------------------------------------------------------
 
 
 def imported(source: str) -> set[str]:
-    """Top packages that a piece of Python imports, anywhere in it and in whatever way."""
+    """Modules that a piece of Python imports, anywhere in it and in whatever way."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found.update(alias.name.split(".")[0] for alias in node.names)
+            found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            found.add("." if node.level else str(node.module).split(".")[0])
+            found.add("." if node.level else str(node.module))
+            # `from padim_edge.runtime import probe` imports a module, too.
+            if not node.level:
+                found.update(f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
             name = getattr(node.func, "attr", getattr(node.func, "id", ""))
             if name in ("import_module", "__import__"):
-                found.add(str(node.args[0].value).split(".")[0])
+                found.add(str(node.args[0].value))
     return found
+
+
+def packages(source: str) -> set[str]:
+    """Top packages among them."""
+    return {name.split(".")[0] or "." for name in imported(source)}
+
+
+def room_of(path: Path) -> str:
+    """The room that a file is in."""
+    parts = path.relative_to(ROOT).parts
+    return parts[0] if len(parts) > 1 else FACE
+
+
+def rooms_of(source: str) -> set[str]:
+    """The rooms that a piece of Python imports from."""
+    ours = [name.split(".") for name in imported(source) if name.startswith("padim_edge.")]
+    return {parts[1] for parts in ours if parts[1] in WALLS}
+
+
+def picture() -> str:
+    """Every room with what it imports, for whoever broke a wall."""
+    lines = ["a room may import the rooms above it, and the packages in brackets:"]
+    for room, own in WALLS.items():
+        files = [path for path in FILES if room_of(path) == room]
+        now = sorted(set().union(*(rooms_of(path.read_text()) for path in files)) - {room})
+        outside = f" [{', '.join(own)}]" if own else ""
+        lines.append(f"    {room + outside:<60} imports now: {', '.join(now) or '-'}")
+    return "\n".join(lines)
 
 
 @pytest.mark.parametrize(
@@ -53,37 +107,74 @@ def imported(source: str) -> set[str]:
     ],
 )
 def test_the_search_finds_an_import_wherever_it_stands(source):
-    assert "torch" in imported(source)
+    assert "torch" in packages(source)
 
 
 def test_the_search_takes_no_other_name_for_an_import():
-    assert imported("torch = 1\ntorch.nn\nprint('import torch')\nimport torches") == {"torches"}
+    assert packages("torch = 1\ntorch.nn\nprint('import torch')\nimport torches") == {"torches"}
 
 
 def test_the_search_sees_the_whole_package():
     names = {path.relative_to(ROOT).as_posix() for path in FILES}
     assert {"cli/app.py", "fit/fit.py", "export/backbones.py", "runtime/cpu/ort.py"} <= names
-    assert "torch" in imported((ROOT / "export/backbones.py").read_text())
-    assert "onnxruntime" in imported((ROOT / "runtime/cpu/ort.py").read_text())
+    assert "torch" in packages((ROOT / "export/backbones.py").read_text())
+    assert "onnxruntime" in packages((ROOT / "runtime/cpu/ort.py").read_text())
+    assert {room_of(path) for path in FILES} == set(WALLS)
 
 
 @pytest.mark.parametrize(
-    ("home", "packages"), [("export", TORCH), ("runtime", ENGINES), ("measure/plots.py", PLOT)]
+    ("source", "rooms"),
+    [
+        ("from padim_edge.fit.fit import fit_detector", {"fit"}),
+        ("def f():\n    from padim_edge.runtime import probe", {"runtime"}),
+        ("import padim_edge.measure.bench as bench", {"measure"}),
+        ("from padim_edge import fit", {"fit"}),
+        ("from padim_edge import Detector, __version__", set()),
+        ("from padim_edge.errors import UsageError", set()),
+    ],
 )
-def test_only_one_place_imports(home, packages):
+def test_the_search_finds_rooms(source, rooms):
+    assert rooms_of(source) == rooms
+
+
+def test_no_room_imports_one_below_it():
+    order = list(WALLS)
     for path in FILES:
-        if not path.relative_to(ROOT).as_posix().startswith(home):
-            assert not imported(path.read_text()) & set(packages), path
+        if path.name == "__init__.py" and path.parent == ROOT:
+            continue  # the public names, imported on first use
+        room = room_of(path)
+        above = set(order[: order.index(room) + 1])
+        wrong = rooms_of(path.read_text()) - above
+        assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}\n{picture()}"
 
 
-def test_one_file_imports_openvino():
-    """The one that silences it."""
-    assert [p.name for p in FILES if "openvino" in imported(p.read_text())] == ["openvino.py"]
+def test_each_optional_package_has_its_rooms():
+    for path in FILES:
+        foreign = packages(path.read_text()) & set(OPTIONAL) - set(WALLS[room_of(path)])
+        assert not foreign, f"{path.relative_to(ROOT)} imports {foreign}\n{picture()}"
+
+
+def test_the_wings_of_the_runtime_know_nothing_of_each_other_and_nobody_outside_knows_them():
+    modules = {wing: "padim_edge." + wing.replace("/", ".") for wing in WINGS}
+    for path in FILES:
+        name = path.relative_to(ROOT).as_posix()
+        home = next((wing for wing in WINGS if name.startswith(wing + "/")), None)
+        if home is None and room_of(path) == "runtime":
+            continue  # the tables, and what tries the engines out
+        foreign = tuple(module for wing, module in modules.items() if wing != home)
+        found = {module for module in imported(path.read_text()) if module.startswith(foreign)}
+        assert not found, f"{name} imports {found}"
+
+
+@pytest.mark.parametrize(("package", "home"), GUARDED.items())
+def test_one_file_imports_what_it_guards(package, home):
+    found = [path for path in FILES if package in packages(path.read_text())]
+    assert [path.relative_to(ROOT).as_posix() for path in found] == [home]
 
 
 def test_no_import_goes_through_the_links_or_is_relative():
     for path in FILES:
-        assert not imported(path.read_text()) & {".", "export", "runtime"}, path
+        assert not packages(path.read_text()) & {".", "export", "runtime", "fit"}, path
 
 
 # --- without what is optional -----------------------------------------------------------------
