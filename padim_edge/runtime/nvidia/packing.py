@@ -183,7 +183,7 @@ class Whitening:
             raise PadimEdgeError(
                 f"this model has too many channels for the kernels on this device: a block needs "
                 f"{self._shared_bytes(1)} bytes of shared memory and gets {shared_limit}; "
-                "fit with fewer --dims or score in the graph (--scoring graph)"
+                "fit with fewer --dims or choose --engine trt/graph, which needs no kernels"
             )
         # 9 frames are 2 passes of 5, not one of 8 and one of 1: as many passes, less idle work.
         passes = -(-frames // fitting[-1])
@@ -266,8 +266,8 @@ def pack_whitening(
     if len(pyramid.levels) > MOST_LEVELS or layers > MOST_LAYERS:
         raise PadimEdgeError(
             f"{layers} layers in {len(pyramid.levels)} resolutions are too many for the kernels: "
-            f"they take {MOST_LAYERS} in {MOST_LEVELS}; choose fewer --layers or score in the "
-            "graph (--scoring graph)"
+            f"they take {MOST_LAYERS} in {MOST_LEVELS}; choose fewer --layers or "
+            "--engine trt/graph, which needs no kernels"
         )
     format_ = str(blocks[0, 0].dtype)
     if format_ not in FORMATS:
@@ -509,7 +509,7 @@ class Smoothing:
             raise PadimEdgeError(
                 f"the smoothing is too wide for the kernels on this device: a block needs "
                 f"{self.shared_bytes} bytes of shared memory and gets {shared_limit}; "
-                "fit with a smaller --sigma or score in the graph (--scoring graph)"
+                "fit with a smaller --sigma or choose --engine trt/graph, which needs no kernels"
             )
         argument = self.parameters.copy()
         for name in ("row_taps", "row_first", "column_taps", "column_first"):

@@ -1,6 +1,6 @@
-"""Engine `trt`: the backbone in TensorRT, distances and smoothing in our CUDA kernels.
+"""Engines `trt` (TensorRT for the backbone, then our CUDA kernels) and `trt/graph` (TensorRT alone).
 
-With scoring="graph" TensorRT runs the whole padim.onnx: the baseline that the kernels must beat.
+The second is the baseline that the kernels must beat, and runs what is too large for them.
 
 No part of this file has run on TensorRT yet: it was tested on a machine without a GPU, through
 the real Python bindings over stub libraries.
@@ -14,7 +14,6 @@ import numpy as np
 
 from padim_edge.model.file import Model
 from padim_edge.progress import Progress
-from padim_edge.runtime.engines import check_choice
 from padim_edge.runtime.nvidia.engine import MOST, GpuEngine, Step
 from padim_edge.runtime.nvidia.plan import Execution, Plan, open_plan
 from padim_edge.runtime.nvidia.plan_cache import (
@@ -27,17 +26,15 @@ from padim_edge.runtime.nvidia.tensorrt import LIBRARY
 
 
 class TrtEngine(GpuEngine):
-    """TensorRT and our kernels.
+    """TensorRT for the backbone, and our kernels.
 
     Args:
         model: a detector.
         threads: not used: nothing is computed on the CPU.
-        scoring: "kernels", or "graph" for all in TensorRT.
         progress: called while a plan is built, which takes minutes on a small device and is
             done once.
 
     Raises:
-        UsageError: there is no such scoring.
         PadimEdgeError: TensorRT or CUDA does not start here, or refuses the model.
     """
 
@@ -47,11 +44,8 @@ class TrtEngine(GpuEngine):
         self,
         model: Model,
         threads: int = 0,  # noqa: ARG002  # as for every engine
-        scoring: str = "kernels",
         progress: Progress | None = None,
     ) -> None:
-        check_choice(self.name, scoring)
-        self._scoring = scoring
         self._progress = progress
         self._plan: Plan | None = None
         self._execution: Execution | None = None
@@ -60,8 +54,20 @@ class TrtEngine(GpuEngine):
         super().__init__(model)
 
     def _open(self, model: Model) -> list[tuple[str, Step]]:
-        kernels = self._scoring == "kernels"
-        graph = backbone_graph(model) if kernels else whole_graph(model)
+        plan = self._load(backbone_graph(model))
+        outputs: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
+            name: (tensor.shape[1:], tensor.dtype)
+            for name, tensor in plan.tensors.items()
+            if not tensor.is_input
+        }
+        addresses, stages = self._score(model, outputs)
+        self._addresses = {"image": self._images.address, **addresses}
+        kind = next(iter(outputs.values()))[1]
+        self._description = f"{LIBRARY} and CUDA kernels, {kind} maps,"
+        return [("backbone", self._run), *stages]
+
+    def _load(self, graph: bytes) -> Plan:
+        """The plan of an ONNX graph, built if need be, ready to run."""
         # Jetsons of one kind share name and architecture; power modes change the rest.
         gpu = ", ".join(
             (
@@ -74,21 +80,7 @@ class TrtEngine(GpuEngine):
         settings = BuildSettings(batch=(1, 1, MOST))
         plan = self._plan = open_plan(graph, gpu, settings, PlanCache(), self._progress)
         self._execution = plan.execution()
-        outputs: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
-            name: (tensor.shape[1:], tensor.dtype)
-            for name, tensor in plan.tensors.items()
-            if not tensor.is_input
-        }
-        if kernels:
-            addresses, stages = self._score(model, outputs)
-            kind = next(iter(outputs.values()))[1]
-            self._description = f"{LIBRARY} and CUDA kernels, {kind} maps,"
-        else:
-            addresses = {"score": self._scores.address, "score_map": self._maps.address}
-            stages = []
-            self._description = f"{LIBRARY} for the whole graph"
-        self._addresses = {"image": self._images.address, **addresses}
-        return [("backbone" if kernels else "graph", self._run), *stages]
+        return plan
 
     def _run(self, count: int) -> None:
         if self._execution is None:
@@ -103,3 +95,19 @@ class TrtEngine(GpuEngine):
         if self._plan is not None:
             self._plan.close()
         self._plan = self._execution = None
+
+
+class TrtGraphEngine(TrtEngine):
+    """TensorRT for the whole graph, distances and smoothing included."""
+
+    name = "trt/graph"
+
+    def _open(self, model: Model) -> list[tuple[str, Step]]:
+        self._load(whole_graph(model))
+        self._addresses = {
+            "image": self._images.address,
+            "score": self._scores.address,
+            "score_map": self._maps.address,
+        }
+        self._description = f"{LIBRARY} for the whole graph"
+        return [("graph", self._run)]
