@@ -3,19 +3,25 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-gpu lint bench bench-peers bench-curves clean
+.PHONY: help demo check test test-gpu lint bench bench-peers bench-curves clean
+
+help:                         ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.ready          ## synthetic photos -> export -> fit -> run -> eval -> bench
 	$(BIN)/padim-edge demo --folder demo
 
+check: lint                   ## while you work: ruff, mypy and the fast tests, within a minute
+	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+
 test: lint                    ## everything that CI runs
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # In an environment with the device's own packages: make test-gpu BIN=/path/to/bin
 test-gpu: $(if $(filter $(VENV)/bin,$(BIN)),$(VENV)/.ready)  ## on an NVIDIA GPU: parity, leaks, bandwidth
-	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m pytest -m gpu --require-gpu
 
-lint: $(VENV)/.ready
+lint: $(VENV)/.ready          ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -37,5 +43,5 @@ $(VENV)/.ready: pyproject.toml
 	$(BIN)/python -m pip install --quiet -e ".[cpu,openvino,export,eval,dev]"
 	touch $@
 
-clean:
-	rm -rf $(VENV) demo build *.egg-info
+clean:                        ## remove what the targets above have made
+	rm -rf $(VENV) demo build dist site *.egg-info

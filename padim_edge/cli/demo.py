@@ -1,8 +1,31 @@
-"""The demo: the whole way from photos to a bench, on synthetic images, as commands to copy."""
+"""padim-edge demo: the whole way from photos to a bench, as commands to copy."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from padim_edge.cli.command import app, command
+
+
+@command("demo", "padim-edge demo --folder demo")
+def demo(
+    folder: Annotated[Path, typer.Option("--folder", help="Folder to work in.")] = Path("demo"),
+) -> None:
+    """Show the whole way on synthetic images: export, fit, run, eval, bench (needs torch)."""
+    from padim_edge.images.synthetic import make_dataset
+
+    make_dataset(folder / "photos")
+    typer.echo(f"synthetic cloth with known defects: {folder / 'photos'}")
+    for arguments in steps(folder):
+        typer.echo(f"\n$ padim-edge {shlex.join(arguments)}")
+        code = app(arguments, standalone_mode=False)
+        if code:
+            raise typer.Exit(code)
+    typer.echo(f"\nLook at {folder / 'maps'}: every test image with its heat map and contour.")
 
 
 def steps(folder: Path) -> list[list[str]]:

@@ -1,0 +1,202 @@
+"""padim-edge bench."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from padim_edge.cli.command import command
+from padim_edge.cli.options import ModelFile, Threads, integers, names_of
+from padim_edge.cli.output import (
+    json_bytes,
+    progress_bars,
+    say,
+    say_skipped,
+    table,
+)
+from padim_edge.errors import PadimEdgeError, UsageError
+
+if TYPE_CHECKING:
+    from padim_edge.measure.against import Earlier
+    from padim_edge.measure.report import BatchResult, Report
+
+
+@command("bench", "padim-edge bench padim.onnx --batch 1,32 --json bench.json")
+def bench(
+    model: ModelFile = Path("padim.onnx"),
+    engine: Annotated[
+        str,
+        typer.Option(
+            "--engine",
+            help="auto, or engines to compare in one run, as ort,trt. Also trt/graph: TensorRT "
+            "without our kernels.",
+        ),
+    ] = "auto",
+    batch: Annotated[str, typer.Option("--batch", help="Batch sizes: 1 or 1,8,32.")] = "1",
+    calls: Annotated[
+        int, typer.Option("--calls", min=10, help="Counted calls at batch 1, fewer at larger ones.")
+    ] = 100,
+    frame: Annotated[
+        str, typer.Option("--frame", help="Size of the camera's frames, N or HxW.")
+    ] = "900",
+    threads: Threads = 0,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the results as JSON.")
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option("--against", help="Earlier JSON to compare with; exit code 1 if now worse."),
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option("--tolerance", help="Share that is not yet worse [default: 0.10]."),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Draw the results: .png, .svg or .pdf.")
+    ] = None,
+    roofline: Annotated[
+        bool,
+        typer.Option(
+            "--roofline", help="Also predict what a frame must cost here and on Jetson modules."
+        ),
+    ] = False,
+) -> None:
+    """Measure latency by stage, beside the bare backbone; on a GPU also bandwidth and power."""
+    from padim_edge.files import atomic_write
+    from padim_edge.images.preprocess import parse_size
+    from padim_edge.measure.against import check, load
+    from padim_edge.measure.bench import check_engines, run_benchmark
+    from padim_edge.measure.report import announce
+
+    engines = names_of(engine) or ()
+    batches = integers("--batch", batch) or ()
+    size = parse_size(frame)
+    check_engines(engines)
+    if tolerance is not None and (against is None or not 0 <= tolerance < float("inf")):
+        raise UsageError(f"--tolerance {tolerance}: give a share from 0 up, with --against")
+    # All that can be wrong with a file is said now, not after minutes of measuring.
+    old = load(against) if against else None
+    if old:
+        check(old, announce(model, size, threads), engines, batches)
+    if plot:
+        from padim_edge.measure.plots import draw, kind_of
+
+        kind = kind_of(plot)
+    worse: PadimEdgeError | None = None
+    with contextlib.ExitStack() as pictures:
+        plot_stream = pictures.enter_context(atomic_write(plot)) if plot else None
+        with contextlib.ExitStack() as files:
+            json_stream = files.enter_context(atomic_write(json_file)) if json_file else None
+            with progress_bars() as progress:
+                report = run_benchmark(
+                    model, engines, batches, threads, calls, size, progress, roofline
+                )
+            if json_stream:
+                json_stream.write(json_bytes(report.to_json()))
+        say_skipped(report.engines[0].skipped, report.engines[0].name)
+        _print_bench(report)
+        try:
+            if old:
+                _print_changes(old, report, 0.1 if tolerance is None else tolerance)
+        except PadimEdgeError as error:
+            worse = error
+        # Last: whatever goes wrong with a picture, the figures are there.
+        if plot_stream:
+            draw(report, plot_stream, kind)
+    if worse:
+        raise worse
+
+
+def _print_bench(report: Report) -> None:
+    machine = report.machine
+    typer.echo(f"{report.model.file} on {machine.processor}, {machine.cores} cores, {report.date}")
+    for one in report.engines:
+        typer.echo(f"{one.name}: {one.description}")
+        if one.name == "ort" and not one.results[0].bare:
+            say("no bare backbone, no ratio: a layer without a chosen channel is not in the file")
+    for results in zip(*(one.results for one in report.engines), strict=True):
+        typer.echo("")
+        _print_batch({one.name: of for one, of in zip(report.engines, results, strict=True)})
+    typer.echo("")
+    for one in report.engines:
+        if one.device:
+            typer.echo(
+                f"{one.name}: device memory {one.device.memory_bytes / 1e6:.0f} MB, copy on the "
+                f"device {one.device.copy_bandwidth / 1e9:.1f} GB/s (read + written)"
+            )
+        typer.echo(
+            f"{one.name}: peak memory {one.peak_memory_bytes / 1e6:.0f} MB, process start to "
+            f"first score {one.cold_start_seconds:.2f} s"
+        )
+    typer.echo(f"file {report.file_bytes / 1e6:.1f} MB")
+    if report.roofline:
+        from padim_edge.measure.roofline import render
+
+        for prediction in report.roofline:
+            typer.echo("\n" + "\n".join(render(prediction)))
+
+
+def _print_batch(results: dict[str, BatchResult]) -> None:
+    """The table of one batch size, engines below each other."""
+    first, result = next(iter(results.items()))
+    whose = {name: f"{name}: " if len(results) > 1 else "" for name in results}
+    latencies = {"preprocess": result.stages["preprocess"]}
+    for name, result in results.items():
+        of = whose[name]
+        latencies |= {of + stage: x for stage, x in result.stages.items() if stage != "preprocess"}
+        latencies[f"{of}graph: image to score"] = result.graph
+        latencies[f"{of}total: frame to score"] = result.total
+        if result.bare:
+            latencies["bare backbone"] = result.bare
+    rows = [
+        (name, *(f"{x:.2f}" for x in (one.p50, one.p95, one.p99)), f"{one.throughput:.1f}")
+        for name, one in latencies.items()
+    ]
+    table(rows, (f"batch {result.batch}, ms per call", "p50", "p95", "p99", "frames/s"))
+    typer.echo(f"{result.calls} calls each")
+    for name, result in results.items():
+        of = whose[name]
+        if result.ratio:
+            typer.echo(f"{of}graph / bare backbone = {result.ratio:.3f}")
+        if result.to_first:
+            typer.echo(f"{of}graph / that of {first} = {result.to_first:.3f}")
+        if result.kernel:
+            typer.echo(
+                f"{of}distance kernel: {result.kernel.bytes / 1e6:.1f} MB of constants at "
+                f"{result.kernel.bandwidth / 1e9:.1f} GB/s, {result.kernel.of_copy:.2f} of a copy's"
+            )
+        if result.power:
+            by_rail = ", ".join(f"{rail} {x:.2f}" for rail, x in result.power.rails.items())
+            typer.echo(
+                f"{of}power: {result.power.watts:.2f} W ({by_rail}), "
+                f"{result.power.millijoules_per_frame:.1f} mJ per frame"
+            )
+
+
+def _print_changes(old: Earlier, report: Report, tolerance: float) -> None:
+    """The table of `--against`; fails if something got worse."""
+    from padim_edge.measure.against import compare
+
+    comparison = compare(old, report)
+    typer.echo("")
+    for note in comparison.notes:
+        say(note)
+    rows = [
+        (
+            one.figure,
+            f"{one.old:.3f}",
+            f"{one.new:.3f}",
+            f"{one.share:+.1%}",
+            "worse" if one.worse(tolerance) else "",
+        )
+        for one in comparison.changes
+    ]
+    table(rows, (f"against {old.date}", "old", "new", "change", ""))
+    worse = sum(one.worse(tolerance) for one in comparison.changes)
+    if worse:
+        raise PadimEdgeError(
+            f"{worse} of {len(rows)} figures rose by more than {100 * tolerance:.4g} %"
+        )

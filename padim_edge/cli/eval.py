@@ -1,0 +1,63 @@
+"""padim-edge eval."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from padim_edge.cli.command import command
+from padim_edge.cli.options import EngineName, ModelFile, Strict, Threads
+from padim_edge.cli.output import (
+    Skipped,
+    open_detector,
+    progress_bars,
+    say,
+    table,
+    write_json,
+)
+
+
+@command("eval", "padim-edge eval padim.onnx mvtec/bottle --json bottle.json")
+def evaluate(
+    model: ModelFile,
+    dataset: Annotated[Path, typer.Argument(help="Data set with test/ and ground_truth/.")],
+    engine: EngineName = "auto",
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the results as JSON.")
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images per run of the engine.")] = 8,
+    strict: Strict = False,
+    threads: Threads = 0,
+) -> None:
+    """Measure a detector on images with known defects: AUROC, PRO, F1, false alarms."""
+    from padim_edge.detect.evaluation import evaluate_detector
+    from padim_edge.images.dataset import test_samples
+
+    samples = test_samples(dataset)
+    skipped = Skipped(strict)
+    with open_detector(model, engine, threads) as detector, progress_bars() as progress:
+        metrics = evaluate_detector(detector, samples, batch, skipped, progress)
+    skipped.summary()
+
+    def number(value: float | None) -> str:
+        return "no masks" if value is None else f"{value:.4f}"
+
+    table(
+        [
+            ("image AUROC", number(metrics.image_auroc)),
+            ("pixel AUROC", number(metrics.pixel_auroc)),
+            ("PRO (to 0.3)", number(metrics.pro)),
+            ("best F1", number(metrics.best_f1)),
+            (f"F1 at {metrics.threshold:.3f}", number(metrics.f1)),
+            ("precision", number(metrics.precision)),
+            ("recall", number(metrics.recall)),
+            ("false-alarm rate", number(metrics.false_alarm_rate)),
+        ],
+        (f"{metrics.good} good, {metrics.defective} defective", ""),
+    )
+    if metrics.images_without_mask:
+        say(f"{metrics.images_without_mask} defective image(s) have no mask: left out of pixels")
+    if json_file:
+        write_json(json_file, metrics.to_json())

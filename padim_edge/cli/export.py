@@ -1,0 +1,100 @@
+"""padim-edge export."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from padim_edge.cli.command import command
+from padim_edge.cli.options import integers, names_of
+from padim_edge.cli.output import (
+    say,
+)
+
+
+@command(
+    "export", "padim-edge export --backbone resnet18 --dims 100 --weights default -o embedding.onnx"
+)
+def export(
+    backbone: Annotated[
+        str, typer.Option("--backbone", help="A classification network of torchvision.")
+    ] = "resnet18",
+    layers: Annotated[
+        str | None, typer.Option("--layers", help="Its layers, fine to coarse: layer1,layer2,...")
+    ] = None,
+    dims: Annotated[
+        str | None,
+        typer.Option(
+            "--dims", help="Channels to choose: 100 of all at random, or 6,28,66 per layer."
+        ),
+    ] = None,
+    channels: Annotated[
+        Path | None,
+        typer.Option("--channels", help="File with the channels to take instead (JSON or text)."),
+    ] = None,
+    weights: Annotated[
+        str,
+        typer.Option(
+            "--weights",
+            help="default (ImageNet, from torchvision's cache or the network), a file, or random.",
+        ),
+    ] = "default",
+    seed: Annotated[
+        int,
+        typer.Option(
+            "--seed",
+            min=0,
+            max=2**63 - 1,
+            help="Of the choice of channels and of random weights.",
+        ),
+    ] = 1024,
+    image_size: Annotated[
+        str, typer.Option("--image-size", help="N or HxW, in multiples of 32.")
+    ] = "224",
+    precision: Annotated[
+        str, typer.Option("--precision", help="Of the backbone: float32, or float16 (for GPUs).")
+    ] = "float32",
+    output: Annotated[Path, typer.Option("-o", "--output", help="File to write.")] = Path(
+        "embedding.onnx"
+    ),
+) -> None:
+    """Export a backbone with its channel selection to one ONNX graph (needs torch).
+
+    Once per backbone, on any machine; fit and run need no torch.
+    """
+    from padim_edge.images.preprocess import parse_size
+
+    size = parse_size(image_size)
+    names, numbers = names_of(layers), integers("--dims", dims)
+    with _export_extra():
+        from padim_edge.export.export import export_backbone
+
+        if weights == "random":
+            say(f"warning: RANDOM weights (seed {seed}): for trials; real parts need real weights")
+        done = export_backbone(
+            output, backbone, names, numbers, channels, size, weights, seed, precision
+        )
+    info = done.model.backbone_info
+    typer.echo(f"{output}: {done.size / 1e6:.1f} MB")
+    layers_used = ", ".join(info.layers)
+    typer.echo(f"  backbone    {info.backbone}, {layers_used}, {info.weights}, {info.precision}")
+    typer.echo(f"  channels    {info.selection}")
+    typer.echo(f"  validated   differs from torch by {done.difference:.1e} of the largest value")
+
+
+@contextlib.contextmanager
+def _export_extra() -> Iterator[None]:
+    from padim_edge.errors import MissingDependencyError
+
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if str(error.name).split(".")[0] in ("torch", "torchvision", "onnxscript"):
+            raise MissingDependencyError(
+                "padim-edge export", str(error.name), "export,cpu"
+            ) from error
+        raise

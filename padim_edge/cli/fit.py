@@ -1,0 +1,157 @@
+"""padim-edge fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from padim_edge.cli.command import command
+from padim_edge.cli.options import Strict, Threads
+from padim_edge.cli.output import (
+    Skipped,
+    progress_bars,
+    say,
+)
+from padim_edge.errors import PadimEdgeError, UsageError
+
+if TYPE_CHECKING:
+    from padim_edge.fit.fit import Fitted
+
+
+@command("fit", "padim-edge fit embedding.onnx photos/ --false-alarm-rate 0.05 -o padim.onnx")
+def fit(
+    embedding: Annotated[Path, typer.Argument(help="Graph made by 'padim-edge export'.")],
+    images: Annotated[
+        Path,
+        typer.Argument(help="Good images: a folder, a pattern, or a data set with train/good."),
+    ],
+    preprocess: Annotated[
+        str,
+        typer.Option(
+            "--preprocess",
+            help="whole: the entire image, resized. reference: shorter side 256, centre crop 224.",
+        ),
+    ] = "whole",
+    resize: Annotated[
+        str | None,
+        typer.Option("--resize", help="Instead of a preset: shorter side N, or HxW."),
+    ] = None,
+    crop: Annotated[
+        str | None, typer.Option("--crop", help="Centre crop after the resize: N or HxW.")
+    ] = None,
+    interpolation: Annotated[
+        str | None,
+        typer.Option("--interpolation", help="lanczos (default), bicubic, bilinear or box."),
+    ] = None,
+    covariance: Annotated[
+        str,
+        typer.Option(
+            "--covariance",
+            help="sample (np.cov + eps I), or ledoit-wolf (a larger file).",
+        ),
+    ] = "sample",
+    eps: Annotated[
+        float | None,
+        typer.Option(
+            "--eps", help="Added to the diagonal of the sample covariance [default: 0.01]."
+        ),
+    ] = None,
+    sigma: Annotated[
+        float, typer.Option("--sigma", help="Of the Gaussian filter, in pixels of the score map.")
+    ] = 4.0,
+    constants: Annotated[
+        str, typer.Option("--constants", help="Storage: float16, float32 or int8.")
+    ] = "float16",
+    false_alarm_rate: Annotated[
+        float | None,
+        typer.Option(
+            "--false-alarm-rate",
+            help="Share of good parts that may raise an alarm "
+            "[default: 0.01, or the lowest rate that the images allow].",
+        ),
+    ] = None,
+    save_moments: Annotated[
+        Path | None,
+        typer.Option("--save-moments", help="Also save the moments (.npz), for --update later."),
+    ] = None,
+    update: Annotated[
+        Path | None,
+        typer.Option("--update", help="Go on from saved moments; IMAGES are the new ones."),
+    ] = None,
+    strict: Strict = False,
+    engine: Annotated[
+        str,
+        typer.Option(
+            "--engine",
+            help="What runs the backbone: auto (the first that is installed), ort or openvino.",
+        ),
+    ] = "auto",
+    threads: Threads = 0,
+    output: Annotated[Path, typer.Option("-o", "--output", help="File to write.")] = Path(
+        "padim.onnx"
+    ),
+) -> None:
+    """Fit a detector on good images: means, whitening and threshold, in one ONNX file."""
+    from padim_edge.fit.fit import fit_detector
+    from padim_edge.fit.settings import EPS, Settings
+    from padim_edge.images.dataset import train_images
+    from padim_edge.images.preprocess import Preprocess
+    from padim_edge.model.file import read
+    from padim_edge.runtime.graphs import check_graph_engine
+
+    check_graph_engine(engine)
+    model = read(embedding, "embedding")
+    if covariance == "ledoit-wolf" and eps is not None:
+        raise UsageError(f"--eps {eps}: Ledoit-Wolf chooses its own shrinkage; leave --eps out")
+    settings = Settings(
+        Preprocess.choose(model.backbone_info.image_size, preprocess, resize, crop, interpolation),
+        covariance,
+        constants,
+        EPS if eps is None else eps,
+        sigma,
+        false_alarm_rate,
+    )
+    skipped = Skipped(strict)
+    with progress_bars() as progress:
+        done = fit_detector(
+            model,
+            train_images(images),
+            output,
+            settings,
+            update=update,
+            save_moments=save_moments,
+            engine=engine,
+            threads=threads,
+            on_error=skipped,
+            progress=progress,
+        )
+    skipped.summary()
+    _print_fit(output, done, default_rate=false_alarm_rate is None)
+
+
+def _print_fit(output: Path, done: Fitted, default_rate: bool) -> None:
+    from padim_edge.fit.settings import DEFAULT_FALSE_ALARM_RATE
+    from padim_edge.model.threshold import images_needed
+
+    detector_info = done.model.detector_info
+    if detector_info is None:
+        raise PadimEdgeError("the fit gave no detector")
+    if default_rate and detector_info.false_alarm_rate > DEFAULT_FALSE_ALARM_RATE:
+        say(
+            f"warning: {len(detector_info.good_scores)} images are too few for a false-alarm rate "
+            f"of {DEFAULT_FALSE_ALARM_RATE} "
+            f"({images_needed(DEFAULT_FALSE_ALARM_RATE)} are needed): "
+            f"the threshold is set for {detector_info.false_alarm_rate:.3g}"
+        )
+    typer.echo(f"{output}: {done.size / 1e6:.1f} MB, fitted on {detector_info.images} images")
+    typer.echo(
+        f"  threshold   {detector_info.threshold:.3f} for a false-alarm rate of "
+        f"{detector_info.false_alarm_rate:.3g} ({detector_info.calibration})"
+    )
+    typer.echo(f"  engine      {done.engine}")
+    typer.echo(
+        f"  seconds     {done.seconds_features:.1f} features, {done.seconds_statistics:.1f} "
+        "statistics and file"
+    )

@@ -1,0 +1,47 @@
+"""Options that several commands have, and what their texts mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from padim_edge.errors import UsageError
+
+ModelFile = Annotated[Path, typer.Argument(help="Detector made by 'padim-edge fit'.")]
+
+
+EngineName = Annotated[
+    str,
+    typer.Option(
+        "--engine",
+        help="auto (the first of the next four that runs here), trt (TensorRT), ort-cuda (ONNX "
+        "Runtime on an NVIDIA GPU), ort (on the CPU), openvino (on the CPU); never chosen by auto: "
+        "openvino-bf16 (rounds to bfloat16), trt/graph (TensorRT without our kernels, to compare "
+        "with).",
+    ),
+]
+
+
+Threads = Annotated[
+    int, typer.Option("--threads", min=0, max=1024, help="Threads; 0 takes all cores.")
+]
+
+
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first unreadable image.")]
+
+
+def names_of(text: str | None) -> tuple[str, ...] | None:
+    """'layer1,layer2' as names."""
+    return None if text is None else tuple(part.strip() for part in text.split(","))
+
+
+def integers(option: str, text: str | None) -> tuple[int, ...] | None:
+    """'6,28,66' as integers."""
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{option} {text}: integers with commas between are needed") from None

@@ -1,0 +1,107 @@
+"""What commands print: results on stdout; progress, warnings and choices on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from padim_edge.errors import ImageError
+
+if TYPE_CHECKING:
+    from padim_edge.detect.detector import Detector
+
+
+def say(text: str) -> None:
+    """One line on stderr, so that stdout holds results alone."""
+    typer.echo(text, err=True)
+
+
+@contextlib.contextmanager
+def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """Progress bars on stderr, one per stage; silent when stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    bars: dict[str, Any] = {}
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in bars:
+                bars[stage] = progress.add_task(stage, total=total)
+            progress.update(bars[stage], completed=done, total=total)
+
+        yield show
+
+
+@contextlib.contextmanager
+def open_detector(model: Path, engine: str, threads: int) -> Iterator[Detector]:
+    """A detector; what takes long shows its progress, and with engine auto the choice is said."""
+    from padim_edge.detect.detector import Detector
+
+    with progress_bars() as progress:
+        detector = Detector(model, engine, threads, progress)
+    with detector:
+        say_skipped(detector.skipped, detector.engine.name)
+        yield detector
+
+
+def say_skipped(reasons: Sequence[str], chosen: str) -> None:
+    """Why engines before the chosen one do not run here, if there were any."""
+    for reason in reasons:
+        say(f"not on this machine: {reason}")
+    if reasons:
+        say(f"engine {chosen} is used")
+
+
+class Skipped:
+    """Counts images that could not be read, and says each; stops at the first if strict."""
+
+    def __init__(self, strict: bool) -> None:
+        self.strict = strict
+        self.errors: list[tuple[Path, ImageError]] = []
+
+    def __call__(self, path: Path, error: ImageError) -> None:
+        """Count one, or stop."""
+        if self.strict:
+            raise error
+        self.errors.append((path, error))
+        say(f"warning: left out: {error}")
+
+    def summary(self) -> None:
+        """Say how many there were, if any."""
+        if self.errors:
+            say(f"warning: {len(self.errors)} unreadable image(s) were left out")
+
+
+def table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...]) -> None:
+    """Print aligned columns; text is left of a column, numbers right."""
+    cells = [header, *rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    for row in cells:
+        parts = [
+            cell.ljust(width) if place == 0 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        typer.echo("  ".join(parts).rstrip())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain values as a JSON file, whole or not at all."""
+    from padim_edge.files import atomic_write
+
+    with atomic_write(path) as stream:
+        stream.write(json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """Plain values as the text of a JSON file."""
+    return (json.dumps(value, indent=2) + "\n").encode()
