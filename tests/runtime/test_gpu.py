@@ -18,7 +18,7 @@ import pytest
 from padim_edge.errors import PadimEdgeError
 from padim_edge.model.file import Model, read
 from padim_edge.runtime.engines import NVIDIA, open_engine
-from padim_edge.runtime.nvidia.packing import FORMATS
+from padim_edge.runtime.nvidia.launch import FORMATS
 
 pytestmark = pytest.mark.gpu
 
@@ -207,8 +207,8 @@ def test_bandwidth(device: Any, name: str, capsys: pytest.CaptureFixture[str]) -
     """The large model keeps the goal; the small one, which fits into some caches, is shown."""
     from padim_edge.model.pyramid import Layer, Pyramid
     from padim_edge.runtime.nvidia.compiler import kernels
-    from padim_edge.runtime.nvidia.packing import WhiteningAddresses, pack_whitening
     from padim_edge.runtime.nvidia.plan_cache import PlanCache
+    from padim_edge.runtime.nvidia.whitening import WhiteningAddresses, pack_whitening
 
     layers = [Layer(f"layer{i}", *shape) for i, shape in enumerate(MODELS[name], 1)]
     pyramid = Pyramid.coarse_to_fine(layers)

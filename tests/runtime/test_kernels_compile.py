@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import wheels
 
-from padim_edge.runtime.nvidia import packing
+from padim_edge.runtime.nvidia import launch
 
-KERNELS = Path(packing.__file__).with_name("kernels.cu")
-NAMES = [f"mahalanobis_{format_}_{n}" for format_ in packing.FORMATS for n in packing.FRAMES]
+KERNELS = Path(launch.__file__).with_name("kernels.cu")
+NAMES = [f"mahalanobis_{format_}_{n}" for format_ in launch.FORMATS for n in launch.FRAMES]
 NVRTC_12 = "nvidia-cuda-nvrtc-cu12==12.9.86"
 NVRTC_13 = "nvidia-cuda-nvrtc==13.0.88"
 # Of Jetsons: Nano 53, TX2 62, Xavier 72, Orin 87, Thor 110.
@@ -92,8 +92,8 @@ def test_compiles_without_warnings_and_spills(requirement, architecture, capsys)
         assert registers <= 128, name
     with capsys.disabled():
         print(f"\n  registers on sm_{architecture}: smooth {kernels['smooth'][0]}", end="")
-        for format_ in packing.FORMATS:
-            used = [kernels[f"mahalanobis_{format_}_{n}"][0] for n in packing.FRAMES]
+        for format_ in launch.FORMATS:
+            used = [kernels[f"mahalanobis_{format_}_{n}"][0] for n in launch.FRAMES]
             print(f", {format_} {used}", end="")
         print(" at 1, 2, 4, 8 frames; shared 0 B static", end="")
 
@@ -117,7 +117,7 @@ def test_parameters_and_width_of_loads():
     bodies = {entry.split("(", 1)[0]: entry for entry in entries}
     for name, entry in bodies.items():
         (size,) = re.findall(rf"\.param \.align 8 \.b8 {name}_param_0\[(\d+)\]", entry)
-        argument = packing.SMOOTH if name == "smooth" else packing.MAHALANOBIS
+        argument = launch.SMOOTH if name == "smooth" else launch.MAHALANOBIS
         assert int(size) == argument.itemsize
     for name in NAMES:
         loads = re.findall(r"ld\.global\.cs\.\S+", bodies[name])

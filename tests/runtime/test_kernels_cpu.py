@@ -23,9 +23,9 @@ import pytest
 from padim_edge.errors import PadimEdgeError
 from padim_edge.model.pyramid import Layer, Pyramid
 from padim_edge.model.smoothing import smoothing_matrix
-from padim_edge.runtime.nvidia import packing
+from padim_edge.runtime.nvidia import launch, smoothing, whitening
 
-KERNELS = Path(packing.__file__).with_name("kernels.cu")
+KERNELS = Path(whitening.__file__).with_name("kernels.cu")
 SHIM = Path(__file__).parents[1] / "support" / "cuda_shim"
 TOLERANCE = 1e-5
 

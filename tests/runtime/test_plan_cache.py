@@ -15,14 +15,13 @@ import pytest
 
 from padim_edge.errors import PadimEdgeError, UsageError
 from padim_edge.model.file import Model, read
-from padim_edge.runtime.engines import open_graph
+from padim_edge.runtime.graphs import open_graph
+from padim_edge.runtime.nvidia.graphs import backbone_graph, whole_graph
 from padim_edge.runtime.nvidia.plan_cache import (
     MAGIC,
     BuildSettings,
     PlanCache,
     PlanKey,
-    backbone_graph,
-    whole_graph,
 )
 
 KEY = PlanKey.of(b"graph", BuildSettings(), "Orin, 8.7", "tensorrt 10.3.0")
@@ -396,6 +395,6 @@ def test_widened_int8_constants_score_the_same(int8_model: Model) -> None:
 def test_a_graph_beyond_what_onnx_can_hold_is_refused(
     int8_model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("padim_edge.runtime.nvidia.plan_cache.MAX_BYTES", 10**6)
+    monkeypatch.setattr("padim_edge.runtime.nvidia.graphs.MAX_BYTES", 10**6)
     with pytest.raises(PadimEdgeError, match="leave the scoring to the CUDA kernels"):
         whole_graph(int8_model)

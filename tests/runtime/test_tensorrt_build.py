@@ -14,12 +14,11 @@ from wheels import interpreter
 
 from padim_edge.errors import PadimEdgeError
 from padim_edge.model.file import Model, read
+from padim_edge.runtime.nvidia.graphs import backbone_graph, whole_graph
 from padim_edge.runtime.nvidia.plan_cache import (
     BuildSettings,
     PlanCache,
     SealedFile,
-    backbone_graph,
-    whole_graph,
 )
 
 BACKBONES = ["resnet18", "resnet34", "resnet50", "wide_resnet50_2", "mobilenet_v3_large"]

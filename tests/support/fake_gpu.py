@@ -100,10 +100,10 @@ def _pip(command: str, *arguments: str) -> str:
 
 def assemble(folder: Path) -> Path:
     """Build the driver and the kernels into a folder."""
-    from padim_edge.runtime.nvidia import packing
+    from padim_edge.runtime import nvidia
 
     build(NATIVE / "fake_cuda.cpp", folder / "libcuda.so.1", "-Wall", "-Wextra", "-Werror")
-    kernels = Path(packing.__file__).with_name("kernels.cu")
+    kernels = Path(nvidia.__file__).with_name("kernels.cu")
     build(SHIM, folder / "kernels.so", f'-DKERNELS="{kernels}"', "-Wno-unknown-pragmas",
           "-fvisibility=default")  # fmt: skip
     return folder

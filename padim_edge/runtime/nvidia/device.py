@@ -24,7 +24,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from padim_edge.errors import MissingDependencyError, PadimEdgeError
 from padim_edge.runtime.engines import has_driver
-from padim_edge.runtime.nvidia.packing import DEFAULT_SHARED_LIMIT, Launch
+from padim_edge.runtime.nvidia.launch import DEFAULT_SHARED_LIMIT, Launch
 
 try:
     import pycuda.driver as driver

@@ -1,8 +1,10 @@
 // Squared Mahalanobis distances by coarse-to-fine whitening, and the score map made of them.
 //
-// Self-contained: no header is needed, so NVRTC compiles it without an include path. The host
-// side (layout of the constants, parameter structs, launch geometry) is packing.py beside this
-// file; every array named here is described there.
+// One file because it is one compilation unit: self-contained, no header is needed, so NVRTC (which
+// is given this text and has no files), nvcc and the tests' shim for the CPU compile it without an
+// include path, and the key of the compiled code is the hash of this file. The host side is beside
+// it: parameter structs in launch.py, layout of the constants and launch geometry in whitening.py
+// and smoothing.py; every array named here is described there.
 //
 // The floor
 // ---------

@@ -17,7 +17,7 @@ import numpy as np
 from padim_edge.errors import MissingDependencyError, PadimEdgeError, first_line
 from padim_edge.model.file import Model
 from padim_edge.progress import Progress
-from padim_edge.runtime.nvidia.plan_cache import backbone_graph
+from padim_edge.runtime.nvidia.graphs import backbone_graph
 
 try:
     import onnxruntime

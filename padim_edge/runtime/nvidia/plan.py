@@ -41,7 +41,7 @@ def open_plan(
     """The plan of a graph, from the cache or built now.
 
     Args:
-        graph: an ONNX file's bytes, from `plans.backbone_graph` or `plans.whole_graph`.
+        graph: an ONNX file's bytes, from `graphs.backbone_graph` or `graphs.whole_graph`.
         gpu: name and compute capability of the current device.
         settings: how it is built.
         cache: where it is kept.

@@ -1,8 +1,8 @@
 """Scoring on the GPU by our kernels: from the layers' maps to score maps and scores.
 
-What the constants look like on the device, and how a launch is made of them, is `packing`'s
-business. Here they are uploaded once, and launches are prepared once per batch size: a frame
-costs two launches and nothing else.
+What the constants look like on the device, and how a launch is made of them, is the business of
+`whitening` and `smoothing`. Here they are uploaded once, and launches are prepared once per batch
+size: a frame costs two launches and nothing else.
 """
 
 from __future__ import annotations
@@ -14,15 +14,9 @@ from padim_edge.model.file import Model
 from padim_edge.model.names import FEATURES
 from padim_edge.runtime.nvidia.compiler import kernels
 from padim_edge.runtime.nvidia.device import Device
-from padim_edge.runtime.nvidia.packing import (
-    Smoothing,
-    SmoothingAddresses,
-    Whitening,
-    WhiteningAddresses,
-    pack_smoothing,
-    pack_whitening,
-)
 from padim_edge.runtime.nvidia.plan_cache import PlanCache
+from padim_edge.runtime.nvidia.smoothing import Smoothing, SmoothingAddresses, pack_smoothing
+from padim_edge.runtime.nvidia.whitening import Whitening, WhiteningAddresses, pack_whitening
 
 
 def pack(model: Model) -> tuple[Whitening, Smoothing]:

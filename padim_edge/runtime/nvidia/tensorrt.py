@@ -1,7 +1,7 @@
 """TensorRT as it is found here: the module, its version, its log.
 
 TensorRT 10.3 to 11, or TensorRT for RTX, which has the same interface under another name. The
-plans that it builds and runs are the business of `builder` and `execution`.
+plans that it builds and runs are the business of `builder` and `plan`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Engines `trt` (TensorRT for the backbone, then our CUDA kernels) and `trt/graph` (TensorRT alone).
+"""Engines `trt`, TensorRT for the backbone and our CUDA kernels, and `trt/graph`, TensorRT alone.
 
 The second is the baseline that the kernels must beat, and runs what is too large for them.
 
@@ -15,13 +15,9 @@ import numpy as np
 from padim_edge.model.file import Model
 from padim_edge.progress import Progress
 from padim_edge.runtime.nvidia.engine import MOST, GpuEngine, Step
+from padim_edge.runtime.nvidia.graphs import backbone_graph, whole_graph
 from padim_edge.runtime.nvidia.plan import Execution, Plan, open_plan
-from padim_edge.runtime.nvidia.plan_cache import (
-    BuildSettings,
-    PlanCache,
-    backbone_graph,
-    whole_graph,
-)
+from padim_edge.runtime.nvidia.plan_cache import BuildSettings, PlanCache
 from padim_edge.runtime.nvidia.tensorrt import LIBRARY
 
 
