@@ -205,7 +205,7 @@ def test_the_reading_of_power(tmp_path):
 
 def test_the_service(tmp_path):
     verify = shutil.which("systemd-analyze")
-    unit = (ROOT / "docs" / "padim-edge.service").read_text()
+    unit = (ROOT / "examples" / "padim-edge.service").read_text()
     started = re.search(r"^ExecStart=(\S+) (\S+) (.*)$", unit, re.MULTILINE)
     assert started
     assert started[2].endswith("/watch.py")
@@ -242,13 +242,13 @@ class VideoCapture:
 
 @pytest.fixture
 def watch(tmp_path):
-    """Run docs/watch.py on three frames of a made-up camera, with the trial model."""
+    """Run examples/watch.py on three frames of a made-up camera, with the trial model."""
     pytest.importorskip("onnxruntime")
     (tmp_path / "cv2.py").write_text(CV2)
     model = trial.write_model(tmp_path / "padim.onnx")
 
     def run(source: str, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        script = ROOT / "docs" / "watch.py"
+        script = ROOT / "examples" / "watch.py"
         return subprocess.run(
             [sys.executable, str(script), str(model.path), source, "--engine", "ort", *options],
             env=os.environ | {"PYTHONPATH": str(tmp_path)} | environment,
