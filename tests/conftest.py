@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,7 +57,15 @@ def model_file(
     return path
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
+def cpu(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The CUDA kernels, compiled for the CPU."""
+    import cpu_kernels
+
+    return cpu_kernels.build(tmp_path_factory.mktemp("shim"))
+
+
+@pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder with the driver made for tests, `fake_gpu`."""
     import fake_gpu
