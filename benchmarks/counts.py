@@ -21,8 +21,9 @@ from onnx import numpy_helper
 
 from padim_edge.fit.features import BATCH as FIT_BATCH
 from padim_edge.fit.features import Features
+from padim_edge.measure.counting import BYTES, CPU, count
 from padim_edge.measure.devices import Device
-from padim_edge.measure.roofline import BYTES, CPU, count, estimate
+from padim_edge.measure.roofline import estimate
 from padim_edge.model.file import Model
 from padim_edge.model.graph import subgraph
 from padim_edge.model.pyramid import Pyramid

@@ -49,8 +49,10 @@ from padim_edge.fit.settings import Settings
 from padim_edge.images.find import find_images
 from padim_edge.images.preprocess import Preprocess
 from padim_edge.images.synthetic import make_dataset
-from padim_edge.measure.bench import STARTS, _fresh_process, _interleaved, machine, peak_memory
-from padim_edge.measure.roofline import measure_machine
+from padim_edge.measure.bench import interleave
+from padim_edge.measure.rates import measure_machine
+from padim_edge.measure.report import machine
+from padim_edge.measure.starts import STARTS, measure_start, peak_memory
 from padim_edge.model.file import read
 from padim_edge.progress import silent
 from padim_edge.system import available_cores
@@ -199,7 +201,7 @@ def child_latency(runs: list[tuple[str, int, int]], calls: int) -> list[float | 
                 contenders[str(place), ""] = call
             except (PadimEdgeError, MemoryError) as error:
                 failures[place] = first_line(error)
-        seconds = _interleaved(contenders, calls, lambda done: silent("", done, calls))
+        seconds = interleave(contenders, calls, lambda done: silent("", done, calls))
     return [
         failures.get(place) or 1e3 * statistics.median(seconds[str(place), ""]) / batch
         for place, (_, batch, _) in enumerate(runs)
@@ -265,7 +267,7 @@ def measure(axis: Axis, folder: Path, repeats: int, calls: int) -> list[Row]:
         path = point.detector(folder)
         with trying(row, "start"):
             if axis.start:
-                starts = [_fresh_process(path, "ort", point.threads) for _ in range(STARTS)]
+                starts = [measure_start(path, "ort", point.threads) for _ in range(STARTS)]
                 row.measured["cold_start"] = statistics.median(start for start, _ in starts)
                 row.measured["run_memory"] = statistics.median(peak for _, peak in starts)
             else:

@@ -17,7 +17,7 @@ from curves import in_child
 
 from padim_edge.export.export import export_backbone
 from padim_edge.images.synthetic import make_dataset
-from padim_edge.measure.bench import machine
+from padim_edge.measure.report import machine
 
 IMAGES = 60
 

@@ -164,7 +164,7 @@ def _judged(
     masks: list[NDArray[np.bool_] | None],
     maps: Pixels,
 ) -> dict[str, Any]:
-    found = metrics.evaluate(labels, scores, threshold, masks, maps.astype(np.float32))
+    found = metrics.compute_metrics(labels, scores, threshold, masks, maps.astype(np.float32))
     # An alarm is a pixel above the threshold, whatever is called the image's score.
     alarms = maps[~labels].max((1, 2)) > threshold
     return {

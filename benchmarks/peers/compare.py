@@ -40,7 +40,8 @@ from padim_edge.images.decode import load_image
 from padim_edge.images.find import find_images
 from padim_edge.images.preprocess import Preprocess
 from padim_edge.images.synthetic import make_dataset
-from padim_edge.measure.bench import bare_backbone, machine
+from padim_edge.measure.bare_backbone import bare_backbone
+from padim_edge.measure.report import machine
 from padim_edge.model.file import read
 from padim_edge.system import available_memory
 

@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from padim_edge.errors import UsageError
-from padim_edge.measure.bench import SCHEMA, Report
+from padim_edge.measure.report import SCHEMA, Report
+
+READABLE = (2, SCHEMA)
+"""Schemas that can be compared with: whatever is compared has the same name in each."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ def load(path: Path) -> Earlier:
     except (ValueError, RecursionError) as error:
         raise UsageError(f"--against {path}: no JSON: {error}") from error
     try:
-        if report["schema"] == SCHEMA:
+        if report["schema"] in READABLE:
             return _take(report)
         _text(report["machine"]["processor"])  # or it is somebody else's schema
     except (LookupError, TypeError, ValueError, AttributeError) as error:

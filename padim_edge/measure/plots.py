@@ -14,7 +14,7 @@ except ImportError as error:
     raise MissingDependencyError("bench --plot", "matplotlib", "dev") from error
 
 if TYPE_CHECKING:
-    from padim_edge.measure.bench import BatchResult, Report
+    from padim_edge.measure.report import BatchResult, Report
 
 FORMATS = ("png", "svg", "pdf")
 

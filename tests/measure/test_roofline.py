@@ -30,8 +30,9 @@ from padim_edge.model import graph
 from padim_edge.model.file import Model, read
 from padim_edge.model.metadata import DetectorInfo
 from padim_edge.model.pyramid import Layer, Pyramid
+from padim_edge.model.smoothing import Smoothing
 from padim_edge.runtime import trial
-from padim_edge.runtime.nvidia.packing import pack_whitening
+from padim_edge.runtime.nvidia.whitening import pack_whitening
 
 TEN = Device("ten", GIB, bandwidth=10e3, float32=100e3, float16=400e3, source="")
 """Ten bytes and a hundred operations per ms."""
@@ -63,7 +64,7 @@ def detector(embedding, covariance="sample", constants="float16"):
     }
     parts = [
         graph.distances(pyramid, means, whitening),
-        graph.smoothing(pyramid, info.image_size, 4.0),
+        graph.smoothing(Smoothing.of(pyramid, info.image_size, 4.0)),
     ]
     return Model(graph.detector(embedding.proto, info, parts), info, detector_info)
 

@@ -15,7 +15,6 @@ import logging
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -24,12 +23,13 @@ from importlib import resources
 from pathlib import Path
 
 from padim_edge.errors import PadimEdgeError
+from padim_edge.processes import run_child
 from padim_edge.runtime.nvidia.plan_cache import PlanCache, SealedFile
 
 CUDA = Path("/usr/local/cuda")
 """Where JetPack and NVIDIA's installers put the toolkit, whether or not it is on PATH."""
 
-_SECONDS = 600.0  # an Orin Nano in its smallest power mode is slow
+SECONDS = 600.0  # an Orin Nano in its smallest power mode is slow
 _logger = logging.getLogger(__name__)
 _logger.addHandler(logging.NullHandler())  # a library stays silent unless it is asked
 
@@ -171,21 +171,12 @@ def _nvcc(nvcc: str) -> Compiler:
     def call(*arguments: str) -> str:
         # It calls its own tools, and the C++ compiler, by name.
         path = os.pathsep.join([os.fspath(Path(nvcc).parent), os.environ.get("PATH", "")])
-        try:
-            done = subprocess.run(
-                [nvcc, *arguments],
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=_SECONDS,
-                env={**os.environ, "PATH": path},
-                check=False,
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise PadimEdgeError(str(error)) from error
-        if done.returncode:
+        done = run_child([nvcc, *arguments], SECONDS, {**os.environ, "PATH": path})
+        if done.code is None or done.code < 0:
+            raise PadimEdgeError(done.trouble)
+        if done.code:
             said = _first_error(done.stderr or done.stdout)
-            raise PadimEdgeError(f"it ends with status {done.returncode}{said}")
+            raise PadimEdgeError(f"it ends with status {done.code}{said}")
         return done.stdout
 
     def run(source: str, architecture: str) -> bytes:

@@ -1,0 +1,79 @@
+"""The yardstick of a benchmark: the truncated backbone, rebuilt from a detector's file."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from padim_edge.errors import PadimEdgeError
+from padim_edge.model.file import Model
+from padim_edge.model.graph import subgraph
+from padim_edge.model.names import FEATURES, NORMALISED
+
+
+def has_bare_backbone(model: Model) -> bool:
+    """Whether the file holds all layers: one without a chosen channel was left out by export."""
+    return {FEATURES + name for name in model.backbone_info.layers} == set(model.feature_names())
+
+
+def bare_backbone(model: Model) -> onnx.ModelProto:
+    """The truncated backbone with all its channels, as it was before any selection.
+
+    Export drops what nobody chose: it keeps only chosen rows of the last convolutions and picks
+    channels by Gather. Here the rows are put back (as zeros: time does not depend on values) and
+    the Gathers taken out, so that a device without torch can measure the yardstick.
+
+    Returns:
+        A graph from ``normalised`` to one output per layer, in the order of the layers.
+
+    Raises:
+        PadimEdgeError: the file does not hold it; see `has_bare_backbone`.
+    """
+    info = model.backbone_info
+    names = [FEATURES + name for name in info.layers]
+    if not has_bare_backbone(model):
+        raise PadimEdgeError("a layer has no chosen channel, so its bare form is not in the file")
+    proto = subgraph(model.proto, [NORMALISED], names)
+    graph = proto.graph
+    makers = {node.output[0]: node for node in graph.node}
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    gathers: dict[str, str] = {}
+
+    def restore(name: str, channels: int) -> None:
+        """Undo a selection that moved up from this tensor, along the way it took."""
+        node = makers.get(name)
+        if node is None:
+            return
+        if node.op_type == "Gather":
+            gathers[name] = node.input[0]
+        elif node.op_type == "Conv":
+            for key in node.input[1:]:
+                rows = numpy_helper.to_array(weights[key])
+                missing = channels - len(rows)
+                whole = np.pad(rows, [(0, missing)] + [(0, 0)] * (rows.ndim - 1))
+                weights[key].CopyFrom(numpy_helper.from_array(whole, key))
+        else:
+            for source in node.input:
+                restore(source, channels)
+
+    for name, channels in zip(names, info.layer_channels, strict=True):
+        restore(name, channels)
+    kept = []
+    for node in graph.node:
+        if node.output[0] not in gathers:
+            sources = [gathers.get(source, source) for source in node.input]
+            node.input[:] = sources
+            kept.append(node)
+    outputs = [
+        helper.make_tensor_value_info(
+            gathers.get(name, name), onnx.TensorProto.FLOAT, ["N", channels, *shape]
+        )
+        for name, channels, shape in zip(names, info.layer_channels, info.layer_shapes, strict=True)
+    ]
+    used = {source for node in kept for source in node.input}
+    constants = [tensor for tensor in graph.initializer if tensor.name in used]
+    bare = helper.make_graph(kept, "bare", list(graph.input), outputs, constants)
+    return helper.make_model(
+        bare, opset_imports=list(proto.opset_import), ir_version=proto.ir_version
+    )

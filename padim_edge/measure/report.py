@@ -1,0 +1,214 @@
+"""What a benchmark reports: its dataclasses, and the JSON that is made of them.
+
+What the fields mean stands in docs/bench.md; the form of the JSON in docs/bench.schema.json.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from padim_edge import __version__
+from padim_edge.errors import ModelError
+from padim_edge.measure.doctor_device import power_mode
+from padim_edge.measure.power import Power
+from padim_edge.measure.roofline import Prediction
+from padim_edge.model.file import read
+from padim_edge.runtime.engines import DeviceFigures
+from padim_edge.system import available_cores, processor
+
+SCHEMA = 3
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of one call over a batch: median and tails, and frames per second."""
+
+    p50: float
+    p95: float
+    p99: float
+    throughput: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[float], batch: int) -> Latency:
+        """Percentiles of call times; throughput from the median."""
+        p50, p95, p99 = (float(x) * 1e3 for x in np.percentile(seconds, [50, 95, 99]))
+        return cls(p50, p95, p99, 1e3 * batch / p50)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The distance kernel against the memory that it reads.
+
+    Attributes:
+        bytes: of whitening constants, counted once a call.
+        bandwidth: those bytes in the median time of stage ``distances``, per second.
+        of_copy: that bandwidth / the device's ``copy_bandwidth``.
+    """
+
+    bytes: int
+    bandwidth: float
+    of_copy: float
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """Latencies of an engine at one batch size, in ms per call.
+
+    Attributes:
+        batch: frames per call.
+        calls: counted calls of each contender.
+        stages: preprocess (one measurement for all engines), then the engine's own.
+        graph: prepared uint8 frames in, scores and maps out.
+        total: frames of the camera's size in, scores and maps out.
+        bare: the truncated backbone alone with all its channels, float32 in, layer maps out;
+            engine ``ort`` only, and only where the file holds that backbone.
+        ratio: graph / bare, of medians.
+        to_first: graph / that of the first engine, of medians; None for the first.
+        kernel: how near the distance kernel comes to its floor.
+        power: while prepared frames went through without a pause.
+    """
+
+    batch: int
+    calls: int
+    stages: dict[str, Latency]
+    graph: Latency
+    total: Latency
+    bare: Latency | None
+    ratio: float | None
+    to_first: float | None
+    kernel: Kernel | None
+    power: Power | None
+
+
+@dataclass(frozen=True)
+class EngineReport:
+    """What one engine did.
+
+    Attributes:
+        name: of `padim_edge.runtime.engines.ENGINES`.
+        description: libraries with their versions, and the device.
+        skipped: why engines before this one do not run here, where "auto" chose it.
+        cold_start_seconds: from process start to the first score; median of `starts.STARTS`.
+        peak_memory_bytes: resident, of such a process; median of `starts.STARTS`.
+        device: None on the CPU.
+        results: one for each batch size, in the order asked for.
+    """
+
+    name: str
+    description: str
+    skipped: tuple[str, ...]
+    cold_start_seconds: float
+    peak_memory_bytes: int
+    device: DeviceFigures | None
+    results: tuple[BatchResult, ...]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a figure is worth nothing without.
+
+    Attributes:
+        processor: or the board, where it names itself.
+        cores: that this process may use.
+        system: its name and version.
+        power_mode: of a Jetson; None elsewhere, and where nvpmodel does not answer.
+        versions: of Python and of packages.
+    """
+
+    processor: str
+    cores: int
+    system: str
+    power_mode: str | None
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Which model; ``precision`` is the backbone's, ``image_size`` (h, w) in pixels."""
+
+    file: str
+    sha256: str
+    backbone: str
+    precision: str
+    channels: int
+    image_size: tuple[int, int]
+    constants: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """One run of the benchmark; `to_json` is the stable form.
+
+    Attributes:
+        date: when it began; ISO 8601, UTC.
+        machine: where.
+        model: what.
+        file_bytes: size of the model's file.
+        frame_size: (h, w) of the camera's frames, in pixels.
+        threads: as asked for; 0 is all cores.
+        engines: in the order asked for.
+        roofline: floors for each batch size, here and on known devices: predictions. None where
+            they were not asked for.
+    """
+
+    date: str
+    machine: Machine
+    model: ModelFacts
+    file_bytes: int
+    frame_size: tuple[int, int]
+    threads: int
+    engines: tuple[EngineReport, ...]
+    roofline: tuple[Prediction, ...] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, with the version of the schema."""
+        return {"schema": SCHEMA, **asdict(self)}
+
+
+def announce(path: Path, frame_size: tuple[int, int], threads: int) -> Report:
+    """What is known before anything is measured: a report without engines."""
+    model = read(path, "padim")
+    if model.detector_info is None:
+        raise ModelError(f"{path} is no detector")
+    info = model.backbone_info
+    return Report(
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        machine=machine(),
+        model=ModelFacts(
+            file=path.name,
+            sha256=model.sha256,
+            backbone=info.backbone,
+            precision=info.precision,
+            channels=len(info.channels),
+            image_size=info.image_size,
+            constants=model.detector_info.constants,
+        ),
+        file_bytes=path.stat().st_size,
+        frame_size=frame_size,
+        threads=threads,
+        engines=(),
+    )
+
+
+def machine() -> Machine:
+    """This machine, as a report has it."""
+    return Machine(
+        processor=processor(),
+        cores=available_cores(),
+        system=platform.platform(),
+        power_mode=power_mode(),
+        versions={
+            "padim-edge": __version__,
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "onnx": onnx.__version__,
+        },
+    )
