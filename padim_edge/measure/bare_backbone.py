@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
@@ -36,6 +38,37 @@ def bare_backbone(model: Model) -> onnx.ModelProto:
         raise PadimEdgeError("a layer has no chosen channel, so its bare form is not in the file")
     proto = subgraph(model.proto, [NORMALISED], names)
     graph = proto.graph
+    gathers = _undo_selection(graph, dict(zip(names, info.layer_channels, strict=True)))
+    kept = []
+    for node in graph.node:
+        if node.output[0] not in gathers:
+            sources = [gathers.get(source, source) for source in node.input]
+            node.input[:] = sources
+            kept.append(node)
+    outputs = [
+        helper.make_tensor_value_info(
+            gathers.get(name, name), onnx.TensorProto.FLOAT, ["N", channels, *shape]
+        )
+        for name, channels, shape in zip(names, info.layer_channels, info.layer_shapes, strict=True)
+    ]
+    used = {source for node in kept for source in node.input}
+    constants = [tensor for tensor in graph.initializer if tensor.name in used]
+    bare = helper.make_graph(kept, "bare", list(graph.input), outputs, constants)
+    return helper.make_model(
+        bare, opset_imports=list(proto.opset_import), ir_version=proto.ir_version
+    )
+
+
+def _undo_selection(graph: onnx.GraphProto, layers: Mapping[str, int]) -> dict[str, str]:
+    """Give the last convolutions their rows back, in place.
+
+    Args:
+        graph: of the backbone, with the selection.
+        layers: the outputs, with the channels of each before the selection.
+
+    Returns:
+        Of each Gather that selects, its output and its input.
+    """
     makers = {node.output[0]: node for node in graph.node}
     weights = {tensor.name: tensor for tensor in graph.initializer}
     gathers: dict[str, str] = {}
@@ -57,23 +90,6 @@ def bare_backbone(model: Model) -> onnx.ModelProto:
             for source in node.input:
                 restore(source, channels)
 
-    for name, channels in zip(names, info.layer_channels, strict=True):
+    for name, channels in layers.items():
         restore(name, channels)
-    kept = []
-    for node in graph.node:
-        if node.output[0] not in gathers:
-            sources = [gathers.get(source, source) for source in node.input]
-            node.input[:] = sources
-            kept.append(node)
-    outputs = [
-        helper.make_tensor_value_info(
-            gathers.get(name, name), onnx.TensorProto.FLOAT, ["N", channels, *shape]
-        )
-        for name, channels, shape in zip(names, info.layer_channels, info.layer_shapes, strict=True)
-    ]
-    used = {source for node in kept for source in node.input}
-    constants = [tensor for tensor in graph.initializer if tensor.name in used]
-    bare = helper.make_graph(kept, "bare", list(graph.input), outputs, constants)
-    return helper.make_model(
-        bare, opset_imports=list(proto.opset_import), ir_version=proto.ir_version
-    )
+    return gathers
