@@ -6,9 +6,14 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from helpers import Outcome
+
+    from padim_edge.measure.report import Report
 
 
 @pytest.fixture(scope="session")
@@ -81,3 +86,41 @@ def gpu(folder: str) -> Iterator[ProcessPoolExecutor]:
 
     with interpreter(fake_gpu.pycuda()) as pool:
         yield pool
+
+
+@pytest.fixture(scope="session")
+def measured(model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Path]:
+    """`padim-edge bench` as it is typed, once: what it printed and its JSON."""
+    from helpers import padim_edge
+    from reports import SMALL
+
+    file = tmp_path_factory.mktemp("bench") / "bench.json"
+    done = padim_edge(
+        *("bench", model_file, "--engine", "ort", *SMALL, "--batch", "1,4"),
+        *("--json", file, "--roofline"),
+    ).worked()
+    return done, file
+
+
+@pytest.fixture(scope="session")
+def report(model_file: Path) -> Report:
+    """The report of such a benchmark, without the roofline."""
+    from padim_edge.measure.bench import run_benchmark
+
+    return run_benchmark(model_file, ["ort"], (1, 4), 1, calls=10, frame_size=(90, 120))
+
+
+@pytest.fixture
+def remeasured(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The benchmark measures nothing: it gives the report that was made before."""
+    monkeypatch.setattr("padim_edge.measure.bench.run_benchmark", lambda *_: report)
+
+
+@pytest.fixture
+def not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The benchmark must not run at all."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("something was measured")
+
+    monkeypatch.setattr("padim_edge.measure.bench.run_benchmark", refuse)

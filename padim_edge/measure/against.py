@@ -77,7 +77,7 @@ def load(path: Path) -> Earlier:
     """Read the JSON of an earlier benchmark.
 
     Raises:
-        UsageError: it cannot be read, is no such report, or is one of another schema.
+        UsageError: it cannot be read, is no such report, or is of a schema that is not of `READABLE`.
     """
     try:
         report = json.loads(path.read_bytes())
@@ -94,7 +94,8 @@ def load(path: Path) -> Earlier:
             f"--against {path}: no report of padim-edge bench --json, or not a whole one"
         ) from error
     raise UsageError(
-        f"--against {path}: its schema is {report['schema']!r}, and {SCHEMA} is needed: "
+        f"--against {path}: its schema is {report['schema']!r}, and "
+        f"{' or '.join(map(str, READABLE))} is needed: "
         "measure again with this version"
     )
 

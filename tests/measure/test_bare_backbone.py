@@ -25,7 +25,7 @@ from padim_edge.export.export import export_backbone
 from padim_edge.fit.fit import fit_detector
 from padim_edge.fit.settings import Settings
 from padim_edge.images.preprocess import Preprocess
-from padim_edge.measure.bench import bare_backbone, has_bare_backbone
+from padim_edge.measure.bare_backbone import bare_backbone, has_bare_backbone
 from padim_edge.model.file import Model, read
 
 RESNET = ("layer1", "layer2", "layer3")
