@@ -77,7 +77,7 @@ def load(path: Path) -> Earlier:
     """Read the JSON of an earlier benchmark.
 
     Raises:
-        UsageError: it cannot be read, is no such report, or is of a schema that is not of `READABLE`.
+        UsageError: it cannot be read, is no such report, or is of a schema not in `READABLE`.
     """
     try:
         report = json.loads(path.read_bytes())

@@ -166,7 +166,10 @@ CONDITIONS: dict[str, tuple[Callable[[dict[str, Any]], object], list[str]]] = {
         lambda v: [one.update(batch=16 * one["batch"]) for one in v["engines"][0]["results"]],
         ["nothing to compare", "ort, batch 16; ort, batch 64"],
     ),
-    "schema": (lambda v: v.update(schema=1), ["its schema is 1", "2 or 3 is needed", "measure again"]),
+    "schema": (
+        lambda v: v.update(schema=1),
+        ["its schema is 1", "2 or 3 is needed", "measure again"],
+    ),
     "no report": (lambda v: v.clear(), ["no report of padim-edge bench"]),
     "not whole": (lambda v: v["engines"][0]["results"][1].pop("graph"), ["no report", "whole"]),
     "no number": (

@@ -17,7 +17,7 @@ import pytest
 from helpers import blocking, padim_edge
 
 from padim_edge.errors import MissingDependencyError, PadimEdgeError, ProcessorError
-from padim_edge.measure import doctor
+from padim_edge.measure import doctor_device, doctor_nvidia, doctor_software, finding
 from padim_edge.runtime import probe, trial
 from padim_edge.runtime.engines import ENGINES, open_engine
 from padim_edge.system import processor
@@ -76,7 +76,7 @@ def tool(folder: Path, name: str, script: str) -> None:
     path.chmod(0o755)
 
 
-def details(findings: list[doctor.Finding]) -> dict[str, str]:
+def details(findings: list[finding.Finding]) -> dict[str, str]:
     return {finding.name: finding.detail for finding in findings}
 
 
@@ -145,7 +145,7 @@ def test_the_json_has_the_stated_form(here):
         assert list(finding) == ["area", "name", "status", "detail", "fix"]
         assert all(isinstance(value, str) for value in finding.values())
         assert finding["area"] in ("device", "nvidia", "python", "engine")
-        assert finding["status"] in doctor.STATUSES
+        assert finding["status"] in finding.STATUSES
         assert finding["detail"]
         assert "\n" not in finding["detail"] + finding["fix"]
     names = [(one["area"], one["name"]) for one in report["findings"]]
@@ -158,7 +158,7 @@ def test_no_engine_is_exit_code_1(tmp_path, library):
     # The packages that only export needs are slow to load and no concern of this test.
     prelude = (
         f"import sys; sys.path.insert(0, {sys.path[0]!r})\n"
-        "from padim_edge.measure import doctor; doctor.PACKAGES = doctor.PACKAGES[:1]"
+        "from padim_edge.measure import doctor_software as d; d.PACKAGES = d.PACKAGES[:1]"
     )
     file = tmp_path / "doctor.json"
     done = padim_edge("doctor", "--json", file, prelude=prelude)
@@ -183,15 +183,15 @@ def test_what_a_processor_cannot_do_is_no_fault(monkeypatch, error, status):
     def ask(which, *given, **_):
         return dataclasses.asdict(probe.tried(fail if which == "engine" else probe.engines, *given))
 
-    monkeypatch.setattr(doctor, "ask", ask)
-    found = {one.name: (one.status, one.detail) for one in doctor._engines()}
+    monkeypatch.setattr(doctor_software, "ask", ask)
+    found = {one.name: (one.status, one.detail) for one in doctor_software.engines()}
     assert found == dict.fromkeys(ENGINES, (status, str(error)))
 
 
 def test_the_doctor_itself_needs_the_standard_library_alone():
     absent = ("numpy", "onnx", "PIL", "rich", "typer", "onnxruntime", "torch")
     code = (
-        blocking(*absent) + "import padim_edge.measure.doctor as d; print(d.is_jetson(d.Path('/')))"
+        blocking(*absent) + "import padim_edge.measure.doctor_device as d; d.is_jetson(d.Path('/'))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
@@ -203,14 +203,14 @@ def test_orin(tmp_path, tools):
     root = tree(tmp_path / "root", ORIN)
     tool(tools, "dpkg-query", '[ "$4" = nvidia-jetpack ] && printf 6.2+b77')
     tool(tools, "nvpmodel", '[ "$1" = -q ] && printf "NV Power Mode: 25W\\n1\\n"')
-    findings = doctor.device(root)
+    findings = doctor_device.device(root)
     assert {finding.status for finding in findings} == {"ok"}
     found = details(findings)
     assert found["model"] == "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit"
     assert found["memory"] == "7.4 GiB, 5.0 available"
     assert found["L4T"] == "36.4.3"
     assert found["JetPack"] == "6.2+b77"
-    assert found["power mode"] == doctor.power_mode() == "25W"
+    assert found["power mode"] == doctor_device.power_mode() == "25W"
     # /proc/cpuinfo of a Jetson tells no module from another.
     assert processor(root) == found["model"]
     assert found["clocks"] == (
@@ -220,10 +220,12 @@ def test_orin(tmp_path, tools):
 
 
 def test_thor_with_pinned_clocks(tmp_path, tools):
-    found = details(doctor.device(tree(tmp_path / "root", THOR)))
+    found = details(doctor_device.device(tree(tmp_path / "root", THOR)))
     assert found["L4T"] == "38.2.0"
     assert found["clocks"] == "gpu-gpc-0 1575 MHz (pinned)"
-    assert "absent" in {f.status for f in doctor.device(tmp_path / "root")}  # no tools in PATH
+    assert "absent" in {
+        f.status for f in doctor_device.device(tmp_path / "root")
+    }  # no tools in PATH
 
 
 @pytest.mark.parametrize(
@@ -238,23 +240,23 @@ def test_thor_with_pinned_clocks(tmp_path, tools):
 )
 def test_releases_older_than_the_oldest_tensorrt(tmp_path, tools, line, status):
     root = tree(tmp_path / "root", {"etc/nv_tegra_release": line})
-    finding = next(one for one in doctor.device(root) if one.name == "L4T")
+    finding = next(one for one in doctor_device.device(root) if one.name == "L4T")
     assert finding.status == status
 
 
 def test_a_jetson_without_jetpack_or_rights(tmp_path, tools):
     tool(tools, "dpkg-query", "echo 'no packages found matching nvidia-jetpack' >&2; exit 1")
     tool(tools, "nvpmodel", "echo 'NVPM ERROR: permission denied' >&2; exit 255")
-    found = {one.name: one for one in doctor.device(tree(tmp_path / "root", ORIN))}
+    found = {one.name: one for one in doctor_device.device(tree(tmp_path / "root", ORIN))}
     assert found["JetPack"].status == "missing"
     assert found["JetPack"].fix == "sudo apt install nvidia-jetpack"
     assert found["power mode"].status == "broken"
     assert "NVPM ERROR: permission denied" in found["power mode"].detail
-    assert doctor.power_mode() is None
+    assert doctor_device.power_mode() is None
 
 
 def test_desktop(tmp_path, tools):
-    found = details(doctor.device(tree(tmp_path / "root", DESKTOP)))
+    found = details(doctor_device.device(tree(tmp_path / "root", DESKTOP)))
     assert found["model"] == "AMD Ryzen 9 5950X 16-Core Processor"
     assert found["L4T"] == "this is no Jetson"
 
@@ -270,15 +272,15 @@ def test_desktop(tmp_path, tools):
 )
 def test_a_missing_driver(tmp_path, monkeypatch, files, status, fix):
     gone = {"status": "missing", "detail": "no libcuda", "fix": "", "items": []}
-    monkeypatch.setattr(doctor, "ask", lambda *_: gone)
-    finding = doctor._driver(tree(tmp_path / "root", files))
+    monkeypatch.setattr(doctor_nvidia, "ask", lambda *_: gone)
+    finding = doctor_nvidia.driver(tree(tmp_path / "root", files))
     assert (finding.status, finding.fix) == (status, fix)
 
 
 def test_the_release_of_the_driver_is_read(tmp_path, monkeypatch):
     good = {"status": "ok", "detail": "for CUDA up to 12.6; Orin (sm_87), 7.4 GiB"}
-    monkeypatch.setattr(doctor, "ask", lambda *_: good)
-    finding = doctor._driver(tree(tmp_path / "root", ORIN))
+    monkeypatch.setattr(doctor_nvidia, "ask", lambda *_: good)
+    finding = doctor_nvidia.driver(tree(tmp_path / "root", ORIN))
     assert finding.detail == "540.4.0, for CUDA up to 12.6; Orin (sm_87), 7.4 GiB"
 
 
@@ -315,7 +317,7 @@ def test_the_driver_is_asked_itself(tmp_path, monkeypatch, init, count, status, 
     files = ["-o", str(tmp_path / "libcuda.so.1"), str(tmp_path / "cuda.c")]
     subprocess.run([compiler, "-shared", "-fPIC", *defined, *files], check=True)
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
-    answer = doctor.ask("driver")
+    answer = finding.ask("driver")
     assert (answer["status"], answer["detail"]) == (status, detail)
 
 
@@ -327,7 +329,7 @@ def test_nvcc_beside_path_is_found_and_tried(tmp_path, tools):
         'case "$1" in --version) echo "Cuda compilation tools, release 12.6, V12.6.68";; '
         '-cubin) [ -f "$4" ];; *) exit 1;; esac',
     )
-    finding = doctor._toolkit(root, jetson=True)
+    finding = doctor_nvidia.toolkit(root, jetson=True)
     assert finding.status == "ok"
     assert finding.detail.startswith("12.6.68, compiles")
     assert finding.fix == f"export PATH={root}/usr/local/cuda/bin:$PATH"
@@ -335,7 +337,7 @@ def test_nvcc_beside_path_is_found_and_tried(tmp_path, tools):
 
 def test_nvcc_that_cannot_compile_is_no_toolkit(tmp_path, tools):
     tool(tools, "nvcc", "echo 'nvcc fatal   : Failed to preprocess host compiler' >&2; exit 1")
-    finding = doctor._toolkit(tmp_path, jetson=False)
+    finding = doctor_nvidia.toolkit(tmp_path, jetson=False)
     assert finding.status == "broken"
     assert "Failed to preprocess host compiler" in finding.detail
     assert finding.fix
@@ -343,7 +345,7 @@ def test_nvcc_that_cannot_compile_is_no_toolkit(tmp_path, tools):
 
 @pytest.mark.parametrize(("jetson", "package"), [(True, "nvidia-jetpack"), (False, "cuda-toolkit")])
 def test_no_nvcc(tmp_path, tools, jetson, package):
-    finding = doctor._toolkit(tmp_path, jetson)
+    finding = doctor_nvidia.toolkit(tmp_path, jetson)
     assert finding.status == "missing"
     assert package in finding.fix
 
@@ -353,7 +355,7 @@ def test_no_nvcc(tmp_path, tools, jetson, package):
 
 def test_a_crash_is_a_finding(library):
     library("pycuda", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
-    finding = doctor._pycuda()
+    finding = doctor_nvidia.pycuda()
     assert finding.status == "broken"
     assert "crashed (SIGSEGV)" in finding.detail
 
@@ -363,7 +365,7 @@ def test_a_crash_on_the_way_out_is_a_finding(library):
         "sklearn",
         "import atexit, os, signal; atexit.register(os.kill, os.getpid(), signal.SIGABRT)",
     )
-    assert "crashed (SIGABRT)" in doctor.ask("package", "sklearn", "scikit-learn")["detail"]
+    assert "crashed (SIGABRT)" in finding.ask("package", "sklearn", "scikit-learn")["detail"]
 
 
 def test_a_hang_is_a_finding_and_leaves_nobody_behind(tmp_path, library, monkeypatch):
@@ -376,9 +378,9 @@ def test_a_hang_is_a_finding_and_leaves_nobody_behind(tmp_path, library, monkeyp
         f"pathlib.Path({str(noted)!r}).write_text(str(child.pid))\n"
         "time.sleep(600)",
     )
-    monkeypatch.setattr(doctor, "PROBE_SECONDS", 5.0)
+    monkeypatch.setattr(finding, "PROBE_SECONDS", 5.0)
     start = time.monotonic()
-    finding = doctor._tensorrt(jetson=False)
+    finding = doctor_nvidia.tensorrt(jetson=False)
     assert time.monotonic() - start < 30
     assert finding.status == "broken"
     assert "no answer within 5 s" in finding.detail
@@ -407,22 +409,22 @@ def test_a_device_that_pycuda_reaches(tmp_path, library):
         "Device.count.return_value = 2\n"
         "mem_get_info = lambda: (3 * 2**30, 8 * 2**30)\n",
     )
-    finding = doctor._pycuda()
+    finding = doctor_nvidia.pycuda()
     assert (finding.status, finding.detail) == ("ok", "2026.1, 2 device(s), 3.0 of 8.0 GiB free")
 
 
 def test_what_a_library_prints_is_not_taken_for_the_answer(library):
     library("scipy", "import os; os.write(1, b'{\"status\": \"ok\"}'); print('hello')")
-    answer = doctor.ask("package", "scipy", "no-such-distribution")
+    answer = finding.ask("package", "scipy", "no-such-distribution")
     assert answer["detail"] == "of unknown version"
 
 
 def test_a_broken_import_is_not_missing(library):
     library("sklearn", "import a_part_that_is_gone")
-    answer = doctor.ask("package", "sklearn", "scikit-learn")
+    answer = finding.ask("package", "sklearn", "scikit-learn")
     assert "a_part_that_is_gone" in answer["detail"]
     library("sklearn", "raise ImportError('libgomp.so.1: cannot allocate memory in static TLS')")
-    answer = doctor.ask("package", "sklearn", "scikit-learn")
+    answer = finding.ask("package", "sklearn", "scikit-learn")
     assert answer["status"] == "broken"
     assert "static TLS" in answer["detail"]
 
@@ -440,7 +442,7 @@ def test_a_provider_that_is_only_listed_does_not_count(library):
         "    def run(self, outputs, feed):\n"
         "        import numpy; return [numpy.zeros((1, 4, 16, 16))]\n",
     )
-    found = {finding.name: finding for finding in doctor._onnxruntime()}
+    found = {finding.name: finding for finding in doctor_software.onnxruntime()}
     assert found["onnxruntime CUDA"].status == "broken"
     assert "listed, but does not start" in found["onnxruntime CUDA"].detail
     assert found["onnxruntime CPU"].status == "broken"

@@ -10,22 +10,11 @@ import pytest
 from padim_edge import system
 from padim_edge.errors import UsageError
 from padim_edge.images.preprocess import Preprocess
-from padim_edge.measure import roofline
+from padim_edge.measure import rates
+from padim_edge.measure.counting import BYTES, CPU, GPU, Storage, Work, count, whitening_bytes
 from padim_edge.measure.devices import DEVICES, GIB, Device
-from padim_edge.measure.roofline import (
-    BYTES,
-    CPU,
-    GPU,
-    MIB,
-    Storage,
-    Work,
-    count,
-    estimate,
-    measure_machine,
-    predict,
-    render,
-    whitening_bytes,
-)
+from padim_edge.measure.rates import MIB, measure_machine
+from padim_edge.measure.roofline import estimate, predict, render
 from padim_edge.model import graph
 from padim_edge.model.file import Model, read
 from padim_edge.model.metadata import DetectorInfo
@@ -389,9 +378,9 @@ def test_this_machine_is_measured():
 def test_a_bandwidth_that_may_be_a_caches_is_said(
     small, monkeypatch, available, cache, size, words
 ):
-    monkeypatch.setattr(roofline, "available_memory", lambda: available)
-    monkeypatch.setattr(roofline, "last_cache", lambda: cache)
-    read_bytes, note = roofline._reading()
+    monkeypatch.setattr(rates, "available_memory", lambda: available)
+    monkeypatch.setattr(rates, "last_cache", lambda: cache)
+    read_bytes, note = rates._reading()
     assert read_bytes == size
     text = "\n".join(render(predict(small, dataclasses.replace(TEN, note=note))))
     assert ("note: " in text) is (words is not None)
