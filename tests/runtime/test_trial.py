@@ -1,0 +1,59 @@
+"""The trial model: its answer is known, and an engine with another one does not count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from padim_edge.errors import PadimEdgeError
+from padim_edge.runtime import trial
+from padim_edge.runtime.engines import open_engine
+
+
+class Altered:
+    """An engine whose results are altered on the way out."""
+
+    def __init__(self, engine: Any, alter: Callable[[Any, Any], tuple[Any, Any]]) -> None:
+        self._engine, self._alter = engine, alter
+
+    def infer(self, images: Any) -> tuple[Any, Any]:
+        return self._alter(*self._engine.infer(images))
+
+
+@pytest.fixture(scope="module")
+def tiny_engine(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    pytest.importorskip("onnxruntime")
+    model = trial.write_model(tmp_path_factory.mktemp("trial") / "padim.onnx")
+    engine = open_engine("ort", model, 1)
+    yield engine
+    engine.close()
+
+
+def test_the_trial_model_is_answered_as_numpy_answers_it(tiny_engine):
+    trial.check(tiny_engine)
+    images = np.random.default_rng(5).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    expected = trial.answer(images)
+    scores, maps = tiny_engine.infer(images)
+    np.testing.assert_allclose(maps, expected, rtol=1e-4)
+    np.testing.assert_allclose(scores, expected.max(axis=(1, 2)), rtol=1e-4)
+    assert expected.std() > 0.1 * expected.mean()  # a flat map would hide misplaced positions
+
+
+@pytest.mark.parametrize(
+    "alter",
+    [
+        lambda scores, maps: (scores * 1.02, maps),
+        lambda scores, maps: (scores, maps[:, ::-1]),
+        lambda scores, maps: (scores, maps.transpose(0, 2, 1)),
+        lambda scores, maps: (scores[::-1], maps[::-1]),
+        lambda scores, maps: (scores, np.where(maps == maps.min(), np.nan, maps)),
+        lambda scores, maps: (scores[:, None], maps),
+    ],
+    ids=["scaled", "upside down", "transposed", "frames mixed up", "one NaN", "misshapen"],
+)
+def test_an_engine_with_wrong_scores_does_not_count(tiny_engine, alter):
+    with pytest.raises(PadimEdgeError, match=r"WRONG SCORES|scores \(1, 1\)"):
+        trial.check(Altered(tiny_engine, alter))
