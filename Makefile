@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo check test test-gpu lint bench bench-peers bench-curves clean
+.PHONY: help demo check test test-gpu lint docs dist bench bench-peers bench-curves clean
 
 help:                         ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,12 @@ lint: $(VENV)/.ready          ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/.ready          ## the documentation site, strictly, into site/
+	$(BIN)/zensical build --strict --clean
+
+dist: $(VENV)/.ready          ## sdist and wheel, into dist/
+	$(BIN)/python -m build
+
 bench: $(VENV)/.ready         ## the figures of benchmarks/README.md
 	$(BIN)/python benchmarks/frame.py
 	$(BIN)/python benchmarks/fit.py
@@ -40,8 +46,8 @@ bench-curves: $(VENV)/.ready  ## latency, size, time and memory over everything 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e ".[cpu,openvino,export,eval,dev]"
+	$(BIN)/python -m pip install --quiet -e ".[cpu,openvino,export,eval,dev,docs]"
 	touch $@
 
 clean:                        ## remove what the targets above have made
-	rm -rf $(VENV) demo build dist site *.egg-info
+	rm -rf $(VENV) demo build dist site .cache *.egg-info
