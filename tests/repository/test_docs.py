@@ -25,7 +25,11 @@ from padim_edge.runtime import trial
 from padim_edge.runtime.engines import ENGINES
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")),
+    ROOT / "benchmarks" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 COMMANDS = typer.main.get_command(app)
 
 
@@ -60,7 +64,11 @@ def blocks(page: str, text: str) -> Iterator[Block]:
     assert opened is None, f"{page}: a block is not closed"
 
 
-BLOCKS = [block for page in PAGES for block in blocks(page.name, page.read_text(encoding="utf-8"))]
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+BLOCKS = [block for page in PAGES for block in blocks(name_of(page), page.read_text("utf-8"))]
 SHELL = [block for block in BLOCKS if block.language == "sh"]
 
 
@@ -124,7 +132,10 @@ def test_a_wrong_command_is_noticed(wrong):
 
 
 def test_the_pages_have_something_to_check():
-    assert {page.name for page in PAGES} >= {"README.md", "jetson.md"}
+    assert {name_of(page) for page in PAGES} >= {
+        "README.md", "docs/architecture.md", "docs/choices.md", "docs/figures.md", "docs/jetson.md",
+        "docs/status.md",
+    }  # fmt: skip
     assert sum(len(commands(block.text)) for block in SHELL) > 15
     assert any(block.language == "python" for block in BLOCKS)
 
@@ -155,14 +166,14 @@ def test_python_compiles(block):
     compile(block.text, str(block), "exec")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_extras_exist(page):
     known = set(metadata.metadata("padim-edge").get_all("Provides-Extra") or ())
     named = re.findall(r"(?:padim-edge|padim_edge\S*|'\.|\))\[([\w,]+)\]", page.read_text())
     assert {extra for names in named for extra in names.split(",")} <= known
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page):
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
@@ -178,7 +189,7 @@ def test_links_lead_somewhere(page):
 
 
 def test_every_block_for_the_jetson_says_what_was_run():
-    marks = [block for block in SHELL if block.page == "jetson.md"]
+    marks = [block for block in SHELL if block.page == "docs/jetson.md"]
     assert marks
     for block in marks:
         assert re.fullmatch(r"\*.*(hardware|not at hand)\.\*", block.before), str(block)
