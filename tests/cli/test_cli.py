@@ -121,7 +121,7 @@ def test_fit_with_every_option(tmp_path, embedding_file, photos):
     first, *others = done.stdout.splitlines()
     assert first.startswith(f"{output}: ")
     assert first.endswith("fitted on 12 images")
-    assert [line.split()[0] for line in others] == ["threshold", "seconds"]
+    assert [line.split()[0] for line in others] == ["threshold", "engine", "seconds"]
     detector_info = read(output, "padim").detector_info
     assert detector_info is not None
     assert detector_info.preprocess.crop
@@ -268,7 +268,7 @@ def test_stdout_holds_results_alone_on_a_terminal(tmp_path, model_file, photos, 
     (tmp_path / "test").symlink_to(photos / "test")
     (tmp_path / "ground_truth").symlink_to(photos / "ground_truth")
     for arguments, lines in (
-        (("fit", embedding_file, photos, "-o", tmp_path / "padim.onnx"), 3),
+        (("fit", embedding_file, photos, "-o", tmp_path / "padim.onnx"), 4),
         (("run", model_file, tmp_path / "test", "--jsonl", "-"), TEST_IMAGES),
         (("eval", model_file, tmp_path), 9),
     ):

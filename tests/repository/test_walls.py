@@ -279,14 +279,14 @@ def test_export_without_onnxruntime_names_the_extra(tmp_path):
     pytest.importorskip("torch")
     with unchanged(tmp_path):
         done = without(
-            ("onnxruntime",), "export", "--weights", "random", "-o", tmp_path / "embedding.onnx"
+            ENGINES, "export", "--weights", "random", "-o", tmp_path / "embedding.onnx"
         )
     done.failed(1, "onnxruntime", "pip install 'padim-edge[cpu]'")
 
 
 def test_fit_without_onnxruntime_names_the_extra(tmp_path, embedding_file, photos):
     with unchanged(tmp_path):
-        done = without(("onnxruntime",), "fit", embedding_file, photos, "-o", tmp_path / "p.onnx")
+        done = without(ENGINES, "fit", embedding_file, photos, "-o", tmp_path / "p.onnx")
     done.failed(1, "onnxruntime", "pip install 'padim-edge[cpu]'")
 
 
