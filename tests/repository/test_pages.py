@@ -10,6 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from padim_edge.images.synthetic import make_dataset
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -117,3 +120,17 @@ def test_the_site_builds_strictly(tmp_path):
     with (tmp_path / "docs" / "status.md").open("a") as page:
         page.write("\n[nowhere](figures.md#nowhere)\n")
     assert build().returncode != 0
+
+
+def test_the_picture_of_the_readme_can_be_drawn(tmp_path):
+    """examples/picture.py, on a small model: a row for each photo, three parts in each."""
+    pytest.importorskip("onnxruntime")
+    make_dataset(tmp_path / "photos", train=0, good=1, per_defect=1, size=96)
+    photos = [tmp_path / "photos" / "test" / kind / "000.png" for kind in ("good", "stain")]
+    model = ROOT / "tests" / "model" / "format_1" / "float16.onnx"
+    drawn = tmp_path / "drawn.png"
+    script = ROOT / "examples" / "picture.py"
+    command = [sys.executable, script, model, *photos, "-o", drawn, "--side", "64"]
+    subprocess.run(list(map(str, command)), check=True, timeout=60)
+    with Image.open(drawn) as picture:
+        assert picture.size == (3 * 64, 2 * (64 + 20))  # a bar of 20 below each
