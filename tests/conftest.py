@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -14,6 +16,34 @@ if TYPE_CHECKING:
     from helpers import Outcome
 
     from padim_edge.measure.report import Report
+
+
+SLOW = (
+    "benchmarks/",
+    "cli/",
+    "detect/test_real_data.py",
+    "export/",
+    "fit/test_fit.py",
+    "measure/",
+    "runtime/nvidia/test_engine.py",
+    "runtime/nvidia/test_engine_mistakes.py",
+    "runtime/nvidia/test_gpu_bench.py",
+    "runtime/nvidia/test_kernels_compile.py",
+    "runtime/nvidia/test_ort_cuda.py",
+    "runtime/nvidia/test_tensorrt",
+    "runtime/nvidia/test_trt.py",
+    "runtime/test_float16.py",
+    "runtime/test_openvino.py",
+)
+"""What `make check` has no time for, by the path below tests/; single tests say so themselves."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of slow files."""
+    root = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(root).as_posix().startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +77,18 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def good(photos: Path) -> list[Path]:
+    """The 12 good photos. Read only."""
+    return sorted((photos / "train" / "good").iterdir())
+
+
+@pytest.fixture
+def mine(tmp_path: Path, good: list[Path]) -> Path:
+    """A folder of the test's own with the 12 good photos."""
+    return Path(shutil.copytree(good[0].parent, tmp_path / "mine"))
+
+
 @pytest.fixture(scope="session")
 def model_file(
     tmp_path_factory: pytest.TempPathFactory, embedding_file: Path, photos: Path
@@ -60,6 +102,31 @@ def model_file(
     path = tmp_path_factory.mktemp("model") / "padim.onnx"
     fit_detector(embedding_file, train_images(photos), path, Settings(Preprocess.whole((64, 64))))
     return path
+
+
+@pytest.fixture(scope="session")
+def detectors(
+    embedding_file: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
+    """Detectors of every kind of constants, and a dense one."""
+    from padim_edge.fit.fit import fit_detector
+    from padim_edge.fit.settings import Settings
+    from padim_edge.images.dataset import train_images
+    from padim_edge.images.preprocess import Preprocess
+
+    place = tmp_path_factory.mktemp("detectors")
+    whole = Preprocess.whole((64, 64))
+    kinds = {
+        constants: Settings(whole, constants=constants)
+        for constants in ("float32", "float16", "int8")
+    }
+    if importlib.util.find_spec("sklearn"):
+        kinds["dense"] = Settings(whole, covariance="ledoit-wolf")
+    files = {}
+    for name, settings in kinds.items():
+        files[name] = str(place / f"{name}.onnx")
+        fit_detector(embedding_file, train_images(photos), Path(files[name]), settings)
+    return files
 
 
 @pytest.fixture(scope="session")
@@ -124,3 +191,17 @@ def not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("something was measured")
 
     monkeypatch.setattr("padim_edge.measure.bench.run_benchmark", refuse)
+
+
+@pytest.fixture(scope="module", params=["10.3.0", "11.4.0.106"])
+def trt(
+    request: pytest.FixtureRequest, folder: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ProcessPoolExecutor]:
+    """An interpreter with pycuda and the TensorRT bindings of a version."""
+    import fake_gpu
+    from tensorrt_stubs import assemble
+    from wheels import interpreter
+
+    bindings = assemble(request.param, tmp_path_factory.mktemp("tensorrt"))
+    with interpreter(fake_gpu.pycuda(), bindings) as pool:
+        yield pool

@@ -20,12 +20,14 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from wheels import NATIVE, cache, unpacked
 
 PYCUDA = "pycuda==2026.1"
 HEADERS = "nvidia-cuda-runtime==13.0.96"
 SHIM = Path(__file__).parent / "cuda_shim" / "run.cpp"
+FLOAT32, FLOAT16 = 1e-5, 1e-3  # of the largest value, by the type of the backbone's maps
 OWNED = ("device", "host", "streams", "modules", "events", "queued", "contexts")
 
 
@@ -153,6 +155,42 @@ def enter(folder: str) -> Gpu:
     # No compiler here: the fake driver takes anything that looks like machine code.
     padim_edge.runtime.nvidia.scorer.kernels = lambda _architecture, _cache, _newest: b"\x7fELF"
     return gpu
+
+
+def model(folder: str) -> Any:
+    """A tiny model whose answer is known without an engine."""
+    from padim_edge.model.file import read
+    from padim_edge.runtime import trial
+
+    path = Path(folder) / "padim.onnx"
+    return read(path, "padim") if path.exists() else trial.write_model(path)
+
+
+def frames(count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+
+
+def images(model: Any, count: int, seed: int = 0) -> np.ndarray:
+    shape = (count, *model.backbone_info.image_size, 3)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def compare(engine: Any, model: Any, counts: tuple[int, ...], tolerance: float) -> None:
+    """Scores and maps beside those of engine `ort`."""
+    from padim_edge.runtime.cpu.ort import OrtEngine
+
+    reference = OrtEngine(model)
+    for count in counts:
+        batch = images(model, count, seed=count)
+        scores, maps = engine.infer(batch)
+        wanted, wanted_maps = reference.infer(batch)
+        assert scores.shape == wanted.shape
+        assert maps.shape == wanted_maps.shape
+        assert scores.dtype == maps.dtype == np.float32
+        assert np.abs(maps - wanted_maps).max() <= tolerance * wanted_maps.max()
+        assert np.abs(scores - wanted).max() <= tolerance * wanted.max()
+        np.testing.assert_allclose(scores, maps.max(axis=(1, 2)), rtol=1e-6)
+    reference.close()
 
 
 def cpu_engine(gpu: Gpu, half: bool = False) -> Any:

@@ -26,7 +26,7 @@ from typing import Any
 
 from wheels import compile_c, facade, unpacked
 
-import padim_edge.runtime.nvidia
+from padim_edge.runtime import nvidia
 
 BINDINGS = {
     "10.3.0": "tensorrt-cu12-bindings==10.3.0",
@@ -38,7 +38,7 @@ BINDINGS = {
 # Classes that callers derive from: the real ones are used, whose constructors work on stubs.
 INTERFACES = {"ILogger", "IProgressMonitor"}
 
-PRODUCT = ("tensorrt", "builder", "execution")
+PRODUCT = ("tensorrt", "builder", "plan")
 
 
 def assemble(version: str, folder: Path) -> Path:
@@ -267,15 +267,15 @@ def enter(
     made = world(answers)
     sys.modules["tensorrt"] = made
     for name in PRODUCT:
-        sys.modules.pop(f"padim_edge.runtime.{name}", None)
-    folder = Path(padim_edge.runtime.engines.__file__).parent
+        sys.modules.pop(f"{nvidia.__name__}.{name}", None)
+    folder = Path(nvidia.__file__).parent
     for name in PRODUCT:
         source = (folder / f"{name}.py").read_text()
         if sabotage and sabotage[0] == name:
             assert sabotage[1] in source, "the product was changed: change the sabotage"
             source = source.replace(*sabotage[1:])
-        module = ModuleType(f"padim_edge.runtime.{name}")
+        module = ModuleType(f"{nvidia.__name__}.{name}")
         sys.modules[module.__name__] = module
-        setattr(padim_edge.runtime, name, module)
+        setattr(nvidia, name, module)
         exec(compile(source, str(folder / f"{name}.py"), "exec"), module.__dict__)
     return made

@@ -12,13 +12,16 @@ from typing import Any
 
 import numpy as np
 
+# Before what needs pycuda: where both are missing, it is TensorRT's extra that brings both.
+from padim_edge.runtime.nvidia.tensorrt import LIBRARY
+
+# isort: split
 from padim_edge.model.file import Model
 from padim_edge.progress import Progress
 from padim_edge.runtime.nvidia.engine import MOST, GpuEngine, Step
 from padim_edge.runtime.nvidia.graphs import backbone_graph, whole_graph
 from padim_edge.runtime.nvidia.plan import Execution, Plan, open_plan
 from padim_edge.runtime.nvidia.plan_cache import BuildSettings, PlanCache
-from padim_edge.runtime.nvidia.tensorrt import LIBRARY
 
 
 class TrtEngine(GpuEngine):

@@ -6,8 +6,6 @@ is held against the version's real signatures (see `tensorrt_stubs`).
 
 from __future__ import annotations
 
-import os
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -15,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorrt_script import ADDRESSES, SETTINGS, SHAPES, STREAM, answers, says
 from tensorrt_stubs import BINDINGS, World, assemble, enter
 from wheels import interpreter
 
-from padim_edge.errors import MissingDependencyError, PadimEdgeError
+from padim_edge.errors import PadimEdgeError
 from padim_edge.runtime.nvidia.plan_cache import (
     BuildSettings,
     PlanCache,
@@ -27,72 +26,12 @@ from padim_edge.runtime.nvidia.plan_cache import (
     SealedFile,
 )
 
-SETTINGS = BuildSettings(batch=(1, 4, 32), workspace=2**28)
-STREAM = 0x7F00
-ADDRESSES = {"image": 0x1000, "features.layer3": 0x2000, "features.layer1": 0x3000}
-SHAPES = {"image": (-1, 64, 96, 3), "features.layer3": (-1, 66, 4, 6),
-          "features.layer1": (-1, 6, 16, 24)}  # fmt: skip
-DTYPES = {"image": "UINT8", "features.layer3": "HALF", "features.layer1": "FLOAT"}
-
-
-# --- the script: a TensorRT for which all goes well ---------------------------------------------
-
-
-def _answers(others: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What a working TensorRT answers, and what the test has it answer instead."""
-    from tensorrt_bindings import DataType, TensorIOMode
-
-    names = list(SHAPES)
-    batch: list[int] = []
-
-    def set_input_shape(name: str, shape: tuple[int, ...]) -> bool:
-        batch[:] = shape[:1]
-        return True
-
-    script = {
-        "ITensor.name": "image",
-        "ITensor.shape": SHAPES["image"],
-        "INetworkDefinition.num_inputs": 1,
-        "Builder.build_serialized_network": b"a plan",
-        "ITimingCache.serialize": b"timings",
-        "ICudaEngine.num_io_tensors": len(names),
-        "ICudaEngine.get_tensor_name": lambda index: names[index],
-        "ICudaEngine.get_tensor_shape": lambda name: SHAPES[name],
-        "ICudaEngine.get_tensor_dtype": lambda name: DataType.__members__[DTYPES[name]],
-        "ICudaEngine.get_tensor_mode": lambda name: (
-            TensorIOMode.INPUT if name == "image" else TensorIOMode.OUTPUT
-        ),
-        "ICudaEngine.get_tensor_profile_shape": [
-            (size, *SHAPES["image"][1:]) for size in SETTINGS.batch
-        ],
-        "ICudaEngine.device_memory_size_v2": 3 * 2**20,
-        "IExecutionContext.set_input_shape": set_input_shape,
-        "IExecutionContext.get_tensor_shape": lambda name: (*batch, *SHAPES[name][1:]),
-    }
-    return script | (others or {})
-
-
-def _says(message: str, answer: Any) -> Callable[..., Any]:
-    """An answer before which the library writes an error into its log."""
-
-    def say(**_: Any) -> Any:
-        from tensorrt_bindings import ILogger
-
-        from padim_edge.runtime.nvidia.tensorrt import log
-
-        log().log(ILogger.Severity.VERBOSE, "nobody reads this")
-        log().log(ILogger.Severity.ERROR, message)
-        return answer
-
-    return say
-
-
 # --- building -------------------------------------------------------------------------------------
 
 
 def check_build() -> None:
     """All that a build asks for, once and in the right order."""
-    world = enter(_answers())
+    world = enter(answers())
     from padim_edge.runtime.nvidia.builder import build_plan
 
     assert build_plan(b"graph", SETTINGS) == b"a plan"
@@ -114,7 +53,7 @@ def check_build() -> None:
 
 
 def check_tf32_is_left_on_for_who_wants_it() -> None:
-    world = enter(_answers())
+    world = enter(answers())
     from padim_edge.runtime.nvidia.builder import build_plan
 
     build_plan(b"graph", BuildSettings(tf32=True))
@@ -122,7 +61,7 @@ def check_tf32_is_left_on_for_who_wants_it() -> None:
 
 
 def check_timings_go_from_build_to_build() -> None:
-    world = enter(_answers())
+    world = enter(answers())
     from padim_edge.runtime.nvidia.builder import build_plan
 
     with tempfile.TemporaryDirectory() as folder:
@@ -141,7 +80,7 @@ def check_timings_go_from_build_to_build() -> None:
 
 
 def check_refused_timings_do_not_stop_a_build() -> None:
-    enter(_answers({"IBuilderConfig.set_timing_cache": False}))
+    enter(answers({"IBuilderConfig.set_timing_cache": False}))
     from padim_edge.runtime.nvidia.builder import build_plan
 
     with tempfile.TemporaryDirectory() as folder:
@@ -159,19 +98,19 @@ def check_failures_are_told_in_tensorrts_words() -> None:
              "ParserError.__str__": "In node 3:\n unsupported"},
             "refuses the graph: In node 3: unsupported",
         ),
-        ({"OnnxParser.parse": _says("bad file", False)}, "refuses the graph: bad file"),
+        ({"OnnxParser.parse": says("bad file", False)}, "refuses the graph: bad file"),
         (
             {"IOptimizationProfile.set_shape": ValueError("inconsistent")},
             "refuses batches of 'image' (-1, 64, 96, 3): inconsistent",
         ),
         ({"IBuilderConfig.add_optimization_profile": -1}, "refuses the batches (1, 4, 32)"),
         (
-            {"Builder.build_serialized_network": _says("no room\nleft", None)},
+            {"Builder.build_serialized_network": says("no room\nleft", None)},
             "cannot build a plan from the graph: no room left",
         ),
     ]  # fmt: skip
     for script, words in cases:
-        enter(_answers(script))
+        enter(answers(script))
         from padim_edge.runtime.nvidia.builder import build_plan
 
         with pytest.raises(PadimEdgeError) as caught:
@@ -198,7 +137,7 @@ def check_nested_phases_become_one_fraction() -> None:
         monitor.phase_finish("Building")
         return b"a plan" if all(answers) else b"stopped"
 
-    world = enter(_answers({"Builder.build_serialized_network": phases}))
+    world = enter(answers({"Builder.build_serialized_network": phases}))
     from padim_edge.runtime.nvidia.builder import build_plan
 
     told: list[int] = []
@@ -227,7 +166,7 @@ def _run(load: Any) -> None:
 
 def check_execution() -> None:
     """A plan is loaded, bound, run on a stream, and freed from the inside out."""
-    world = enter(_answers())
+    world = enter(answers())
     import numpy as np
 
     from padim_edge.runtime.nvidia.plan import Plan
@@ -268,12 +207,12 @@ def check_executions_fail_aloud() -> None:
     steps: list[tuple[dict[str, Any], type[Exception], str]] = [
         ({"Runtime": nothing}, PadimEdgeError, "does not start"),
         (
-            {"Runtime.deserialize_cuda_engine": _says("version tag does not match", None)},
+            {"Runtime.deserialize_cuda_engine": says("version tag does not match", None)},
             PlanError,
             "cannot load the plan: version tag does not match",
         ),
         (
-            {"ICudaEngine.create_execution_context": _says("out of memory", None)},
+            {"ICudaEngine.create_execution_context": says("out of memory", None)},
             PadimEdgeError,
             "cannot make room for the plan (3 MiB for batches up to 32): out of memory",
         ),
@@ -285,13 +224,13 @@ def check_executions_fail_aloud() -> None:
             "has shape (9, 9) for a batch of 2",
         ),
         (
-            {"IExecutionContext.execute_async_v3": _says("illegal address", False)},
+            {"IExecutionContext.execute_async_v3": says("illegal address", False)},
             PadimEdgeError,
             "cannot run the plan: illegal address",
         ),
     ]
     for script, kind, words in steps:
-        enter(_answers(script))
+        enter(answers(script))
         from padim_edge.runtime.nvidia.plan import Plan
 
         with pytest.raises(kind) as caught:
@@ -300,7 +239,7 @@ def check_executions_fail_aloud() -> None:
 
 
 def check_bind_refuses_what_would_write_past_memory() -> None:
-    world = enter(_answers())
+    world = enter(answers())
     from padim_edge.runtime.nvidia.plan import Plan
 
     with Plan(b"a plan") as plan, plan.execution() as execution:
@@ -317,7 +256,7 @@ def check_open_plan_builds_only_what_is_not_there() -> None:
         refused = serialized_engine == b"an old plan"
         return None if refused else world.answer("", "ICudaEngine", {})
 
-    world = enter(_answers({"Runtime.deserialize_cuda_engine": load}))
+    world = enter(answers({"Runtime.deserialize_cuda_engine": load}))
     from padim_edge.runtime.nvidia.plan import open_plan
     from padim_edge.runtime.nvidia.tensorrt import LIBRARY
 
@@ -357,13 +296,13 @@ def check_old_versions_are_refused() -> None:
 
 # What earlier TensorRT had, and slips of the pen. Where it is right in some versions, those.
 SABOTAGE = [
-    ("execution", "execute_async_v3(stream)", "execute_async_v2([], stream)", ()),
-    ("execution", "execute_async_v3(stream)", "execute_async_v3(stream=stream)", ()),
-    ("execution", "execute_async_v3(stream)", "execute_async_v3(str(stream))", ()),
-    ("execution", "execute_async_v3(stream)", "execute_async_v3()", ()),
-    ("execution", "int(addresses[name])", "memoryview(bytes(8))", ()),
-    ("execution", "num_io_tensors", "num_bindings", ()),
-    ("execution", "device_memory_size_v2", "device_memory_size", ("10",)),
+    ("plan", "execute_async_v3(stream)", "execute_async_v2([], stream)", ()),
+    ("plan", "execute_async_v3(stream)", "execute_async_v3(stream=stream)", ()),
+    ("plan", "execute_async_v3(stream)", "execute_async_v3(str(stream))", ()),
+    ("plan", "execute_async_v3(stream)", "execute_async_v3()", ()),
+    ("plan", "int(addresses[name])", "memoryview(bytes(8))", ()),
+    ("plan", "num_io_tensors", "num_bindings", ()),
+    ("plan", "device_memory_size_v2", "device_memory_size", ("10",)),
     (
         "builder",
         "config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace)",
@@ -389,7 +328,7 @@ SABOTAGE = [
 def check_mistakes_fail() -> None:
     """Put into the product, each misuse of the interface makes the checks above fail."""
     for file, old, new, fine in SABOTAGE:
-        world = enter(_answers(), (file, old, new))
+        world = enter(answers(), (file, old, new))
         from padim_edge.runtime.nvidia.builder import build_plan
         from padim_edge.runtime.nvidia.plan import Plan
 
@@ -422,49 +361,3 @@ def tensorrt(
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_contract(tensorrt: ProcessPoolExecutor, check: Callable[[], None]) -> None:
     tensorrt.submit(check).result(timeout=120)
-
-
-# --- without TensorRT -----------------------------------------------------------------------------
-
-
-@pytest.fixture
-def without(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Imports the product's file as if no TensorRT were installed."""
-    for name in ("tensorrt", "tensorrt_rtx"):
-        monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.delitem(sys.modules, "padim_edge.runtime.nvidia.tensorrt", raising=False)
-
-    def load() -> None:
-        import padim_edge.runtime.nvidia.tensorrt  # noqa: F401
-
-    return load
-
-
-def test_missing_on_x86(without: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    with pytest.raises(MissingDependencyError, match=r"pip install 'padim-edge\[trt\]'"):
-        without()
-
-
-def test_missing_on_jetson(without: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("platform.machine", lambda: "aarch64")
-    with pytest.raises(PadimEdgeError, match="sudo apt install python3-libnvinfer") as caught:
-        without()
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("module", ["tensorrt", "tensorrt_rtx"])
-def test_installed_but_broken(
-    without: Callable[[], None],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    module: str,
-) -> None:
-    reason = "libnvinfer.so.10: cannot open shared object file"
-    (tmp_path / f"{module}.py").write_text(f"raise ImportError({reason!r})\n")
-    monkeypatch.syspath_prepend(os.fspath(tmp_path))
-    monkeypatch.delitem(sys.modules, module)
-    if module == "tensorrt_rtx":  # only asked for where the other is not installed
-        monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(PadimEdgeError, match=f"cannot be loaded .*{reason}"):
-        without()

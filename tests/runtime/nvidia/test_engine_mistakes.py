@@ -1,0 +1,129 @@
+"""The tests of `test_engine` can fail: mistakes put into the product are seen.
+
+As there, in an interpreter where libcuda is `native/fake_cuda.cpp`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from types import ModuleType
+
+import fake_gpu
+import pytest
+from fake_gpu import cpu_engine, enter, frames, model
+from wheels import interpreter
+
+from padim_edge.runtime import nvidia
+
+SABOTAGE = {
+    "no such function": ("device", "memcpy_htod_async(staging", "memcpy_h2d_async(staging"),
+    "no such method": ("device", "self._context.push()", "self._context.push_current()"),
+    "no such static method": ("device", "Context.pop()", "Context.pop_current()"),
+    "no such enumeration": ("device", "Stream(_NON_BLOCKING)", "Stream(driver.stream_flags.ONE)"),
+    "no such attribute": ("device", "attribute.INTEGRATED", "attribute.IS_INTEGRATED"),
+    "no such keyword": ("device", "mem_flags=flags", "flags=flags"),
+    "no such keyword of a launch": ("device", "shared_size=launch", "shared=launch"),
+    "a wrong order of arguments": ("device", "(_COPIES", "(str(_COPIES)"),
+    "an address as text": ("device", "(staging.address, staging.host", "(hex(0), staging.host"),
+    "a method of another event": ("device", "later.time_since(", "later.elapsed_time("),
+    "no wait": ("engine", "self._device.synchronize()\n                    scores", "scores"),
+    "no upload": ("device", "if not staging.mapped:\n            driver.memcpy_htod", "if 0: x"),
+    "a context left behind": (
+        "device",
+        "                driver.Context.pop()",
+        "                pass",
+    ),
+    "a context nobody made current": ("device", "self._context.push()", "pass"),
+    "memory not freed": ("device", "self._memory.pop()()", "self._memory.pop()"),
+    "memory too small": ("device", "mem_alloc(max(nbytes, 1))", "mem_alloc(max(nbytes // 2, 1))"),
+    "modules kept": ("device", "self._modules.clear()", "driver.kept = self._modules"),
+    "the stream kept": ("device", "self._stream = None\n\n\ndef", "pass\n\n\ndef"),
+    "the default stream": (
+        "device",
+        "staging.host[:count], self._stream)",
+        "staging.host[:count])",
+    ),
+}
+
+
+def journey(folder: str, mistake: tuple[str, str, str] | None) -> str:
+    """A batch from opening to closing with a mistake in the product; what came of it."""
+    device = enter(folder)
+    sources = Path(nvidia.__file__).parent
+    for name in ("device", "scorer", "engine", "ort_cuda"):
+        source = (sources / f"{name}.py").read_text()
+        if mistake and mistake[0] == name:
+            assert mistake[1] in source, "the product was changed: change the sabotage"
+            source = source.replace(*mistake[1:])
+        module = ModuleType(f"{nvidia.__name__}.{name}")
+        module.__package__ = nvidia.__name__
+        sys.modules[module.__name__] = module
+        setattr(nvidia, name, module)
+        exec(compile(source, f"{name}.py", "exec"), module.__dict__)
+    sys.modules["padim_edge.runtime.nvidia.scorer"].kernels = lambda _a, _c, _n: b"\x7fELF"  # type: ignore[attr-defined]
+    from padim_edge.runtime import trial
+
+    try:
+        engine = cpu_engine(device)(model(folder))
+        device.forget()
+        trial.check(engine)
+        strange = device.count("default stream")
+        engine.stages(frames(1))
+        engine.figures()
+        engine.close()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    if strange:
+        return "work in the default stream"
+    return f"left behind: {device.owned()}" if device.owned() else ""
+
+
+def check_mistake(folder: str, mistake: tuple[str, str, str] | None) -> str:
+    """`journey` in a child, which may crash."""
+    enter(folder)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.write(writing, journey(folder, mistake).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as stream:
+        outcome = stream.read().decode()
+    status = os.waitpid(child, 0)[1]
+    return outcome or (f"status {status}" if status else "")
+
+
+@pytest.fixture(scope="module")
+def fresh(folder: str) -> Iterator[ProcessPoolExecutor]:
+    """An interpreter with pycuda that never opened an engine, so that it can be forked."""
+    with interpreter(fake_gpu.pycuda()) as pool:
+        yield pool
+
+
+def test_without_a_mistake_all_is_well(fresh: ProcessPoolExecutor, folder: str) -> None:
+    assert fresh.submit(check_mistake, folder, None).result(timeout=120) == ""
+
+
+@pytest.mark.parametrize("name", SABOTAGE)
+def test_a_mistake_is_seen(fresh: ProcessPoolExecutor, folder: str, name: str) -> None:
+    assert fresh.submit(check_mistake, folder, SABOTAGE[name]).result(timeout=120)
+
+
+def no_device(folder: str) -> str:
+    device = enter(folder)
+    device.set("devices", 0)
+    try:
+        return check_mistake(folder, None)
+    finally:
+        device.set("devices", 1)
+
+
+def test_a_driver_without_a_device_is_told(fresh: ProcessPoolExecutor, folder: str) -> None:
+    outcome = fresh.submit(no_device, folder).result(timeout=120)
+    assert outcome.startswith("PadimEdgeError: CUDA does not start here: cuInit failed: no CUDA")

@@ -1,0 +1,122 @@
+"""Engines `trt` and `trt/graph` from image to score, against engine `ort`, without a GPU.
+
+Real are pycuda, our host code, the kernels (compiled for the CPU) and TensorRT's Python bindings.
+Not real are the driver (`native/fake_cuda.cpp`) and what runs plans, which is ONNX Runtime on the
+CPU.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import pytest
+from fake_gpu import FLOAT32, compare, enter, images
+from fake_tensorrt import FakeTensorRT, install
+
+from padim_edge.errors import PadimEdgeError
+from padim_edge.runtime.engines import open_engine
+
+
+def check_trt(folder: str, path: str, name: str) -> None:
+    device = enter(folder)
+    fake = FakeTensorRT(device)
+    world = install(folder, name, fake.answers())
+    from padim_edge.model.file import read
+
+    model = read(path, "padim")
+    engine: Any = open_engine(name, model)
+    assert engine.name == name
+    assert f"tensorrt {world.__version__}" in engine.describe()
+    compare(engine, model, (1, 3, 34), FLOAT32)
+
+    assert fake.streams == {engine._device.stream}
+    assert 0 not in fake.streams
+    assert fake.contexts == {1}, "TensorRT was called without a context"
+    batch = images(model, 2)
+    engine.infer(batch)
+    before = len(world.calls)
+    device.forget()
+    engine.infer(batch)
+    assert [call.name for call in world.calls[before:]] == ["IExecutionContext.execute_async_v3"]
+    assert device.count("cuMemAlloc") == 0
+    assert device.count("cuStreamSynchronize") == 1
+
+    middle = ["backbone", "distances", "smoothing"] if name == "trt" else ["graph"]
+    assert list(engine.stages(batch)) == ["upload", *middle, "download"]
+    figures = engine.figures()
+    assert (figures.constants_bytes > 0) == (name == "trt")
+
+    # The plan is kept: the next one is loaded. (The stand-in goes on with the same session.)
+    engine.close()
+    engine.close()
+    assert device.owned() == {}
+    freed = [call.name for call in world.calls if call.name.startswith("~I")]
+    assert freed.index("~IExecutionContext") < freed.index("~ICudaEngine")
+    engine = open_engine(name, model)
+    assert len(world.named("Builder.build_serialized_network")) == 1
+    engine.close()
+
+
+@pytest.mark.parametrize("name", ["trt", "trt/graph"])
+def test_trt(trt: ProcessPoolExecutor, folder: str, detectors: dict[str, str], name: str) -> None:
+    trt.submit(check_trt, folder, detectors["float16"], name).result(timeout=300)
+
+
+def one_batch(model: Any) -> None:
+    engine = open_engine("trt", model)
+    try:
+        engine.infer(images(model, 1))
+    finally:
+        engine.close()
+
+
+def check_trt_failures(folder: str, path: str) -> None:
+    device = enter(folder)
+    from padim_edge.model.file import read
+
+    model = read(path, "padim")
+    for name, answer in {
+        "OnnxParser.parse": False,
+        "Builder.build_serialized_network": None,
+        "Runtime.deserialize_cuda_engine": None,
+        "ICudaEngine.create_execution_context": None,
+        "IExecutionContext.set_tensor_address": False,
+        "IExecutionContext.execute_async_v3": False,
+    }.items():
+        install(folder, name, FakeTensorRT(device).answers() | {name: answer})
+        with pytest.raises(PadimEdgeError, match="TensorRT") as caught:
+            one_batch(model)
+        assert "\n" not in str(caught.value)
+        caught = None  # its traceback holds what it came through
+        assert device.owned() == {}, name
+
+
+def test_trt_that_fails_leaves_nothing(
+    trt: ProcessPoolExecutor, folder: str, detectors: dict[str, str]
+) -> None:
+    trt.submit(check_trt_failures, folder, detectors["float16"]).result(timeout=300)
+
+
+def check_auto_takes_trt(folder: str, path: str) -> None:
+    device = enter(folder)
+    install(folder, "auto", FakeTensorRT(device).answers())
+    from padim_edge.detect.detector import Detector
+
+    with Detector(path) as detector:
+        assert detector.engine.name == "trt"
+        assert detector.skipped == ()
+    answers = FakeTensorRT(device).answers()
+    answers["IExecutionContext.execute_async_v3"] = False  # all is well until a frame comes
+    install(folder, "auto-again", answers)
+    with Detector(path) as detector:
+        assert detector.engine.name == "ort"
+        assert [reason.split(":")[0] for reason in detector.skipped] == ["trt", "ort-cuda"]
+        assert "TensorRT cannot run the plan" in detector.skipped[0]
+    assert device.owned() == {}
+
+
+def test_auto_takes_the_first_through_which_a_frame_goes(
+    trt: ProcessPoolExecutor, folder: str, detectors: dict[str, str]
+) -> None:
+    trt.submit(check_auto_takes_trt, folder, detectors["float16"]).result(timeout=300)
