@@ -219,6 +219,7 @@ def test_everything_else_works_without(packages):
     assert child.stdout.count("Usage: ") == 1 + len(COMMANDS)
 
 
+@pytest.mark.slow  # imports torch in a process of its own
 def test_export_needs_none_of_the_other_engines_and_no_scikit_learn():
     pytest.importorskip("torch")
     absent = ("tensorrt", "tensorrt_rtx", "pycuda", "sklearn", "scipy")
@@ -263,6 +264,7 @@ def without(packages: tuple[str, ...], *arguments: object) -> Outcome:
     return padim_edge(*arguments, prelude=blocking(*packages))
 
 
+@pytest.mark.slow  # imports torch in a process of its own
 @pytest.mark.parametrize("package", ["torch", "torchvision", "onnxscript"])
 def test_export_names_its_extra(tmp_path, package):
     pytest.importorskip("torch")
@@ -275,12 +277,11 @@ def test_export_names_its_extra(tmp_path, package):
     done.failed(1, package, "pip install 'padim-edge[export,cpu]'")
 
 
+@pytest.mark.slow  # imports torch in a process of its own
 def test_export_without_onnxruntime_names_the_extra(tmp_path):
     pytest.importorskip("torch")
     with unchanged(tmp_path):
-        done = without(
-            ENGINES, "export", "--weights", "random", "-o", tmp_path / "embedding.onnx"
-        )
+        done = without(ENGINES, "export", "--weights", "random", "-o", tmp_path / "embedding.onnx")
     done.failed(1, "onnxruntime", "pip install 'padim-edge[cpu]'")
 
 
