@@ -1,6 +1,7 @@
-"""Export: from a torchvision backbone to embedding.onnx. The only place that imports torch.
+"""Export: from a backbone to embedding.onnx. The only place that imports torch.
 
-The way: `backbone` builds the truncated network with its weights, `channels` chooses among its
-channels, `onnx` traces it, drops what nobody chose and assembles the graph, and `validate`
-compares the graph with the network in torch before a file appears under its name.
+The way through, as `export.export_backbone` goes it: `sources` finds who has a network of that
+name (`torchvision`), `backbones` truncates it and gives it weights, `channels` chooses among its
+channels, `trace` turns it into a graph, in which `select` drops what nobody chose, and
+`export.validate` compares the graph with the network in torch before a file appears under its name.
 """

@@ -1,4 +1,4 @@
-"""The truncated backbone: a torchvision classification network up to the layers that are used."""
+"""The truncated backbone: a network of any source up to the layers that are used."""
 
 from __future__ import annotations
 
@@ -6,42 +6,23 @@ import contextlib
 import hashlib
 import io
 import re
-import sys
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from padim_edge.errors import PadimEdgeError, UsageError, first_line
+from padim_edge.export import sources
+from padim_edge.export.sources import Colour, Source, Weights
 
-Colour = tuple[float, float, float]
-
-# ImageNet statistics of RGB in 0..1: what torchvision's weights expect, but for three networks.
-# Two of those convert the input themselves (transform_input), only when built with weights.
-MEAN: Colour = (0.485, 0.456, 0.406)
-STD: Colour = (0.229, 0.224, 0.225)
-HALF: Colour = (0.5, 0.5, 0.5)
-NORMALISED_BY_HALF = {"googlenet", "inception_v3", "efficientnet_v2_l"}
-
-RESNET_LAYERS = ("layer1", "layer2", "layer3")
-# Layers at 1/4, 1/8 and 1/16 of the image, and the number of channels to choose: the paper's for
-# ResNet-18 and WideResNet-50-2, and by kinship for the others.
-DEFAULTS: dict[str, tuple[tuple[str, ...], int]] = {
-    "resnet18": (RESNET_LAYERS, 100),
-    "resnet34": (RESNET_LAYERS, 100),
-    "resnet50": (RESNET_LAYERS, 550),
-    "wide_resnet50_2": (RESNET_LAYERS, 550),
-    "mobilenet_v3_large": (("features.3", "features.6", "features.12"), 100),
-}
+# Channels to choose where a source has no default.
+DIMS = 100
 
 
 @dataclass(frozen=True)
@@ -49,7 +30,7 @@ class Backbone:
     """A truncated network in evaluation mode.
 
     Attributes:
-        name: torchvision's name.
+        name: its source's name for it.
         layers: nodes whose outputs it returns, in the order asked for.
         network: module, float32 [N, 3, H, W] normalised -> tuple of [N, C, h, w].
         image_size: (H, W).
@@ -59,6 +40,8 @@ class Backbone:
         shapes: (h, w) per layer.
         weights: where they come from, in words.
         weights_sha256: of their file; empty for random ones.
+        licence: of default weights, as their source has it; empty for others.
+        dims: number of channels to choose by default.
     """
 
     name: str
@@ -71,6 +54,8 @@ class Backbone:
     shapes: tuple[tuple[int, int], ...]
     weights: str
     weights_sha256: str
+    licence: str
+    dims: int
 
 
 class _Ordered(nn.Module):
@@ -92,9 +77,9 @@ def load(
     """Build a backbone, truncate it behind its last used layer, and load its weights.
 
     Args:
-        name: a classification network of torchvision.
+        name: a network of any of the `sources.SOURCES`.
         layers: nodes to use; None for the default ones of this network.
-        weights: "default" (torchvision's ImageNet weights), "random", or a file.
+        weights: "default" (its source's), "random", or a file.
         image_size: (H, W), multiples of 32.
         seed: for random weights.
 
@@ -107,23 +92,45 @@ def load(
             f"--image-size {image_size[0]}x{image_size[1]}: height and width must be positive "
             "multiples of 32"
         )
-    names = torchvision.models.list_models(module=torchvision.models)
-    if name not in names:
-        raise UsageError(f"unknown backbone '{name}'; torchvision has {', '.join(names)}")
+    source = sources.find(name)
+    default_layers, dims = source.defaults.get(name, (None, DIMS))
+    layers = default_layers if layers is None else layers
     if layers is None:
-        if name not in DEFAULTS:
-            raise UsageError(
-                f"no default layers for '{name}': name them with --layers "
-                f"(defaults exist for {', '.join(DEFAULTS)})"
-            )
-        layers = DEFAULTS[name][0]
+        raise UsageError(
+            f"no default layers for '{name}': name them with --layers "
+            f"(defaults exist for {', '.join(source.defaults)})"
+        )
+    extractor, candidates = _truncate(source, name, layers, seed)
+    known, digest = _load_weights(extractor, source, name, weights, seed)
+    network = _Ordered(extractor, layers).eval().requires_grad_(False)
+    shapes = _shapes(network, name, image_size, candidates)
+    mean, std = source.normalisation(name)
+    return Backbone(
+        name=name,
+        layers=layers,
+        network=network,
+        image_size=image_size,
+        mean=mean,
+        std=std,
+        channels=tuple(channels for channels, _, _ in shapes),
+        shapes=tuple((height, width) for _, height, width in shapes),
+        weights=known.origin,
+        weights_sha256=digest,
+        licence=known.licence,
+        dims=dims,
+    )
+
+
+def _truncate(
+    source: Source, name: str, layers: tuple[str, ...], seed: int
+) -> tuple[GraphModule, str]:
+    """A network with random weights up to its last used layer, and the layers it has, in words."""
     if len(set(layers)) != len(layers):
         raise UsageError(f"--layers {','.join(layers)}: a layer is named twice")
-
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # googlenet and inception announce a change of their init
         torch.manual_seed(seed)
-        whole = torchvision.models.get_model(name, weights=None).eval()
+        whole = source.build(name).eval()
         nodes = get_graph_node_names(whole)[1][1:]  # the first is the image itself
         candidates = _candidates(whole, nodes)
         ends: dict[str, str] = {}
@@ -142,28 +149,7 @@ def load(
             ends[own[-1]] = layer
         extractor = create_feature_extractor(whole, ends)
     _forbid_overwriting(extractor)
-    origin, digest = _load_weights(extractor, name, weights, seed)
-    network = _Ordered(extractor, layers).eval().requires_grad_(False)
-    shapes = _shapes(network, name, image_size)
-    for layer, shape in zip(layers, shapes, strict=True):
-        if len(shape) != 3:
-            raise UsageError(
-                f"layer '{layer}' of {name} gives no feature maps [N, C, h, w]: "
-                f"choose others with --layers, among {candidates}"
-            )
-    half = name in NORMALISED_BY_HALF
-    return Backbone(
-        name,
-        layers,
-        network,
-        image_size,
-        HALF if half else MEAN,
-        HALF if half else STD,
-        tuple(channels for channels, _, _ in shapes),
-        tuple((height, width) for _, height, width in shapes),
-        origin,
-        digest,
-    )
+    return extractor, candidates
 
 
 def _forbid_overwriting(extractor: GraphModule) -> None:
@@ -185,8 +171,10 @@ def _candidates(whole: nn.Module, nodes: list[str]) -> str:
     return ", ".join(name for name in names if name in modules)
 
 
-def _shapes(network: nn.Module, name: str, image_size: tuple[int, int]) -> list[tuple[int, ...]]:
-    """(C, h, w) of each output; () where an output is no feature map."""
+def _shapes(
+    network: _Ordered, name: str, image_size: tuple[int, int], candidates: str
+) -> list[tuple[int, int, int]]:
+    """(C, h, w) of each output; refuses one that is no feature map."""
     height, width = image_size
     # torch.fx prints the generated code of a network that fails.
     with torch.inference_mode(), contextlib.redirect_stderr(io.StringIO()):
@@ -202,23 +190,27 @@ def _shapes(network: nn.Module, name: str, image_size: tuple[int, int]) -> list[
         wider = outputs
         with contextlib.suppress(RuntimeError, AssertionError):
             wider = network(torch.zeros(1, 3, height, width + 32))
-    return [
-        tuple(output.shape[1:])
-        if isinstance(output, Tensor) and output.ndim == 4 and output.shape[:3] == other.shape[:3]
-        else ()
-        for output, other in zip(outputs, wider, strict=True)
-    ]
+    for layer, output, other in zip(network.layers, outputs, wider, strict=True):
+        are_maps = isinstance(output, Tensor) and output.ndim == 4
+        if not are_maps or output.shape[:3] != other.shape[:3]:
+            raise UsageError(
+                f"layer '{layer}' of {name} gives no feature maps [N, C, h, w]: "
+                f"choose others with --layers, among {candidates}"
+            )
+    return [(maps.shape[1], maps.shape[2], maps.shape[3]) for maps in outputs]
 
 
-def _load_weights(extractor: nn.Module, name: str, weights: str, seed: int) -> tuple[str, str]:
-    """Load weights into the truncated network; returns their origin and SHA-256."""
+def _load_weights(
+    extractor: nn.Module, source: Source, name: str, weights: str, seed: int
+) -> tuple[Weights, str]:
+    """Load weights into the truncated network; returns where they come from and their SHA-256."""
     if weights == "random":
-        return f"random (seed {seed})", ""
+        return Weights(f"random (seed {seed})", ""), ""
     if weights == "default":
-        path, origin = _default_weights(name)
+        path, known = source.fetch(name), source.weights(name)
     else:
         path = Path(weights)
-        origin = path.name
+        known = Weights(path.name, "")
     state, digest = read_state(path)
     # Keys of layers behind the cut, such as fc, are not asked for and may be there or not.
     needed = {k for k in extractor.state_dict() if not k.endswith("num_batches_tracked")}
@@ -237,7 +229,7 @@ def _load_weights(extractor: nn.Module, name: str, weights: str, seed: int) -> t
             f"{tuple(own[key].shape)} is needed"
         )
     extractor.load_state_dict({k: state[k] for k in needed}, strict=False)
-    return origin, digest
+    return known, digest
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], str]:
@@ -274,29 +266,3 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], str]:
     old = re.compile(r"(denselayer\d+\.\w+)\.([12]\.)")
     state = {old.sub(r"\1\2", key): value for key, value in state.items()}
     return state, hashlib.sha256(content).hexdigest()
-
-
-def _default_weights(name: str) -> tuple[Path, str]:
-    """The file of torchvision's ImageNet weights, from its cache or the network.
-
-    Not by torchvision's own loader: that one would run code from a tampered file.
-    """
-    members = torchvision.models.get_model_weights(name)
-    # V1 where there is one: the weights behind the published PaDiM figures. V2 scores higher on
-    # ImageNet and lower here.
-    weights = getattr(members, "IMAGENET1K_V1", None) or members.DEFAULT
-    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(weights.url).path).name
-    if not file.exists():
-        digest = torch.hub.HASH_REGEX.search(file.name)
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(
-                weights.url, str(file), digest and digest[1], progress=sys.stderr.isatty()
-            )
-        except (OSError, HTTPException, RuntimeError) as error:
-            raise PadimEdgeError(
-                f"cannot download the default weights of {name} ({weights.url}): "
-                f"{first_line(error)}; fetch that file on a machine with a network and "
-                "give it with --weights FILE"
-            ) from error
-    return file, f"torchvision {weights}"

@@ -16,6 +16,7 @@ from padim_edge.export import backbones, channels
 from padim_edge.export.trace import assemble
 from padim_edge.files import atomic_write
 from padim_edge.model.file import Model, write
+from padim_edge.model.metadata import PRECISIONS
 from padim_edge.runtime.graphs import open_graph
 
 # Largest difference between graph and network, relative to the largest value of the embedding.
@@ -46,25 +47,26 @@ def export_backbone(
 
     Args:
         output: the file to write.
-        backbone: a classification network of torchvision.
+        backbone: a network of `sources.SOURCES`.
         layers: its nodes to use; None for the defaults.
         dims: channels to choose, in all (one number) or per layer; None for the default.
         channels_file: an explicit list of channels instead.
         image_size: (H, W), multiples of 32.
         weights: "default", "random" or a file.
         seed: of the choice of channels and of random weights.
-        precision: of the backbone: "float32" or "float16".
+        precision: of the backbone, one of `PRECISIONS`.
 
     Raises:
         PadimEdgeError: bad arguments, weights that cannot be had, or a graph that differs from
             the network; nothing is written then.
     """
-    if precision not in TOLERANCES:
-        raise UsageError(f"--precision {precision}: choose {' or '.join(TOLERANCES)}")
+    if precision not in PRECISIONS:
+        raise UsageError(f"--precision {precision}: choose {' or '.join(PRECISIONS)}")
     with atomic_write(output) as stream:
         network = backbones.load(backbone, layers, weights, image_size, seed)
-        default = backbones.DEFAULTS.get(backbone, ((), 100))[1]
-        chosen, selection = channels.choose(network.channels, dims, channels_file, seed, default)
+        chosen, selection = channels.choose(
+            network.channels, dims, channels_file, seed, network.dims
+        )
         model = assemble(network, chosen, selection, precision)
         size = write(stream, model)
         difference = validate(model, network, seed)

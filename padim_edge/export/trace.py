@@ -5,25 +5,21 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 from onnx import TensorProto, compose, helper, numpy_helper
 
 from padim_edge.errors import PadimEdgeError
 from padim_edge.export.backbones import Backbone
+from padim_edge.export.select import group, select_channels
 from padim_edge.model.file import Model
 from padim_edge.model.graph import Nodes, repeat_up
 from padim_edge.model.metadata import BackboneInfo
 from padim_edge.model.names import FEATURES, IR_VERSION, NORMALISED, OPSET
 from padim_edge.model.pyramid import Pyramid
-
-# Operators that treat every channel alike, so a selection may pass through them.
-CHANNELWISE = {"Relu", "LeakyRelu", "Clip", "HardSwish", "HardSigmoid", "Sigmoid", "Elu", "Gelu"}
 
 
 def assemble(
@@ -39,7 +35,30 @@ def assemble(
             outputs stay float32. Runtimes that take precision from the graph (TensorRT's
             strong typing) need it written there.
     """
-    info = BackboneInfo(
+    info = _info(backbone, chosen, selection, precision)
+    pyramid = Pyramid.coarse_to_fine(info.pyramid_layers())  # refuses what cannot be combined
+    traced = _trace(backbone)
+    head = _normalise(traced, backbone, fold=precision == "float32")
+    select_channels(
+        traced,
+        [
+            (output.name, np.array(indices, dtype=np.int64), FEATURES + name)
+            for name, output, indices in zip(
+                info.layers, traced.output, info.selected(), strict=True
+            )
+            if indices
+        ],
+    )
+    if precision == "float16":
+        _halve(traced, [FEATURES + layer.name for layer in info.pyramid_layers()])
+    tail = _embedding(info, pyramid)
+    return Model(_joined(head, traced, tail, info, pyramid), info)
+
+
+def _info(
+    backbone: Backbone, chosen: tuple[int, ...], selection: str, precision: str
+) -> BackboneInfo:
+    return BackboneInfo(
         backbone=backbone.name,
         layers=backbone.layers,
         layer_channels=backbone.channels,
@@ -53,53 +72,6 @@ def assemble(
         mean=backbone.mean,
         std=backbone.std,
     )
-    layers = {layer.name: layer for layer in info.pyramid_layers()}
-    finest = Pyramid.coarse_to_fine(list(layers.values()))  # refuses what cannot be combined
-    traced = _trace(backbone)
-    head = _normalise(traced, backbone, fold=precision == "float32")
-    selected = [
-        (name, output.name, indices)
-        for name, output, indices in zip(info.layers, traced.output, info.selected(), strict=True)
-        if indices
-    ]
-    _Selector(traced).select(
-        [
-            (output, np.array(indices, dtype=np.int64), FEATURES + name)
-            for name, output, indices in selected
-        ]
-    )
-    if precision == "float16":
-        _halve(traced, [FEATURES + name for name, _, _ in selected])
-    tail = Nodes("embedding")
-    parts = [
-        repeat_up(tail, FEATURES + name, finest.height // layers[name].height)
-        for name, _, _ in selected
-    ]
-    _in_order(tail, parts, info)
-
-    height, width = info.image_size
-    outputs = [
-        helper.make_tensor_value_info(
-            FEATURES + layer.name,
-            TensorProto.FLOAT,
-            ["N", layer.channels, layer.height, layer.width],
-        )
-        for layer in layers.values()
-    ]
-    embedding = helper.make_tensor_value_info(
-        "embedding", TensorProto.FLOAT, ["N", len(chosen), finest.height, finest.width]
-    )
-    graph = helper.make_graph(
-        [*head.nodes, *traced.node, *tail.nodes],
-        "embedding",
-        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", height, width, 3])],
-        [embedding, *outputs],
-        [*head.constants, *traced.initializer, *tail.constants],
-    )
-    _drop_unused(graph)
-    opsets = [helper.make_opsetid("", OPSET)]
-    proto = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
-    return Model(proto, info)
 
 
 def _trace(backbone: Backbone) -> onnx.GraphProto:
@@ -165,7 +137,7 @@ def _normalise(traced: onnx.GraphProto, backbone: Backbone, fold: bool) -> Nodes
     for user in users:
         user.input[:] = [NORMALISED if i == traced.input[0].name else i for i in user.input]
     weights = {tensor.name: tensor for tensor in traced.initializer}
-    if fold and [user.op_type for user in users] == ["Conv"] and _group(users[0]) == 1:
+    if fold and [user.op_type for user in users] == ["Conv"] and group(users[0]) == 1:
         nodes.add("Sub", [planes, offset], NORMALISED)
         tensor = weights[users[0].input[1]]
         scaled = numpy_helper.to_array(tensor) * scale.reshape(shape)
@@ -175,69 +147,6 @@ def _normalise(traced: onnx.GraphProto, backbone: Backbone, fold: bool) -> Nodes
         factor = nodes.constant("normalise.scale", scale.reshape(shape).astype(np.float32))
         nodes.add("Mul", [centred, factor], NORMALISED)
     return nodes
-
-
-def _group(node: onnx.NodeProto) -> int:
-    return next((a.i for a in node.attribute if a.name == "group"), 1)
-
-
-class _Selector:
-    """Selects channels of tensors as early as nothing else needs the others.
-
-    A selection moves up through channel-wise operators and additions into the rows of the
-    convolution that makes the channels, as long as it is the only reader; otherwise it stays a
-    Gather. The outcome is exact: the remaining channels are computed as before.
-    """
-
-    def __init__(self, graph: onnx.GraphProto) -> None:
-        self.graph = graph
-        self.makers = {name: node for node in graph.node for name in node.output}
-        self.weights = {tensor.name: tensor for tensor in graph.initializer}
-        self.readers = Counter(name for node in graph.node for name in node.input)
-
-    def select(self, wanted: list[tuple[str, NDArray[np.int64], str]]) -> None:
-        """Make each (tensor, channels) available under a name of its own."""
-        self.readers.update(tensor for tensor, _, _ in wanted)
-        for tensor, channels, name in wanted:
-            made = self._select(tensor, channels, name)
-            self.makers[made].output[0] = name
-        nodes = _sorted(list(self.graph.node))
-        del self.graph.node[:]
-        self.graph.node.extend(nodes)
-
-    def _select(self, tensor: str, channels: NDArray[np.int64], reader: str) -> str:
-        """The channels of a tensor that ``reader`` wants; returns the name that holds them."""
-        node = self.makers.get(tensor)
-        if node is not None and self.readers[tensor] == 1:
-            if node.op_type == "Conv" and _group(node) == 1:
-                for place in range(1, len(node.input)):
-                    rows = f"{tensor}.rows.{place}"  # weights may be shared, their rows are not
-                    node.input[place] = self._rows(node.input[place], channels, rows)
-                return tensor
-            if node.op_type in CHANNELWISE:
-                node.input[0] = self._select(node.input[0], channels, reader)
-                return tensor
-            if node.op_type == "Add" and all(name in self.makers for name in node.input):
-                for place in range(2):
-                    node.input[place] = self._select(node.input[place], channels, reader)
-                return tensor
-        name = f"{tensor}.for.{reader}"
-        if name in self.makers:
-            return name
-        index = numpy_helper.from_array(channels, f"{name}.channels")
-        self.graph.initializer.append(index)
-        gather = helper.make_node(
-            "Gather", [tensor, index.name], [name], name=f"{name}/Gather", axis=1
-        )
-        self.graph.node.append(gather)
-        self.makers[name] = self.graph.node[-1]  # append copies
-        return name
-
-    def _rows(self, weight: str, channels: NDArray[np.int64], name: str) -> str:
-        """A weight or bias reduced to the output channels that are used, as a new constant."""
-        rows = np.ascontiguousarray(numpy_helper.to_array(self.weights[weight])[channels])
-        self.graph.initializer.append(numpy_helper.from_array(rows, name))
-        return name
 
 
 def _halve(graph: onnx.GraphProto, outputs: list[str]) -> None:
@@ -272,21 +181,16 @@ def _halve(graph: onnx.GraphProto, outputs: list[str]) -> None:
     graph.node.extend(nodes)
 
 
-def _sorted(nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
-    """Nodes in an order in which every tensor is made before it is used."""
-    waiting_for = {name for node in nodes for name in node.output}
-    ordered: list[onnx.NodeProto] = []
-    waiting = nodes
-    while waiting:
-        ready = [node for node in waiting if waiting_for.isdisjoint(node.input)]
-        waiting = [node for node in waiting if not waiting_for.isdisjoint(node.input)]
-        waiting_for.difference_update(name for node in ready for name in node.output)
-        ordered += ready
-    return ordered
+def _embedding(info: BackboneInfo, pyramid: Pyramid) -> Nodes:
+    """From ``features.<layer>`` to ``embedding``: repeat, concatenate, bring into order.
 
-
-def _in_order(tail: Nodes, parts: list[str], info: BackboneInfo) -> None:
-    """Concatenate the maps and bring channels from layer order into the order of choice."""
+    The concatenation has the channels layer by layer, the embedding in the order of choice.
+    """
+    tail = Nodes("embedding")
+    parts = [
+        repeat_up(tail, FEATURES + layer.name, pyramid.height // layer.height)
+        for layer in info.pyramid_layers()
+    ]
     starts = np.cumsum([0, *info.layer_channels])
     layer = np.searchsorted(starts, np.array(info.channels), side="right")
     # Channel k of the embedding stands at place[k] when channels are grouped by layer.
@@ -294,6 +198,34 @@ def _in_order(tail: Nodes, parts: list[str], info: BackboneInfo) -> None:
     place = np.argsort(grouped)
     merged = tail.add("Concat", parts, "maps", axis=1)
     tail.add("Gather", [merged, tail.constant("embedding.order", place)], "embedding", axis=1)
+    return tail
+
+
+def _joined(
+    head: Nodes, traced: onnx.GraphProto, tail: Nodes, info: BackboneInfo, pyramid: Pyramid
+) -> onnx.ModelProto:
+    """The parts as one graph, ``image`` in, ``embedding`` and ``features.<layer>`` out."""
+    maps = [
+        ("embedding", len(info.channels), pyramid.height, pyramid.width),
+        *(
+            (FEATURES + layer.name, layer.channels, layer.height, layer.width)
+            for layer in info.pyramid_layers()
+        ),
+    ]
+    height, width = info.image_size
+    graph = helper.make_graph(
+        [*head.nodes, *traced.node, *tail.nodes],
+        "embedding",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", height, width, 3])],
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", *shape])
+            for name, *shape in maps
+        ],
+        [*head.constants, *traced.initializer, *tail.constants],
+    )
+    _drop_unused(graph)
+    opsets = [helper.make_opsetid("", OPSET)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
 
 
 def _drop_unused(graph: onnx.GraphProto) -> None:
