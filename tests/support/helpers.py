@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from PIL import Image
+
 MAIN = "import sys; sys.argv[0] = 'padim-edge'; from padim_edge.cli.app import main; main()"
 TIMEOUT = 120
 COMMANDS = ("export", "fit", "run", "eval", "bench", "inspect", "doctor", "demo")
+OLD = b"what was there before"
 
 
 @dataclass(frozen=True)
@@ -105,12 +108,36 @@ def contents(folder: Path) -> dict[str, str]:
     }
 
 
+def names(folder: Path) -> list[str]:
+    """Every file below a folder, by its path within it."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
 @contextlib.contextmanager
 def unchanged(*folders: Path) -> Iterator[None]:
     """Check that nothing below these folders appears, vanishes or changes, hidden files too."""
     before = [contents(folder) for folder in folders]
     yield
     assert [contents(folder) for folder in folders] == before
+
+
+def refused(path: Path, *words: str) -> None:
+    """Check that what runs and what shows a detector refuses this file in the same way."""
+    photo = path.parent / "photo.png"
+    Image.new("RGB", (64, 64)).save(photo)
+    for arguments in (("run", path, photo), ("inspect", path)):
+        with unchanged(path.parent):
+            in_process(*arguments).failed(1, str(path), *words)
+
+
+class Evil:
+    """What leaves a file behind when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return (Path.touch, (self.path,))
 
 
 def obeying_permissions() -> Callable[[], None]:

@@ -1,0 +1,166 @@
+"""export, fit and inspect as they are typed: what they write, what they say, and where."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+from helpers import in_process, padim_edge, unchanged
+from PIL import Image
+
+from padim_edge.model.file import read
+
+
+def test_export(tmp_path):
+    output = tmp_path / "embedding.onnx"
+    done = padim_edge(
+        *("export", "--backbone", "resnet18", "--layers", "layer1,layer2", "--dims", "3,5"),
+        *("--weights", "random", "--seed", 7, "--image-size", "64x96", "-o", output),
+    ).worked()
+    assert done.stderr == (
+        "warning: RANDOM weights (seed 7): for trials; real parts need real weights\n"
+    )
+    first, *others = done.stdout.splitlines()
+    assert first.startswith(f"{output}: ")
+    assert [line.split()[0] for line in others] == ["backbone", "channels", "validated"]
+    info = read(output, "embedding").backbone_info
+    assert (info.backbone, info.layers, info.image_size) == (
+        "resnet18",
+        ("layer1", "layer2"),
+        (64, 96),
+    )
+    assert [len(chosen) for chosen in info.selected()] == [3, 5]
+    assert os.listdir(tmp_path) == ["embedding.onnx"]  # noqa: PTH208 - hidden ones too
+
+
+def test_fit_with_every_option(tmp_path, embedding_file, photos):
+    output, moments = tmp_path / "padim.onnx", tmp_path / "moments.npz"
+    options = (
+        *("--preprocess", "reference", "--interpolation", "bilinear", "--eps", 0.02),
+        *("--sigma", 2),
+    )
+    done = padim_edge(
+        *("fit", embedding_file, photos, *options, "--constants", "int8"),
+        *("--false-alarm-rate", 0.2, "--save-moments", moments, "--threads", 1, "-o", output),
+    ).worked()
+    assert done.stderr == ""
+    first, *others = done.stdout.splitlines()
+    assert first.startswith(f"{output}: ")
+    assert first.endswith("fitted on 12 images")
+    assert [line.split()[0] for line in others] == ["threshold", "engine", "seconds"]
+    detector_info = read(output, "padim").detector_info
+    assert detector_info is not None
+    assert detector_info.preprocess.crop
+    assert detector_info.preprocess.interpolation == "bilinear"
+    assert (detector_info.constants, detector_info.eps, detector_info.sigma) == ("int8", 0.02, 2.0)
+    assert (detector_info.images, detector_info.false_alarm_rate) == (12, 0.2)
+
+    again = (*("fit", embedding_file, photos, *options), "--false-alarm-rate", 0.2, "-o", output)
+    done = in_process(*again, "--update", moments, "--save-moments", moments).worked()
+    assert "fitted on 24 images" in done.stdout
+    done = in_process(*again, "--update", moments).worked()
+    assert "fitted on 36 images" in done.stdout
+    assert sorted(os.listdir(tmp_path)) == ["moments.npz", "padim.onnx"]  # noqa: PTH208
+
+
+@pytest.mark.parametrize("covariance", ["sample", "ledoit-wolf"])
+def test_fit_is_repeatable(tmp_path, embedding_file, photos, covariance):
+    if covariance == "ledoit-wolf":
+        pytest.importorskip("sklearn")
+    files = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    for file in files:
+        in_process("fit", embedding_file, photos, "--covariance", covariance, "-o", file).worked()
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_fit_takes_a_folder_a_pattern_and_a_data_set(tmp_path, embedding_file, photos):
+    sources = photos, photos / "train" / "good", photos / "train" / "good" / "*.png"
+    written = set()
+    for source in sources:
+        in_process("fit", embedding_file, source, "-o", tmp_path / "padim.onnx").worked()
+        written.add((tmp_path / "padim.onnx").read_bytes())
+    assert len(written) == 1
+
+
+def test_defaults_chain(tmp_path, embedding_file, photos):
+    """What the design promises: export && fit embedding.onnx photos/ && bench."""
+    shutil.copy(embedding_file, tmp_path / "embedding.onnx")
+    padim_edge("fit", "embedding.onnx", photos, cwd=tmp_path).worked()
+    done = padim_edge("bench", "--calls", 10, "--frame", 100, cwd=tmp_path).worked()
+    assert done.stdout.startswith("padim.onnx on ")
+
+
+def test_what_fit_writes_is_plain_onnx_that_scores_alone(model_file, photos):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    onnx.checker.check_model(str(model_file), full_check=True)
+    path = photos / "test" / "stain" / "000.png"
+    image = Image.open(path).convert("RGB").resize((64, 64), Image.Resampling.LANCZOS)
+    session = onnxruntime.InferenceSession(model_file, providers=["CPUExecutionProvider"])
+    scores, maps = session.run(["score", "score_map"], {"image": np.asarray(image)[None]})
+    assert maps.shape == (1, 64, 64)
+    assert scores[0] == maps.max()
+    done = in_process("run", model_file, path, "--jsonl", "-").worked()
+    assert json.loads(done.stdout)["score"] == pytest.approx(float(scores[0]), rel=1e-6)
+
+
+def test_eps_with_ledoit_wolf_is_refused_not_ignored(embedding_file, photos, tmp_path):
+    done = padim_edge(
+        "fit", embedding_file, photos, "--covariance", "ledoit-wolf", "--eps", "0.1",
+        "-o", tmp_path / "p.onnx",
+    )  # fmt: skip
+    assert done.code == 2
+    assert "leave --eps out" in done.stderr
+
+
+def test_inspect(tmp_path, model_file, embedding_file):
+    for file, extra in ((model_file, True), (embedding_file, False)):
+        done = padim_edge("inspect", file, "--json", tmp_path / "i.json").worked()
+        assert done.stderr == ""
+        report = json.loads((tmp_path / "i.json").read_text())
+        assert set(report) == {"fields", "bytes"}
+        fields = report["fields"]
+        assert fields["file"] == str(file)
+        assert fields["backbone"] == "resnet18"
+        assert fields["image_size"] == [64, 64]
+        assert len(fields["channels"]) == 20
+        assert len(fields["levels"]) == 3
+        assert ("threshold" in fields) == extra
+        assert report["bytes"]["file"] == file.stat().st_size
+        assert sum(report["bytes"].values()) == 2 * file.stat().st_size
+        assert ("whitening" in report["bytes"]) == extra
+        lines = done.stdout.splitlines()
+        assert all(any(line.startswith(f"{name} ") for line in lines) for name in fields)
+
+
+# --- too few images for the threshold -------------------------------------------------------------
+
+
+def test_a_false_alarm_rate_that_so_few_images_cannot_promise(tmp_path, embedding_file, photos):
+    with unchanged(tmp_path):
+        done = padim_edge(
+            *("fit", embedding_file, photos, "--false-alarm-rate", 0.01),
+            *("-o", tmp_path / "padim.onnx"),
+        )
+    done.failed(1, "12 images are too few", "0.01", "at least 99 images", "0.077 or more")
+
+
+def test_a_rate_that_only_fails_because_an_image_is_bad(tmp_path, embedding_file, mine):
+    arguments = ("fit", embedding_file, mine, "--false-alarm-rate", 0.077)
+    arguments = (*arguments, "-o", tmp_path / "padim.onnx")
+    in_process(*arguments).worked()
+    (mine / "003.png").write_bytes(b"")
+    with unchanged(tmp_path):
+        done = padim_edge(*arguments)
+    done.failed(1, "11 images are too few", "at least 12 images")
+    assert len(done.warnings()) == 1
+
+
+def test_the_default_rate_is_what_the_images_allow_and_said(tmp_path, embedding_file, photos):
+    done = padim_edge("fit", embedding_file, photos, "-o", tmp_path / "padim.onnx").worked()
+    assert len(done.warnings()) == 1
+    assert "99 are needed" in done.stderr
+    assert "a false-alarm rate of 0.0769 " in done.stdout
