@@ -49,7 +49,8 @@ class DeviceFigures:
     Attributes:
         device: its name and architecture.
         memory_bytes: device memory gone since the engine was opened (so what other processes
-            took meanwhile is in it; CUDA's own context is not).
+            took meanwhile is in it; CUDA's own context is not). Where the GPU shares the host's
+            memory, as on Jetson: of MemAvailable, so what the host's side took is in it, too.
         constants_bytes: of whitening that the distance kernel reads in a pass, which serves up to
             8 frames; 0 without kernels.
         copy_bandwidth: of a copy within the device's memory, bytes read plus written per second.

@@ -128,7 +128,7 @@ class Gpu:
         self.forget = self.driver.fake_forget
 
     def set(self, name: str, value: int) -> None:
-        """Change the device: devices, integrated, shared, memory."""
+        """Change the device: devices, integrated, shared, memory, cuda."""
         self.driver.fake_set(name.encode(), value)
 
     def fail(self, call: str, code: int) -> None:

@@ -94,10 +94,17 @@ def _kept(cache: PlanCache, source: str, architecture: str, compiler: str) -> Se
 
 
 def compilers(newest: int | None = None) -> Iterator[Compiler]:
-    """What is found here, the quickest first; no NVRTC newer than the driver."""
-    library = _find_nvrtc(newest)
-    if library is not None:
-        yield _nvrtc(library)
+    """What is found here, the quickest first; no NVRTC newer than the driver.
+
+    Each is asked for only when the one before does not compile: an older NVRTC may be what the
+    loader finds first, and not know the device.
+    """
+    known = set()
+    for library in _find_nvrtc(newest):
+        compiler = _nvrtc(library)
+        if compiler.name not in known:
+            yield compiler
+        known.add(compiler.name)
     nvcc = shutil.which("nvcc") or shutil.which("nvcc", path=str(CUDA / "bin"))
     if nvcc is not None:
         yield _nvcc(nvcc)
@@ -106,7 +113,7 @@ def compilers(newest: int | None = None) -> Iterator[Compiler]:
 # --- NVRTC ----------------------------------------------------------------------------------
 
 
-def _find_nvrtc(newest: int | None = None) -> ctypes.CDLL | None:
+def _find_nvrtc(newest: int | None = None) -> Iterator[ctypes.CDLL]:
     """NVRTC from where the loader looks, from the toolkit, or from NVIDIA's wheels."""
     names = [f"libnvrtc.so.{version}" for version in ("13", "12", "11.2")]
     wheels = [
@@ -119,13 +126,15 @@ def _find_nvrtc(newest: int | None = None) -> ctypes.CDLL | None:
         major = int(str(library).rsplit(".so.", 1)[1].split(".")[0])
         if newest is not None and major > newest:
             continue
-        with contextlib.suppress(OSError):
+        try:
             if isinstance(library, Path):
                 # It asks for its second half by name alone: what is loaded already is found.
                 for part in library.parent.glob("libnvrtc-builtins.so.[0-9]*"):
                     ctypes.CDLL(str(part))
-            return ctypes.CDLL(str(library))
-    return None
+            loaded = ctypes.CDLL(str(library))
+        except OSError:
+            continue
+        yield loaded
 
 
 def _nvrtc(library: ctypes.CDLL) -> Compiler:

@@ -25,6 +25,7 @@ from numpy.typing import DTypeLike, NDArray
 from padim_edge.errors import MissingDependencyError, PadimEdgeError
 from padim_edge.runtime.engines import has_driver
 from padim_edge.runtime.nvidia.launch import DEFAULT_SHARED_LIMIT, Launch
+from padim_edge.system import available_memory
 
 try:
     import pycuda.driver as driver
@@ -79,6 +80,8 @@ class Device:
         name: as its maker calls it.
         architecture: as compilers call it, sm_87.
         integrated: whether it shares the host's memory.
+        processors: how many multiprocessors it has, in the power mode that it is in.
+        cuda: CUDA major version of its driver.
         shared_limit: bytes of shared memory that a block can have.
         stream: handle of the stream, which is not the default one.
 
@@ -98,7 +101,6 @@ class Device:
             self.architecture = "sm_{}{}".format(*device.compute_capability())
             self.integrated = bool(device.get_attribute(attribute.INTEGRATED))
             self.processors = int(device.get_attribute(attribute.MULTIPROCESSOR_COUNT))
-            self.total_memory = int(device.total_memory())
             self.cuda = int(driver.get_driver_version()) // 1000
             self.shared_limit = max(
                 DEFAULT_SHARED_LIMIT,
@@ -215,11 +217,15 @@ class Device:
         return float(later.time_since(earlier)) / 1e3
 
     def free_memory(self) -> int:
-        """Bytes of device memory that nobody uses; on integrated GPUs, of the machine's."""
-        return int(driver.mem_get_info()[0])
+        """Bytes of device memory that can be had.
+
+        On integrated GPUs what the system calls MemAvailable: there the driver's own figure is
+        MemFree, which lacks the page cache and swings by gigabytes as files are read.
+        """
+        return available_memory() if self.integrated else int(driver.mem_get_info()[0])
 
     def taken_memory(self) -> int:
-        """Bytes of device memory gone since this device was opened, by us and by anybody else."""
+        """Bytes of `free_memory` gone since this device was opened, by us and by anybody else."""
         return max(self._free_before - self.free_memory(), 0)
 
     def copy_bandwidth(self) -> float:

@@ -10,6 +10,9 @@ CUDA one, on the same calls.
 
 from __future__ import annotations
 
+import contextlib
+import io
+import platform
 from typing import Any
 
 import numpy as np
@@ -19,17 +22,22 @@ from padim_edge.model.file import Model
 from padim_edge.progress import Progress
 from padim_edge.runtime.nvidia.graphs import backbone_graph
 
+# PyPI's wheels for aarch64 are built for servers, with CUDA 13 and no code for Orin or Thor.
+_NOT_FOR_JETSON = "onnxruntime-gpu is on PyPI for no Jetson: choose --engine trt"
+
 try:
     import onnxruntime
 except ImportError as error:
+    if platform.machine() == "aarch64":
+        raise PadimEdgeError(_NOT_FOR_JETSON) from error
     raise MissingDependencyError(
         "running a graph on ONNX Runtime's CUDA provider", "onnxruntime-gpu", "gpu"
     ) from error
 
-from padim_edge.runtime.nvidia.engine import GpuEngine, Step
+# Not before onnxruntime: where pycuda is missing too, one extra brings both.
+from padim_edge.runtime.nvidia.engine import GpuEngine, Step  # noqa: E402
 
 PROVIDER = "CUDAExecutionProvider"
-_FIX = "run  pip uninstall -y onnxruntime; pip install 'padim-edge[gpu]'"
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
@@ -87,10 +95,10 @@ class OrtCudaEngine(GpuEngine):
         """
         if PROVIDER not in onnxruntime.get_available_providers():
             raise PadimEdgeError(
-                f"onnxruntime {onnxruntime.__version__} is installed without {PROVIDER}: {_FIX}"
+                f"onnxruntime {onnxruntime.__version__} is installed without {PROVIDER}: "
+                f"{_fix(self._device.cuda)}"
             )
-        if hasattr(onnxruntime, "preload_dlls"):  # CUDA and cuDNN from NVIDIA's wheels
-            onnxruntime.preload_dlls()
+        complaint = _preload()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
@@ -117,7 +125,8 @@ class OrtCudaEngine(GpuEngine):
         if started != PROVIDER:
             raise PadimEdgeError(
                 f"onnxruntime {onnxruntime.__version__} lists {PROVIDER} and starts {started}: "
-                f"its CUDA or cuDNN is missing or of another version; {_FIX}"
+                f"its CUDA or cuDNN is missing or of another version{complaint}; "
+                f"{_fix(self._device.cuda)}"
             )
         return session
 
@@ -143,3 +152,34 @@ class OrtCudaEngine(GpuEngine):
     def _release(self) -> None:
         self._bindings = {}
         self._session = None
+
+
+def _preload() -> str:
+    """Load CUDA and cuDNN from NVIDIA's wheels, where they are; in brackets, what is missing.
+
+    ONNX Runtime prints that on stdout, where results of ours may be going, and it is often no
+    trouble: the provider finds the system's libraries by itself.
+    """
+    said = io.StringIO()
+    if hasattr(onnxruntime, "preload_dlls"):
+        with contextlib.redirect_stdout(said):
+            onnxruntime.preload_dlls()
+    lines = [line for line in said.getvalue().splitlines() if line.startswith("Failed to load")]
+    return f" ({lines[-1]})" if lines else ""
+
+
+def _fix(cuda: int) -> str:
+    """What to do to have an ONNX Runtime whose CUDA provider starts.
+
+    Args:
+        cuda: CUDA major version of the driver. ONNX Runtime up to 1.26 is built for CUDA 12, from
+            1.27 on for 13; its extras bring the libraries of its own CUDA.
+    """
+    if platform.machine() == "aarch64":
+        return _NOT_FOR_JETSON
+    limit = "<1.27" if cuda < 13 else ""
+    # Both, because they share a folder: to remove one takes files from the other.
+    return (
+        "run  pip uninstall -y onnxruntime onnxruntime-gpu; "
+        f"pip install 'onnxruntime-gpu[cuda,cudnn]{limit}'"
+    )

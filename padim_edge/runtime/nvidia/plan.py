@@ -42,7 +42,7 @@ def open_plan(
 
     Args:
         graph: an ONNX file's bytes, from `graphs.backbone_graph` or `graphs.whole_graph`.
-        gpu: name and compute capability of the current device.
+        gpu: name, compute capability and number of multiprocessors of the current device.
         settings: how it is built.
         cache: where it is kept.
         progress: called while it is built.

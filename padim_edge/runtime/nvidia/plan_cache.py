@@ -74,7 +74,7 @@ class PlanKey:
     Attributes:
         graph_sha256: of the ONNX graph, whose types decide the plan's precision.
         settings: how it is built.
-        gpu: name and compute capability of the device.
+        gpu: name, compute capability and number of multiprocessors of the device.
         library: name and version of the library that builds and runs it.
     """
 

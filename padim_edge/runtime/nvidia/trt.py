@@ -67,15 +67,10 @@ class TrtEngine(GpuEngine):
 
     def _load(self, graph: bytes) -> Plan:
         """The plan of an ONNX graph, built if need be, ready to run."""
-        # Jetsons of one kind share name and architecture; power modes change the rest.
-        gpu = ", ".join(
-            (
-                self._device.name,
-                self._device.architecture,
-                f"{self._device.processors} processors",
-                f"{self._device.total_memory} bytes",
-            )
-        )
+        # Jetsons of one kind share name and architecture, and power modes switch processors off.
+        # Not the memory: on a Jetson its size differs from boot to boot.
+        device = self._device
+        gpu = f"{device.name}, {device.architecture}, {device.processors} processors"
         settings = BuildSettings(batch=(1, 1, MOST))
         plan = self._plan = open_plan(graph, gpu, settings, PlanCache(), self._progress)
         self._execution = plan.execution()

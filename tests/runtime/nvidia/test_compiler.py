@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -77,8 +78,7 @@ def check_nvrtc(folder: str, plans: str) -> str:
     """Compile with the NVRTC of an unpacked wheel; the reason if another one is found first."""
     sys.path[:] = [folder]
     compiler.CUDA = Path(folder) / "no toolkit"
-    found = compiler._find_nvrtc()
-    assert found is not None
+    found = next(compiler._find_nvrtc())
     if folder not in found._name:
         return f"{found._name} is where the loader looks"
     nvrtc = compiler._nvrtc(found)
@@ -99,6 +99,28 @@ def test_nvrtc_from_a_wheel_compiles(tmp_path: Path) -> None:
         reason = pool.submit(check_nvrtc, folder, str(tmp_path / "plans")).result(timeout=300)
     if reason:
         pytest.skip(reason)
+
+
+def check_next_nvrtc(folders: list[str], plans: str) -> None:
+    """An older NVRTC comes first, which does not know the device."""
+    sys.path[:] = folders
+    compiler.CUDA = Path(plans) / "no toolkit"
+    os.environ["PATH"] = ""  # nor an nvcc
+    names = [one.name for one in compiler.compilers()]
+    assert names.index("NVRTC 12.9") < names.index("NVRTC 13.0")
+    assert len(set(names)) == len(names)
+    cache = PlanCache(Path(plans))
+    # Whatever the loader finds on this machine knows Thor as little as 12.9, or is 13 itself.
+    assert compiler.kernels("sm_110", cache)[:4] == b"\x7fELF"
+    with pytest.raises(PadimEdgeError, match=r"for sm_110: .*NVRTC 12\.9: .*gpu-arch"):
+        compiler.kernels("sm_110", PlanCache(Path(plans) / "other"), newest=12)
+
+
+def test_the_next_nvrtc_is_asked_when_one_does_not_know_the_device(tmp_path: Path) -> None:
+    wheels = ("nvidia-cuda-nvrtc-cu12==12.9.86", "nvidia-cuda-nvrtc==13.0.88")
+    folders = [str(unpacked(wheel)) for wheel in wheels]
+    with interpreter() as pool:
+        pool.submit(check_next_nvrtc, folders, str(tmp_path / "plans")).result(timeout=300)
 
 
 def script(folder: Path, text: str) -> str:

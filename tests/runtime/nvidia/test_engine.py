@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -95,6 +96,24 @@ def check_integrated_gpus_copy_nothing_but_scores(folder: str) -> None:
         assert device.count("cuMemcpyDtoHAsync") == 1
         engine.close()
         assert device.owned() == {}
+    finally:
+        device.set("integrated", 0)
+
+
+def check_memory_of_an_integrated_gpu_is_what_the_system_has(folder: str) -> None:
+    """Not the driver's figure, which is MemFree there."""
+    device = enter(folder)
+    engine = cpu_engine(device)
+    available = [8 * 2**30, 8 * 2**30 - 300 * 2**20]
+    device.set("integrated", 1)
+    try:
+        with mock.patch(
+            "padim_edge.runtime.nvidia.device.available_memory",
+            side_effect=[*available, *3 * available[1:]],
+        ):
+            opened = engine(model(folder))
+            assert opened.figures().memory_bytes == 300 * 2**20
+        opened.close()
     finally:
         device.set("integrated", 0)
 

@@ -49,7 +49,8 @@ struct Event {
 
 std::recursive_mutex mutex;
 std::map<std::string, long long> settings = {
-    {"devices", 1}, {"integrated", 0}, {"shared", 100 * 1024}, {"memory", 1ll << 30}};
+    {"devices", 1}, {"integrated", 0}, {"shared", 100 * 1024}, {"memory", 1ll << 30},
+    {"cuda", 13000}};
 std::map<uintptr_t, size_t> device, host;
 std::set<void*> streams;
 std::set<Module*> modules;
@@ -146,7 +147,9 @@ EXPORT int cuInit(unsigned) {
     ENTER("cuInit", false);
     return settings["devices"] ? kSuccess : kNoDevice;
 }
-EXPORT int cuDriverGetVersion(int* version) { return *version = 13000, kSuccess; }
+EXPORT int cuDriverGetVersion(int* version) {
+    return *version = static_cast<int>(settings["cuda"]), kSuccess;
+}
 EXPORT int cuGetErrorString(int code, const char** text) {
     static const std::map<int, const char*> words = {
         {kInvalidValue, "invalid argument"}, {kOutOfMemory, "out of memory"},
