@@ -1,4 +1,4 @@
-"""padim-edge doctor."""
+"""`padim-edge doctor`: what this machine can run."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from typing import Annotated
 import typer
 
 from padim_edge.cli.command import command
-from padim_edge.cli.output import (
-    progress_bars,
-    write_json,
-)
+from padim_edge.cli.output import progress_bars, write_json
 from padim_edge.errors import PadimEdgeError
 
 

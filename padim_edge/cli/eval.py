@@ -1,4 +1,4 @@
-"""padim-edge eval."""
+"""`padim-edge eval`: a detector is measured on images with known defects."""
 
 from __future__ import annotations
 

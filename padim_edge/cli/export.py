@@ -1,4 +1,4 @@
-"""padim-edge export."""
+"""`padim-edge export`: a backbone with its channel selection becomes embedding.onnx."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ import typer
 
 from padim_edge.cli.command import command
 from padim_edge.cli.options import integers, names_of
-from padim_edge.cli.output import (
-    say,
-)
+from padim_edge.cli.output import say
 
 
 @command(

@@ -1,4 +1,4 @@
-"""padim-edge fit."""
+"""`padim-edge fit`: good images become padim.onnx."""
 
 from __future__ import annotations
 
@@ -9,11 +9,7 @@ import typer
 
 from padim_edge.cli.command import command
 from padim_edge.cli.options import Strict, Threads
-from padim_edge.cli.output import (
-    Skipped,
-    progress_bars,
-    say,
-)
+from padim_edge.cli.output import Skipped, progress_bars, say
 from padim_edge.errors import PadimEdgeError, UsageError
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""padim-edge inspect."""
+"""`padim-edge inspect`: what is in a file."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from padim_edge.cli.command import command
-from padim_edge.cli.output import (
-    table,
-    write_json,
-)
+from padim_edge.cli.output import table, write_json
 
 
 @command("inspect", "padim-edge inspect padim.onnx")

@@ -11,7 +11,6 @@ from padim_edge.errors import UsageError
 
 ModelFile = Annotated[Path, typer.Argument(help="Detector made by 'padim-edge fit'.")]
 
-
 EngineName = Annotated[
     str,
     typer.Option(
@@ -23,11 +22,9 @@ EngineName = Annotated[
     ),
 ]
 
-
 Threads = Annotated[
     int, typer.Option("--threads", min=0, max=1024, help="Threads; 0 takes all cores.")
 ]
-
 
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first unreadable image.")]
 

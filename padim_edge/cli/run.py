@@ -1,4 +1,4 @@
-"""padim-edge run."""
+"""`padim-edge run`: images are judged."""
 
 from __future__ import annotations
 
@@ -11,11 +11,7 @@ import typer
 
 from padim_edge.cli.command import command
 from padim_edge.cli.options import EngineName, ModelFile, Strict, Threads
-from padim_edge.cli.output import (
-    Skipped,
-    open_detector,
-    say,
-)
+from padim_edge.cli.output import Skipped, open_detector, say
 from padim_edge.errors import PadimEdgeError
 
 
