@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from require_gpu import pytest_addoption, pytest_configure  # noqa: F401  # hooks of pytest's
 
 if TYPE_CHECKING:
     from helpers import Outcome
