@@ -142,9 +142,9 @@ class Plan:
                 f"TensorRT cannot make room for the plan ({self.device_memory / 2**20:.0f} MiB "
                 f"for batches up to {self.batch[2]}): {last_errors()}"
             )
-        made_now = Execution(self, context)
-        self._executions.append(made_now)
-        return made_now
+        execution = Execution(self, context)
+        self._executions.append(execution)
+        return execution
 
     def close(self) -> None:
         """Free executions, engine and runtime, in this order. Closing twice is harmless."""

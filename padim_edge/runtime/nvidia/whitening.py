@@ -182,14 +182,7 @@ def pack_whitening(
     format_ = str(blocks[0, 0].dtype)
     if format_ not in FORMATS:
         raise ValueError(f"constants are {format_}; the kernels take {', '.join(FORMATS)}")
-    parameters = np.zeros((), MAHALANOBIS)
-    parameters["levels"] = len(pyramid.levels)
-    parameters["source"]["column"] = _NONE
-    parameters["level"]["start"] = _NONE
-    parameters["level"]["below"] = 1
-    for index in range(len(pyramid.levels)):
-        _describe(pyramid, index, _columns(format_), format_ == "int8", parameters)
-    _cut(parameters, strips_per_block)
+    parameters = _parameters(pyramid, format_, strips_per_block)
     pixels = _pixels(pyramid, parameters)
     levels = parameters["level"]
     if warps is None:
@@ -218,6 +211,19 @@ def pack_whitening(
 def _columns(format_: str) -> int:
     """Columns of a chunk."""
     return 16 // np.dtype(format_).itemsize
+
+
+def _parameters(pyramid: Pyramid, format_: str, strips_per_block: int) -> NDArray[np.void]:
+    """All levels, and what there is not marked as such; without tables of pixels and sources."""
+    parameters = np.zeros((), MAHALANOBIS)
+    parameters["levels"] = len(pyramid.levels)
+    parameters["source"]["column"] = _NONE
+    parameters["level"]["start"] = _NONE
+    parameters["level"]["below"] = 1
+    for index in range(len(pyramid.levels)):
+        _describe(pyramid, index, _columns(format_), format_ == "int8", parameters)
+    _cut(parameters, strips_per_block)
+    return parameters
 
 
 def _describe(
