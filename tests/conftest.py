@@ -26,6 +26,7 @@ SLOW = (
     "export/",
     "fit/test_fit.py",
     "measure/",
+    "runtime/nvidia/test_bare_graphs.py",
     "runtime/nvidia/test_engine.py",
     "runtime/nvidia/test_engine_mistakes.py",
     "runtime/nvidia/test_gpu_bench.py",

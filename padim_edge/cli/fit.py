@@ -81,7 +81,8 @@ def fit(
         str,
         typer.Option(
             "--engine",
-            help="What runs the backbone: auto (the first that is installed), ort or openvino.",
+            help="What runs the backbone: auto (the first of these that is installed), ort, "
+            "openvino, trt or ort-cuda.",
         ),
     ] = "auto",
     threads: Threads = 0,

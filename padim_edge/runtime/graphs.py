@@ -18,6 +18,8 @@ from padim_edge.runtime.engines import NVIDIA, has_driver, load
 GRAPHS = {
     "ort": "padim_edge.runtime.cpu.ort:Graph",
     "openvino": "padim_edge.runtime.cpu.openvino:Graph",
+    "trt": "padim_edge.runtime.nvidia.trt_graph:TrtGraph",
+    "ort-cuda": "padim_edge.runtime.nvidia.ort_cuda_graph:OrtCudaGraph",
 }
 """Engine's name -> "module:Class", in the order in which `auto` tries them: a fit is over in
 seconds on a CPU, while a plan takes minutes to build on a small device."""

@@ -80,5 +80,5 @@ def test_auto_does_not_hide_a_graph_that_is_refused():
 
 
 def test_an_engine_that_runs_no_bare_graph_is_refused_by_name():
-    with pytest.raises(UsageError, match="choose auto, ort, openvino"):
+    with pytest.raises(UsageError, match="choose auto, ort, openvino, trt, ort-cuda"):
         open_graph(b"", "openvino-bf16")

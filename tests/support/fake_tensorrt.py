@@ -100,5 +100,6 @@ def install(folder: str, plans: str, answers: dict[str, Any]) -> tensorrt_stubs.
     """Make these answers `import tensorrt`, with an empty plan cache of a name."""
     os.environ["XDG_CACHE_HOME"] = f"{folder}/{plans.replace('/', '-')}-{os.getpid()}"
     world = tensorrt_stubs.enter(answers)
-    sys.modules.pop("padim_edge.runtime.nvidia.trt", None)
+    for name in ("trt", "trt_graph"):
+        sys.modules.pop(f"padim_edge.runtime.nvidia.{name}", None)
     return world

@@ -35,10 +35,57 @@ except ImportError as error:
     ) from error
 
 # Not before onnxruntime: where pycuda is missing too, one extra brings both.
+from padim_edge.runtime.nvidia.device import Device  # noqa: E402
 from padim_edge.runtime.nvidia.engine import GpuEngine, Step  # noqa: E402
 
 PROVIDER = "CUDAExecutionProvider"
+VERSION = onnxruntime.__version__
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
+
+def start_session(graph: bytes, device: Device) -> Any:
+    """A session on the GPU, all of it, on the stream of a device.
+
+    Raises:
+        PadimEdgeError: the provider is not in this ONNX Runtime, does not start, or leaves a
+            node to the CPU.
+    """
+    if PROVIDER not in onnxruntime.get_available_providers():
+        raise PadimEdgeError(
+            f"onnxruntime {onnxruntime.__version__} is installed without {PROVIDER}: "
+            f"{_fix(device.cuda)}"
+        )
+    complaint = _preload()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    settings = {
+        "device_id": "0",
+        "user_compute_stream": str(device.stream),
+        # float32 is what the threshold was made with; who wants speed has float16.
+        "use_tf32": "0",
+        # The default tries every algorithm again for each new size of a batch.
+        "cudnn_conv_algo_search": "HEURISTIC",
+    }
+    try:
+        session = onnxruntime.InferenceSession(
+            graph,
+            options,
+            providers=[(PROVIDER, settings)],
+            enable_fallback=0,  # which would print, retry on the CPU, and hide the reason
+        )
+    except Exception as error:  # onnxruntime's errors share no base but Exception
+        raise PadimEdgeError(
+            f"ONNX Runtime cannot run the backbone on CUDA: {first_line(error)}"
+        ) from error
+    started = session.get_providers()[0]
+    if started != PROVIDER:
+        raise PadimEdgeError(
+            f"onnxruntime {onnxruntime.__version__} lists {PROVIDER} and starts {started}: "
+            f"its CUDA or cuDNN is missing or of another version{complaint}; "
+            f"{_fix(device.cuda)}"
+        )
+    return session
 
 
 class OrtCudaEngine(GpuEngine):
@@ -82,53 +129,11 @@ class OrtCudaEngine(GpuEngine):
             )
         self._addresses, stages = self._score(model, self._outputs)
         kind = next(iter(self._outputs.values()))[1]
-        version = onnxruntime.__version__
-        self._description = f"ONNX Runtime {version} CUDA and CUDA kernels, {kind} maps,"
+        self._description = f"ONNX Runtime {VERSION} CUDA and CUDA kernels, {kind} maps,"
         return [("backbone", self._run), *stages]
 
     def _start(self, graph: bytes) -> Any:
-        """A session on the GPU, all of it.
-
-        Raises:
-            PadimEdgeError: the provider is not in this ONNX Runtime, does not start, or leaves a
-                node to the CPU.
-        """
-        if PROVIDER not in onnxruntime.get_available_providers():
-            raise PadimEdgeError(
-                f"onnxruntime {onnxruntime.__version__} is installed without {PROVIDER}: "
-                f"{_fix(self._device.cuda)}"
-            )
-        complaint = _preload()
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        settings = {
-            "device_id": "0",
-            "user_compute_stream": str(self._device.stream),
-            # float32 is what the threshold was made with; who wants speed has float16.
-            "use_tf32": "0",
-            # The default tries every algorithm again for each new size of a batch.
-            "cudnn_conv_algo_search": "HEURISTIC",
-        }
-        try:
-            session = onnxruntime.InferenceSession(
-                graph,
-                options,
-                providers=[(PROVIDER, settings)],
-                enable_fallback=0,  # which would print, retry on the CPU, and hide the reason
-            )
-        except Exception as error:  # onnxruntime's errors share no base but Exception
-            raise PadimEdgeError(
-                f"ONNX Runtime cannot run the backbone on CUDA: {first_line(error)}"
-            ) from error
-        started = session.get_providers()[0]
-        if started != PROVIDER:
-            raise PadimEdgeError(
-                f"onnxruntime {onnxruntime.__version__} lists {PROVIDER} and starts {started}: "
-                f"its CUDA or cuDNN is missing or of another version{complaint}; "
-                f"{_fix(self._device.cuda)}"
-            )
-        return session
+        return start_session(graph, self._device)
 
     def _run(self, count: int) -> None:
         if count not in self._bindings:

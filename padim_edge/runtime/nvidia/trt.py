@@ -18,10 +18,25 @@ from padim_edge.runtime.nvidia.tensorrt import LIBRARY
 # isort: split
 from padim_edge.model.file import Model
 from padim_edge.progress import Progress
+from padim_edge.runtime.nvidia.device import Device
 from padim_edge.runtime.nvidia.engine import MOST, GpuEngine, Step
 from padim_edge.runtime.nvidia.graphs import backbone_graph, whole_graph
 from padim_edge.runtime.nvidia.plan import Execution, Plan, open_plan
 from padim_edge.runtime.nvidia.plan_cache import BuildSettings, PlanCache
+
+
+def load_plan(graph: bytes, device: Device, progress: Progress | None) -> Plan:
+    """The plan of an ONNX graph for up to `MOST` frames, from the cache or built now.
+
+    Args:
+        graph: its bytes.
+        device: the current one.
+        progress: called while it is built.
+    """
+    # Jetsons of one kind share name and architecture, and power modes switch processors off. Not
+    # the memory: on a Jetson its size differs from boot to boot.
+    gpu = f"{device.name}, {device.architecture}, {device.processors} processors"
+    return open_plan(graph, gpu, BuildSettings(batch=(1, 1, MOST)), PlanCache(), progress)
 
 
 class TrtEngine(GpuEngine):
@@ -66,13 +81,8 @@ class TrtEngine(GpuEngine):
         return [("backbone", self._run), *stages]
 
     def _load(self, graph: bytes) -> Plan:
-        """The plan of an ONNX graph, built if need be, ready to run."""
-        # Jetsons of one kind share name and architecture, and power modes switch processors off.
-        # Not the memory: on a Jetson its size differs from boot to boot.
-        device = self._device
-        gpu = f"{device.name}, {device.architecture}, {device.processors} processors"
-        settings = BuildSettings(batch=(1, 1, MOST))
-        plan = self._plan = open_plan(graph, gpu, settings, PlanCache(), self._progress)
+        """The plan of an ONNX graph, ready to run."""
+        plan = self._plan = load_plan(graph, self._device, self._progress)
         self._execution = plan.execution()
         return plan
 
