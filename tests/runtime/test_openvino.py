@@ -182,7 +182,7 @@ def test_auto_never_approximates(model_file, monkeypatch):
         tried.append(place)
         raise MissingDependencyError("it", "nothing", "nothing")
 
-    monkeypatch.setattr("padim_edge.runtime.engines._load", load)
+    monkeypatch.setattr("padim_edge.runtime.engines.load", load)
     monkeypatch.setattr("padim_edge.runtime.engines.has_driver", lambda: True)
     with pytest.raises(PadimEdgeError, match="no engine runs here"):
         open_engine("auto", read(model_file, "padim"))
