@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
+from helpers import interrupted
 
 from padim_edge.processes import Done, run_child
 
@@ -108,22 +108,14 @@ def test_a_grandchild_that_holds_the_output_open_does_not_hold_us() -> None:
 
 def test_an_interrupt_ends_all_that_it_started(tmp_path: Path) -> None:
     """Ctrl-C reaches us alone: the child has a group of its own."""
-    file, main = tmp_path / "pids", threading.get_ident()
-
-    def interrupt() -> None:
-        while not file.is_symlink():  # it leads nowhere
-            time.sleep(0.1)
-        signal.pthread_kill(main, signal.SIGINT)
-
-    # In a background job Ctrl-C is ignored.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        threading.Thread(target=interrupt, daemon=True).start()
-        with pytest.raises(KeyboardInterrupt):
-            run(
-                f"{GRANDCHILD}os.symlink(f'{{os.getpid()}} {{child.pid}}', {str(file)!r})\n"
-                "time.sleep(600)"
-            )
-    finally:
-        signal.signal(signal.SIGINT, before)
+    file = tmp_path / "pids"
+    child = (
+        f"import os, subprocess, sys, time\n{GRANDCHILD}"
+        f"os.symlink(f'{{os.getpid()}} {{child.pid}}', {str(file)!r})\ntime.sleep(600)"
+    )
+    interrupted(
+        "from padim_edge.processes import run_child; "
+        f"run_child([sys.executable, '-c', {child!r}], 60)",
+        file,
+    )
     assert all(ends(int(pid)) for pid in file.readlink().name.split())

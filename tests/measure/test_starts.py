@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers import interrupted
 
 from padim_edge.errors import PadimEdgeError
 from padim_edge.measure import starts
@@ -66,25 +64,17 @@ def test_a_fresh_process_that_fails(
         child(code)
 
 
-def test_a_fresh_process_ends_with_its_parent(
-    child: Callable[[str], tuple[float, int]], tmp_path: Path
-) -> None:
+def test_a_fresh_process_ends_with_its_parent(tmp_path: Path) -> None:
     """SIGTERM comes as KeyboardInterrupt, like Ctrl-C."""
-    file = tmp_path / "pid"
-    main = threading.get_ident()
-
-    def interrupt() -> None:
-        while not file.is_symlink():  # it leads nowhere
-            time.sleep(0.1)
-        signal.pthread_kill(main, signal.SIGINT)
-
-    # In a background job Ctrl-C is ignored.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        threading.Thread(target=interrupt, daemon=True).start()
-        with pytest.raises(KeyboardInterrupt):
-            child(f"os.symlink(str(os.getpid()), {str(file)!r}); time.sleep(60)")
-    finally:
-        signal.signal(signal.SIGINT, before)
+    file, script = tmp_path / "pid", tmp_path / "python"
+    script.write_text(
+        f"#!{sys.executable}\n{CHILD}os.symlink(str(os.getpid()), {str(file)!r}); time.sleep(60)\n"
+    )
+    script.chmod(0o755)
+    interrupted(
+        f"from padim_edge.measure import starts; sys.executable = {str(script)!r}; "
+        "starts.measure_start(Path('.'), 'ort', 1)",
+        file,
+    )
     with pytest.raises(ProcessLookupError):
         os.kill(int(file.readlink().name), 0)

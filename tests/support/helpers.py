@@ -174,3 +174,32 @@ def link(images: list[Path], folder: Path, count: int) -> Path:
         source = images[index % len(images)]
         (folder / f"{index:05d}{source.suffix}").symlink_to(source)
     return folder
+
+
+INTERRUPTING = """
+import os, signal, sys, threading, time
+from pathlib import Path
+
+def interrupt(main=threading.get_ident()):
+    while not Path({file!r}).is_symlink():  # it leads nowhere
+        time.sleep(0.1)
+    signal.pthread_kill(main, signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in a background job it is ignored
+threading.Thread(target=interrupt, daemon=True).start()
+try:
+    {code}
+except KeyboardInterrupt:
+    sys.exit(77)
+"""
+
+
+def interrupted(code: str, file: Path) -> None:
+    """Run a line of Python that is interrupted as by Ctrl-C once ``file`` is a link.
+
+    In a process of its own: native libraries that other tests have loaded into this one (OpenVINO)
+    do not survive a signal that meets one of their threads.
+    """
+    command = [sys.executable, "-c", INTERRUPTING.format(file=str(file), code=code)]
+    done = subprocess.run(command, timeout=TIMEOUT, capture_output=True, text=True, check=False)
+    assert done.returncode == 77, done.stderr
