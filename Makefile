@@ -15,7 +15,7 @@ check: lint                   ## while you work: ruff, mypy and the fast tests, 
 	$(BIN)/python -m pytest -q -m "not slow and not gpu"
 
 test: lint                    ## everything that CI runs
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # In an environment with the device's own packages: make test-gpu BIN=/path/to/bin
 test-gpu: $(if $(filter $(VENV)/bin,$(BIN)),$(VENV)/.ready)  ## on an NVIDIA GPU: parity, leaks, bandwidth
