@@ -12,7 +12,7 @@ demo: $(VENV)/.ready          ## synthetic photos -> export -> fit -> run -> eva
 	$(BIN)/padim-edge demo --folder demo
 
 check: lint                   ## while you work: ruff, mypy and the fast tests, within a minute
-	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not gpu"
 
 test: lint                    ## everything that CI runs
 	$(BIN)/python -m pytest -n 2 --dist loadfile
