@@ -15,7 +15,6 @@ from padim_edge.errors import PadimEdgeError, first_line
 
 INTERRUPTED = 130
 
-
 app = typer.Typer(
     name="padim-edge",
     help="PaDiM anomaly detection: from a folder of good photos to a detector at the edge.",

@@ -1,4 +1,4 @@
-"""padim-edge demo: the whole way from photos to a bench, as commands to copy."""
+"""`padim-edge demo`: the whole way from photos to a bench, as commands to copy."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import typer
 
 from padim_edge.cli.command import command
 from padim_edge.cli.options import Strict, Threads
-from padim_edge.cli.output import Skipped, progress_bars, say
+from padim_edge.cli.output import Skipped, progress_bars, say, say_skipped
 from padim_edge.errors import PadimEdgeError, UsageError
 
 if TYPE_CHECKING:
@@ -125,6 +125,7 @@ def fit(
             progress=progress,
         )
     skipped.summary()
+    say_skipped(done.skipped, done.engine)
     _print_fit(output, done, default_rate=false_alarm_rate is None)
 
 

@@ -41,14 +41,13 @@ def run(
     from padim_edge.images.frames import files
 
     paths = find_images(source)
-    root = Path(source) if Path(source).is_dir() else None
     on_stdout = jsonl is not None and str(jsonl) == "-"
     skipped = Skipped(strict)
     anomalous = 0
     with contextlib.ExitStack() as stack:
         lines = stack.enter_context(atomic_write(jsonl)) if jsonl and not on_stdout else None
         detector = stack.enter_context(open_detector(model, engine, threads))
-        overlays = OverlayFolder(detector, save_maps, paths, root) if save_maps else None
+        overlays = OverlayFolder(detector, save_maps, paths, Path(source)) if save_maps else None
         if not on_stdout:
             typer.echo(f"{'score':>10}  {'threshold':>10}  {'percentile':>10}  decision   image")
         for path, verdict in zip(paths, judge(detector, files(paths), batch), strict=True):

@@ -25,7 +25,7 @@ class OverlayFolder:
         detector: whose results are drawn.
         folder: made when the first is saved.
         paths: the files that will be judged.
-        root: folder whose structure is kept; None for the one that all files have in common.
+        root: folder whose structure is kept; if it is none, that of what all files have in common.
 
     Raises:
         UsageError: overlays would lie among the images, or replace them.

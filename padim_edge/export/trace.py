@@ -16,9 +16,9 @@ from padim_edge.errors import PadimEdgeError
 from padim_edge.export.backbones import Backbone
 from padim_edge.export.select import group, select_channels
 from padim_edge.model.file import Model
-from padim_edge.model.graph import Nodes, repeat_up
+from padim_edge.model.graph import Nodes, as_model, feature_outputs, image_input, repeat_up
 from padim_edge.model.metadata import BackboneInfo
-from padim_edge.model.names import FEATURES, IR_VERSION, NORMALISED, OPSET
+from padim_edge.model.names import FEATURES, NORMALISED, OPSET
 from padim_edge.model.pyramid import Pyramid
 
 
@@ -205,27 +205,18 @@ def _joined(
     head: Nodes, traced: onnx.GraphProto, tail: Nodes, info: BackboneInfo, pyramid: Pyramid
 ) -> onnx.ModelProto:
     """The parts as one graph, ``image`` in, ``embedding`` and ``features.<layer>`` out."""
-    maps = [
-        ("embedding", len(info.channels), pyramid.height, pyramid.width),
-        *(
-            (FEATURES + layer.name, layer.channels, layer.height, layer.width)
-            for layer in info.pyramid_layers()
-        ),
-    ]
-    height, width = info.image_size
+    embedding = helper.make_tensor_value_info(
+        "embedding", TensorProto.FLOAT, ["N", len(info.channels), pyramid.height, pyramid.width]
+    )
     graph = helper.make_graph(
         [*head.nodes, *traced.node, *tail.nodes],
         "embedding",
-        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", height, width, 3])],
-        [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", *shape])
-            for name, *shape in maps
-        ],
+        [image_input(info.image_size)],
+        [embedding, *feature_outputs(info)],
         [*head.constants, *traced.initializer, *tail.constants],
     )
     _drop_unused(graph)
-    opsets = [helper.make_opsetid("", OPSET)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
+    return as_model(graph)
 
 
 def _drop_unused(graph: onnx.GraphProto) -> None:

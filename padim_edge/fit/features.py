@@ -36,12 +36,14 @@ class Features:
         levels: per level [at least N, cells, positions per cell x d] float32.
         count: N, the images.
         engine: what ran the backbone, in words.
+        skipped: with engine "auto", why those before it were not taken, a line each.
     """
 
     pyramid: Pyramid
     levels: list[NDArray[np.float32]]
     count: int
     engine: str = ""
+    skipped: tuple[str, ...] = ()
 
     def chunks(self) -> Iterator[slice]:
         """Runs of cells whose blocks and features take some `CHUNK_BYTES` in float64."""
@@ -99,7 +101,14 @@ def extract(
     names = embedding.feature_names()
     data = graph.subgraph(embedding.proto, ["image"], names).SerializeToString()
     progress("features", 0, len(images))
-    with open_graph(data, engine, threads, progress=progress) as runner:
+    reasons: list[str] = []
+    with open_graph(
+        data,
+        engine,
+        threads,
+        progress=progress,
+        skipped=lambda name, error: reasons.append(f"{name}: {error}"),
+    ) as runner:
         described = runner.describe()
         for _, batch in read_batches(images, preprocess, BATCH, on_error):
             maps = dict(zip(names, runner.run({"image": batch}, names), strict=True))
@@ -114,7 +123,7 @@ def extract(
                 levels[index][count : count + len(batch)] = pyramid.to_tree(index, own)
             count += len(batch)
             progress("features", count, len(images))
-    return Features(pyramid, levels, count, described)
+    return Features(pyramid, levels, count, described, tuple(reasons))
 
 
 def _store(shapes: Sequence[tuple[int, ...]]) -> list[NDArray[np.float32]]:

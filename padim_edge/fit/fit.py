@@ -24,9 +24,10 @@ import numpy as np
 from padim_edge.errors import PadimEdgeError, UsageError
 from padim_edge.files import atomic_write
 from padim_edge.fit.assemble import assemble
-from padim_edge.fit.calibrate import Calibration, calibrate
+from padim_edge.fit.calibrate import calibrate
 from padim_edge.fit.features import Features, extract
 from padim_edge.fit.ledoit_wolf import estimator, ledoit_wolf_statistics
+from padim_edge.fit.moments import Array
 from padim_edge.fit.saved import SavedMoments
 from padim_edge.fit.settings import Settings
 from padim_edge.fit.statistics import Statistics, sample_statistics
@@ -46,6 +47,7 @@ class Fitted:
         size: of the file in bytes.
         new_images: images that were used.
         engine: what ran the backbone, in words.
+        skipped: with engine "auto", why those before it were not taken, a line each.
         seconds_features: of images through the backbone.
         seconds_statistics: of all that came after.
     """
@@ -54,6 +56,7 @@ class Fitted:
     size: int
     new_images: int
     engine: str
+    skipped: tuple[str, ...]
     seconds_features: float
     seconds_statistics: float
 
@@ -113,15 +116,21 @@ def fit_detector(
             features, settings, smoothing, earlier, bool(save_moments), threads, progress
         )
         total = features.count + (earlier.moments.count if earlier else 0)
-        calibration = _calibration(statistics, earlier, settings)
+        scores, how = _all_scores(statistics, earlier)
+        calibration = calibrate(scores, settings.false_alarm_rate, how)
         model = assemble(embedding, statistics.gaussians, calibration, smoothing, settings, total)
         size = write(stream, model)
         finished = time.perf_counter()
         if state_stream and statistics.moments:
-            scores = np.concatenate([earlier.scores if earlier else [], statistics.scores])
             SavedMoments(embedding.sha256, settings, statistics.moments, scores).save(state_stream)
     return Fitted(
-        model, size, features.count, features.engine, extracted - start, finished - extracted
+        model=model,
+        size=size,
+        new_images=features.count,
+        engine=features.engine,
+        skipped=features.skipped,
+        seconds_features=extracted - start,
+        seconds_statistics=finished - extracted,
     )
 
 
@@ -140,15 +149,13 @@ def _statistics(
     return sample_statistics(features, settings, smoothing, earlier, keep, threads, progress)
 
 
-def _calibration(
-    statistics: Statistics, earlier: SavedMoments | None, settings: Settings
-) -> Calibration:
-    """From the scores of the new images and, as their own fit gave them, of earlier ones."""
-    scores, how = statistics.scores, statistics.how
-    if earlier:
-        scores = np.concatenate([earlier.scores, scores])
-        how += f", and {len(earlier.scores)} earlier ones as scored in their own fit"
-    return calibrate(scores, settings.false_alarm_rate, how)
+def _all_scores(statistics: Statistics, earlier: SavedMoments | None) -> tuple[Array, str]:
+    """Of earlier images, as their own fit gave them, and of the new ones; and how, in words."""
+    if not earlier:
+        return statistics.scores, statistics.how
+    scores = np.concatenate([earlier.scores, statistics.scores])
+    count = len(earlier.scores)
+    return scores, f"{statistics.how}, and {count} earlier ones as scored in their own fit"
 
 
 def _check_settings(embedding: Model, settings: Settings, moments: bool) -> None:

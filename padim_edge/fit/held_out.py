@@ -2,43 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from padim_edge.fit import gaussian
-from padim_edge.fit.features import Features
 from padim_edge.fit.moments import Array, Moments
 from padim_edge.model.pyramid import Pyramid
 from padim_edge.model.smoothing import Smoothing
 
 
 class HeldOut:
-    """Takes moments, keeps exact leave-one-out distances of the images they are from.
+    """Takes features and moments, keeps exact leave-one-out distances of the features' images.
 
     Args:
-        features: of the images to be left out, one at a time.
+        pyramid: the levels.
+        count: images to be left out, one at a time.
         total: images in the moments, these and earlier ones.
         eps: added to the diagonal of the covariance in the fit.
     """
 
-    def __init__(self, features: Features, total: int, eps: float) -> None:
-        self._features = features
+    def __init__(self, pyramid: Pyramid, count: int, total: int, eps: float) -> None:
+        self._pyramid = pyramid
         self._total = total
         self._eps = gaussian.leave_one_out_eps(eps, total)
-        self._squared = np.empty((features.pyramid.levels[-1].positions, features.count))
+        self._squared = np.empty((pyramid.levels[-1].positions, count))
 
-    def __call__(self, cells: slice, moments: Moments) -> None:
-        """Distances at a run of cells."""
+    def __call__(self, cells: slice, features: Sequence[Array], moments: Moments) -> None:
+        """Distances at a run of cells; features per level [P, N, d]."""
         blocks = gaussian.whitening(moments, self._eps)
-        own = self._features.of(cells)
-        centred = [x - mean[:, None] for x, mean in zip(own, moments.means, strict=True)]
+        centred = [x - mean[:, None] for x, mean in zip(features, moments.means, strict=True)]
         q = gaussian.squared_distances(blocks, centred)
-        pyramid = self._features.pyramid
-        finest = pyramid.positions_in(len(pyramid.levels) - 1, cells)
+        finest = self._pyramid.positions_in(len(self._pyramid.levels) - 1, cells)
         self._squared[finest] = gaussian.leave_one_out(q, self._total)
 
     def scores(self, smoothing: Smoothing) -> Array:
         """Image scores, [N]."""
-        return image_scores(self._features.pyramid, self._squared, smoothing)
+        return image_scores(self._pyramid, self._squared, smoothing)
 
 
 def image_scores(pyramid: Pyramid, squared: Array, smoothing: Smoothing) -> Array:

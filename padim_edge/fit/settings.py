@@ -6,18 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from padim_edge.errors import (
-    UsageError,
-)
+from padim_edge.errors import UsageError
 from padim_edge.images.preprocess import Preprocess
-from padim_edge.model import graph
+from padim_edge.model.metadata import CONSTANTS, COVARIANCES
 
 DEFAULT_FALSE_ALARM_RATE = 0.01
-
-
 EPS = 0.01
-
-
 SIGMA = 4.0
 
 
@@ -38,10 +32,10 @@ class Settings:
         Raises:
             UsageError: an unknown name or a number out of range.
         """
-        if self.covariance not in ("sample", "ledoit-wolf"):
-            raise UsageError(f"--covariance {self.covariance}: choose sample or ledoit-wolf")
-        if self.constants not in graph.CONSTANTS:
-            raise UsageError(f"--constants {self.constants}: choose {', '.join(graph.CONSTANTS)}")
+        if self.covariance not in COVARIANCES:
+            raise UsageError(f"--covariance {self.covariance}: choose {' or '.join(COVARIANCES)}")
+        if self.constants not in CONSTANTS:
+            raise UsageError(f"--constants {self.constants}: choose {', '.join(CONSTANTS)}")
         if not 0 <= self.eps < np.inf:
             raise UsageError(f"--eps {self.eps}: a finite number that is not negative is needed")
         if not 0 <= self.sigma <= 64:

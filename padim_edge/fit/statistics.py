@@ -1,14 +1,14 @@
-"""Statistics: moments of all images at every position, handed to whoever makes something of them.
+"""Statistics: moments of all images at every position, and what is made of them.
 
 Moments of all positions at once would take gigabytes (WideResNet-50-2), so they exist for a run of
-cells at a time: `estimate` makes those of a run, and gives them to each taker before the next.
-What a taker makes of them is small: constants of the graph (`whitening`), distances of the images
-that were left out (`held_out`), or the moments themselves, to be saved (`saved`).
+cells at a time: `estimate` makes those of a run, and what becomes of them is small: constants of
+the graph (`whitening`), distances of the images that were left out (`held_out`), or the moments
+themselves, to be saved (`saved`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -23,9 +23,6 @@ from padim_edge.fit.whitening import Gaussians, Whitening
 from padim_edge.model.smoothing import Smoothing
 from padim_edge.progress import Progress
 from padim_edge.system import available_cores
-
-Taker = Callable[[slice, Moments], None]
-"""Takes a run of cells and their moments; called from several threads, for disjoint runs."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +64,18 @@ def sample_statistics(
     """
     total = features.count + (earlier.moments.count if earlier else 0)
     whitening = Whitening(features.pyramid, settings.constants, settings.eps)
-    held_out = HeldOut(features, total, settings.eps)
+    held_out = HeldOut(features.pyramid, features.count, total, settings.eps)
     kept = Keeper(features.pyramid, total) if keep else None
-    takers: list[Taker] = [whitening, held_out]
-    if kept:
-        takers.append(kept)
-    estimate(features, earlier, takers, threads, progress)
+
+    def of(cells: slice) -> None:
+        """Everything for a run of cells; runs touch disjoint parts of what is filled."""
+        own, moments = estimate(features, earlier, cells)
+        whitening(cells, moments)
+        held_out(cells, own, moments)
+        if kept:
+            kept(cells, moments)
+
+    in_threads(of, list(features.chunks()), features.pyramid.cells, threads, progress)
     return Statistics(
         whitening.gaussians(),
         held_out.scores(smoothing),
@@ -82,30 +85,21 @@ def sample_statistics(
 
 
 def estimate(
-    features: Features,
-    earlier: SavedMoments | None,
-    takers: Sequence[Taker],
-    threads: int,
-    progress: Progress,
-) -> None:
-    """Make the moments of every run of cells, and give them to each taker.
+    features: Features, earlier: SavedMoments | None, cells: slice
+) -> tuple[list[Array], Moments]:
+    """Features of the new images at a run of cells, and the moments of all images there.
 
     Args:
         features: of the new images.
         earlier: moments of others, merged exactly.
-        takers: called once for each run.
-        threads: runs at a time; 0 for all cores.
-        progress: called as work goes on.
+        cells: the run.
+
+    Returns:
+        Per level [P, N, d] float64, and moments.
     """
-
-    def of(cells: slice) -> None:
-        moments = moments_of(features.of(cells))
-        if earlier:
-            moments = merge(earlier.part(features.pyramid, cells), moments)
-        for taker in takers:
-            taker(cells, moments)
-
-    in_threads(of, list(features.chunks()), features.pyramid.cells, threads, progress)
+    own = features.of(cells)
+    moments = moments_of(own)
+    return own, merge(earlier.part(features.pyramid, cells), moments) if earlier else moments
 
 
 def in_threads(

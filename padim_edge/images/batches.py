@@ -46,8 +46,8 @@ def prepared(
         prepare: what to make of each frame, in any thread; its ImageErrors are prefixed by the
             shot's name.
         batch: frames in a batch, at least 1.
-        ahead: shots that are read before they are needed. None is for files: a batch, and one for
-            each thread. 0 is for a camera, whose frames would wait for those to come.
+        ahead: shots that are read beside the one that is waited for. None is for files: a batch,
+            and one for each thread. 0 is for a camera, whose frames would wait for those to come.
 
     Yields:
         Shots in their order, each with what was made of it, or why nothing could be: ``batch``
@@ -67,22 +67,20 @@ def prepared(
             raise ImageError(f"{shot.name}: {error}") from error
 
     workers = min(WORKERS, available_cores())
+    # What waits is small, already prepared; at most `workers` full images exist.
+    waiting = batch + workers if ahead is None else ahead
     remaining = iter(shots)
     pending: deque[tuple[Shot, Future[T]]] = deque()
     taken: list[tuple[Shot, T | ImageError]] = []
     good = 0
     pool = ThreadPoolExecutor(workers, thread_name_prefix="padim-edge-images")
-
-    def read_on(count: int) -> None:
-        pending.extend((shot, pool.submit(made, shot)) for shot in islice(remaining, count))
-
     try:
-        # What waits here is small, already prepared; at most `workers` full images exist.
-        read_on(batch + workers if ahead is None else max(1, ahead))
-        while pending:
+        while True:
+            more = islice(remaining, waiting + 1 - len(pending))
+            pending.extend((shot, pool.submit(made, shot)) for shot in more)
+            if not pending:
+                break
             shot, future = pending.popleft()
-            if ahead is None or ahead > 0:
-                read_on(1)
             try:
                 taken.append((shot, future.result()))
                 good += 1
@@ -91,8 +89,6 @@ def prepared(
             if good == batch or len(taken) >= PATIENCE * batch:
                 yield taken
                 taken, good = [], 0
-            if ahead == 0:
-                read_on(1)
         if taken:
             yield taken
     finally:  # also when the consumer stops or Ctrl-C comes: waits for the decodes under way only

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from padim_edge.errors import UsageError
 from padim_edge.images.decode import load_image
 
 PIXEL_FORMATS = ("rgb",)
@@ -28,6 +29,17 @@ class Frame:
 
     pixels: NDArray[np.uint8]
     pixel_format: str = "rgb"
+
+    def __post_init__(self) -> None:
+        """Refuse a format that would be taken for another.
+
+        Raises:
+            UsageError: it is none of `PIXEL_FORMATS`.
+        """
+        if self.pixel_format not in PIXEL_FORMATS:
+            raise UsageError(
+                f"no pixel format {self.pixel_format!r}; allowed are {', '.join(PIXEL_FORMATS)}"
+            )
 
 
 Picture = NDArray[np.uint8] | Image.Image | Frame

@@ -28,8 +28,6 @@ from padim_edge.model.names import FEATURES, IR_VERSION, NORMALISED, OPSET
 from padim_edge.model.pyramid import Level, Pyramid
 from padim_edge.model.smoothing import Smoothing
 
-CONSTANTS = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
-
 
 @dataclass
 class Nodes:
@@ -69,7 +67,7 @@ def store(rows: NDArray[np.float64], constants: str) -> dict[str, NDArray[Any]]:
         values, scale = quantise(rows)
         return {"": values, ".scale": scale}
     with np.errstate(over="ignore"):
-        values = rows.astype(CONSTANTS[constants])
+        values = rows.astype(constants)
     if not np.isfinite(values).all():
         raise PadimEdgeError(
             f"the whitening does not fit into {constants}: the features vary too little; give "
@@ -215,6 +213,29 @@ def subgraph(proto: onnx.ModelProto, inputs: list[str], outputs: list[str]) -> o
     return part
 
 
+def image_input(image_size: tuple[int, int]) -> onnx.ValueInfoProto:
+    """``image``, the input of both files."""
+    return helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", *image_size, 3])
+
+
+def feature_outputs(info: BackboneInfo) -> list[onnx.ValueInfoProto]:
+    """The selected maps, in the order of the layers."""
+    return [
+        helper.make_tensor_value_info(
+            FEATURES + layer.name,
+            TensorProto.FLOAT,
+            ["N", layer.channels, layer.height, layer.width],
+        )
+        for layer in info.pyramid_layers()
+    ]
+
+
+def as_model(graph: onnx.GraphProto) -> onnx.ModelProto:
+    """A graph of ours as a file has it."""
+    opsets = [helper.make_opsetid("", OPSET)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
+
+
 def detector(
     embedding_proto: onnx.ModelProto, embedding: BackboneInfo, parts: list[Nodes]
 ) -> onnx.ModelProto:
@@ -227,7 +248,7 @@ def detector(
     graph = helper.make_graph(
         list(base.node),
         "padim",
-        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", height, width, 3])],
+        [image_input(embedding.image_size)],
         [
             helper.make_tensor_value_info("score", TensorProto.FLOAT, ["N"]),
             helper.make_tensor_value_info("score_map", TensorProto.FLOAT, ["N", height, width]),
@@ -242,8 +263,7 @@ def detector(
             ),
         ],
     )
-    opsets = [helper.make_opsetid("", OPSET)]
-    proto = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
+    proto = as_model(graph)
     for part in parts:
         proto.graph.node.extend(part.nodes)
         # protobuf copies what it is given: let go of each constant at once, they can be large.

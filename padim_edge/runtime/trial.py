@@ -19,7 +19,7 @@ from padim_edge.images.preprocess import Preprocess
 from padim_edge.model import graph
 from padim_edge.model.file import Model, read, write
 from padim_edge.model.metadata import BackboneInfo, DetectorInfo
-from padim_edge.model.names import FEATURES, IR_VERSION, NORMALISED, OPSET
+from padim_edge.model.names import FEATURES, NORMALISED
 from padim_edge.model.smoothing import Smoothing
 from padim_edge.runtime.engines import Engine
 
@@ -58,19 +58,9 @@ def write_model(path: Path) -> Model:
     for name, stride in (("fine", 4), ("coarse", 2)):
         kernel = nodes.constant(f"kernel.{name}", values[name])
         source = nodes.add("Conv", [source, kernel], FEATURES + name, strides=[stride, stride])
-    outputs = [
-        helper.make_tensor_value_info(
-            FEATURES + layer.name,
-            TensorProto.FLOAT,
-            ["N", layer.channels, layer.height, layer.width],
-        )
-        for layer in INFO.pyramid_layers()
-    ]
-    image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", SIZE, SIZE, 3])
-    embedding = helper.make_model(
-        helper.make_graph(nodes.nodes, "trial", [image], outputs, nodes.constants),
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
+    image, outputs = graph.image_input(INFO.image_size), graph.feature_outputs(INFO)
+    embedding = graph.as_model(
+        helper.make_graph(nodes.nodes, "trial", [image], outputs, nodes.constants)
     )
     model = Model(embedding, INFO)
     pyramid = model.pyramid()

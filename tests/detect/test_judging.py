@@ -9,7 +9,7 @@ import pytest
 
 from padim_edge.detect.detector import Detector
 from padim_edge.detect.judging import Verdict, judge
-from padim_edge.errors import ImageError, PadimEdgeError
+from padim_edge.errors import ImageError, PadimEdgeError, UsageError
 from padim_edge.images.batches import PATIENCE
 from padim_edge.images.decode import load_image
 from padim_edge.images.find import find_images
@@ -140,6 +140,11 @@ def test_an_engine_that_can_resize_is_given_the_frame_and_the_others_are_prepare
     assert all(frame.pixels is frames[i] for frame, i in zip(engine.whole, (0, 2), strict=True))
     assert {frame.pixel_format for frame in engine.whole} == {"rgb"}
     assert [image.shape for image in engine.arrays] == [(64, 64, 3)] * 2
+
+
+def test_a_pixel_format_that_would_be_taken_for_another_is_refused():
+    with pytest.raises(UsageError, match="no pixel format 'bgr'; allowed are rgb"):
+        Frame(np.zeros((2, 2, 3), np.uint8), "bgr")
 
 
 def test_a_stream_reaches_such_an_engine_unprepared(detector, monkeypatch):

@@ -315,6 +315,14 @@ def test_ledoit_wolf_without_scikit_learn_names_the_extra(tmp_path, embedding_fi
     done.failed(1, "ledoit-wolf", "scikit-learn", "pip install 'padim-edge[eval]'")
 
 
+def test_fit_goes_on_to_openvino_and_says_why(tmp_path, embedding_file, photos):
+    pytest.importorskip("openvino")
+    done = without(("onnxruntime",), "fit", embedding_file, photos, "-o", tmp_path / "p.onnx")
+    done.worked()
+    assert "  engine      OpenVINO" in done.stdout
+    assert "not on this machine: ort: " in done.stderr
+
+
 def test_fit_and_run_need_neither_torch_nor_scikit_learn(tmp_path, embedding_file, photos):
     absent = tuple(name for name in OPTIONAL if name != "onnxruntime")
     model = tmp_path / "padim.onnx"

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 from padim_edge.model import graph
 from padim_edge.model.file import Model
 from padim_edge.model.metadata import BackboneInfo
-from padim_edge.model.names import FEATURES, IR_VERSION, NORMALISED, OPSET
+from padim_edge.model.names import FEATURES, NORMALISED
 
 SIZE = 64
 INFO = BackboneInfo(
@@ -62,18 +62,8 @@ def embedding() -> Model:
         source = nodes.add("Relu", [nodes.add("Add", [second, skip], f"{name}.sum")], name)
         indices = nodes.constant(f"{name}.kept", np.array(kept, np.int64))
         nodes.add("Gather", [source, indices], FEATURES + name, axis=1)
-    outputs = [
-        helper.make_tensor_value_info(
-            FEATURES + layer.name,
-            TensorProto.FLOAT,
-            ["N", layer.channels, layer.height, layer.width],
-        )
-        for layer in INFO.pyramid_layers()
-    ]
-    image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", SIZE, SIZE, 3])
-    proto = helper.make_model(
-        helper.make_graph(nodes.nodes, "small", [image], outputs, nodes.constants),
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
+    image, outputs = graph.image_input(INFO.image_size), graph.feature_outputs(INFO)
+    proto = graph.as_model(
+        helper.make_graph(nodes.nodes, "small", [image], outputs, nodes.constants)
     )
     return Model(proto, INFO)
