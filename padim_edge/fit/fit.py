@@ -3,6 +3,7 @@
 1. `features.extract`             images through the backbone; selected maps go to a store
 2. `statistics.estimate`          a run of cells at a time: moments of the images
 3. `whitening`, `held_out`        what each run's moments become: constants, leave-one-out distances
+                                  (2 and 3 otherwise: `ledoit_wolf`)
 4. `calibrate.calibrate`          leave-one-out scores give the threshold
 5. `assemble.assemble`            the graph, with everything as constants; then it is written
 
