@@ -39,6 +39,10 @@ class Graph:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        # Its threads otherwise go on spinning after a run, on the cores that would be preparing
+        # the next frame: there a resize in two threads takes half as long again. A run that finds
+        # them asleep is no slower.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             self._session = onnxruntime.InferenceSession(
                 data, options, providers=["CPUExecutionProvider"]
