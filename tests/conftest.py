@@ -70,6 +70,18 @@ def embedding_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def real_embedding(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An embedding.onnx with the defaults and real weights. Read only."""
+    pytest.importorskip("torch")
+    from padim_edge.export.export import export_backbone
+
+    path = tmp_path_factory.mktemp("real") / "embedding.onnx"
+    weights = data / "weights" / "resnet18-imagenet1k-v1-to-layer3.pth"
+    export_backbone(path, weights=str(weights))
+    return path
+
+
+@pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """12 good synthetic photos to fit, 4 good and 2 of each of 3 defects to test. Read only."""
     from padim_edge.images.synthetic import make_dataset

@@ -16,6 +16,7 @@ import environments
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from rows import Row
 from torchvision.transforms.v2.functional import resize
 from workers import Running, make, make_folder, work
@@ -24,6 +25,7 @@ from padim_edge.detect import metrics
 from padim_edge.export.backbones import load
 from padim_edge.images.dataset import Sample, test_samples, train_images
 from padim_edge.images.decode import load_image
+from padim_edge.images.masks import load_masks
 from padim_edge.images.preprocess import Preprocess
 from padim_edge.model.file import read
 
@@ -100,8 +102,8 @@ def _compare(
     np.save(folder / "test.npy", np.stack(test))
     channels = list(read(folder / "embedding.onnx", "embedding").backbone_info.channels)
     expected = judge(_pixels(train), _pixels(test), folder / "weights.pth", channels)
-    masks = [None if sample.mask is None else Preprocess.whole(SIZE).mask(load_image(sample.mask))
-             for sample in samples]  # fmt: skip
+    masks = [Preprocess.whole(SIZE).mask(Image.fromarray(load_masks(sample.masks)))
+             if sample.masks else None for sample in samples]  # fmt: skip
     labels = np.array([sample.is_anomalous for sample in samples])
     scores = expected["smoothed"].max((1, 2))
     makers = dict.fromkeys(["ours", *(row.environment for row in rows)])

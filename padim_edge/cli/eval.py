@@ -8,9 +8,18 @@ from typing import Annotated
 import typer
 
 from padim_edge.cli.command import command
-from padim_edge.cli.options import EngineName, ModelFile, Strict, Threads
+from padim_edge.cli.options import (
+    AbnormalDirs,
+    EngineName,
+    MaskDirs,
+    ModelFile,
+    NormalDirs,
+    Strict,
+    Threads,
+)
 from padim_edge.cli.output import (
     Skipped,
+    listed,
     open_detector,
     progress_bars,
     say,
@@ -23,6 +32,9 @@ from padim_edge.cli.output import (
 def evaluate(
     model: ModelFile,
     dataset: Annotated[Path, typer.Argument(help="Data set with test/ and ground_truth/.")],
+    normal_dir: NormalDirs = None,
+    abnormal_dir: AbnormalDirs = None,
+    mask_dir: MaskDirs = None,
     engine: EngineName = "auto",
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the results as JSON.")
@@ -33,9 +45,14 @@ def evaluate(
 ) -> None:
     """Measure a detector on images with known defects: AUROC, PRO, F1, false alarms."""
     from padim_edge.detect.evaluation import evaluate_detector
-    from padim_edge.images.dataset import test_samples
+    from padim_edge.images.dataset import Folders, stray_masks, test_samples
+    from padim_edge.images.find import places
 
-    samples = test_samples(dataset)
+    folders = Folders(*map(tuple, (normal_dir or (), abnormal_dir or (), mask_dir or ())))
+    samples = test_samples(dataset, folders)
+    say(f"images: {places(sample.path for sample in samples)}")
+    if strays := stray_masks(dataset, samples, folders):
+        say(f"warning: {len(strays)} mask(s) belong to no image: {listed(strays)}")
     skipped = Skipped(strict)
     with open_detector(model, engine, threads) as detector, progress_bars() as progress:
         metrics = evaluate_detector(detector, samples, batch, skipped, progress)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from padim_edge.cli.command import command
-from padim_edge.cli.options import Strict, Threads
+from padim_edge.cli.options import AbnormalDirs, MaskDirs, NormalDirs, Strict, Threads
 from padim_edge.cli.output import Skipped, progress_bars, say, say_skipped
 from padim_edge.errors import PadimEdgeError, UsageError
 
@@ -20,9 +20,12 @@ if TYPE_CHECKING:
 def fit(
     embedding: Annotated[Path, typer.Argument(help="Graph made by 'padim-edge export'.")],
     images: Annotated[
-        Path,
-        typer.Argument(help="Good images: a folder, a pattern, or a data set with train/good."),
+        list[str],
+        typer.Argument(help="Good images: files, folders, patterns, or data sets with train/good."),
     ],
+    normal_dir: NormalDirs = None,
+    abnormal_dir: AbnormalDirs = None,
+    mask_dir: MaskDirs = None,
     preprocess: Annotated[
         str,
         typer.Option(
@@ -93,7 +96,8 @@ def fit(
     """Fit a detector on good images: means, whitening and threshold, in one ONNX file."""
     from padim_edge.fit.fit import fit_detector
     from padim_edge.fit.settings import EPS, Settings
-    from padim_edge.images.dataset import train_images
+    from padim_edge.images.dataset import Folders, train_images
+    from padim_edge.images.find import places
     from padim_edge.images.preprocess import Preprocess
     from padim_edge.model.file import read
     from padim_edge.runtime.graphs import check_graph_engine
@@ -110,11 +114,14 @@ def fit(
         sigma,
         false_alarm_rate,
     )
+    folders = Folders(*map(tuple, (normal_dir or (), abnormal_dir or (), mask_dir or ())))
+    paths = list(dict.fromkeys(path for one in images for path in train_images(one, folders)))
+    say(f"images: {places(paths)}")
     skipped = Skipped(strict)
     with progress_bars() as progress:
         done = fit_detector(
             model,
-            train_images(images),
+            paths,
             output,
             settings,
             update=update,

@@ -26,6 +26,21 @@ Threads = Annotated[
     int, typer.Option("--threads", min=0, max=1024, help="Threads; 0 takes all cores.")
 ]
 
+NormalDirs = Annotated[
+    list[str] | None,
+    typer.Option("--normal-dir", help="Folder of good images, in the data set; may be repeated."),
+]
+
+AbnormalDirs = Annotated[
+    list[str] | None,
+    typer.Option("--abnormal-dir", help="Folder of defective images; may be repeated."),
+]
+
+MaskDirs = Annotated[
+    list[str] | None,
+    typer.Option("--mask-dir", help="Folder of masks of defective images; may be repeated."),
+]
+
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first unreadable image.")]
 
 

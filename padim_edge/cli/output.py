@@ -21,6 +21,12 @@ def say(text: str) -> None:
     typer.echo(text, err=True)
 
 
+def listed(things: Sequence[object], most: int = 3) -> str:
+    """Some of many, in one line: "a, b, c and 60 more"."""
+    named = ", ".join(map(str, things[:most]))
+    return named if len(things) <= most else f"{named} and {len(things) - most} more"
+
+
 @contextlib.contextmanager
 def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
     """Progress bars on stderr, one per stage; silent when stderr is no terminal."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from PIL import Image
 
 from padim_edge.detect.detector import Detector
 from padim_edge.detect.judging import judge
@@ -12,8 +13,8 @@ from padim_edge.detect.metrics import Metrics, compute_metrics, require_eval_ext
 from padim_edge.errors import ImageError, PadimEdgeError
 from padim_edge.images.batches import OnError
 from padim_edge.images.dataset import Sample
-from padim_edge.images.decode import load_image
 from padim_edge.images.frames import files
+from padim_edge.images.masks import load_masks
 from padim_edge.progress import Progress, silent
 
 
@@ -49,9 +50,11 @@ def evaluate_detector(
             on_error(sample.path, verdict.outcome)
             continue
         try:
-            mask = preprocess.mask(load_image(sample.mask)) if sample.mask else None
+            mask = (
+                preprocess.mask(Image.fromarray(load_masks(sample.masks))) if sample.masks else None
+            )
         except ImageError as error:
-            on_error(sample.mask or sample.path, error)
+            on_error(sample.path, error)
             continue
         labels.append(sample.is_anomalous)
         scores.append(verdict.outcome.score)

@@ -1,4 +1,4 @@
-"""Finding: the image files that a file, a folder or a pattern stands for."""
+"""Finding: the image files that files, folders and patterns stand for, and what else is there."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import contextlib
 import glob
 import os
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -14,8 +16,29 @@ from padim_edge.errors import PadimEdgeError
 
 #: Files in a folder that are taken for images, in any case.
 SUFFIXES = frozenset(
-    {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+    {
+        *(".bmp", ".dib", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png"),
+        *(".pnm", ".ppm", ".tif", ".tiff", ".webp"),
+    }
 )
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a source holds.
+
+    Attributes:
+        images: files that are taken for images, sorted. A link that leads nowhere is among them:
+            a photo was meant, and cannot be read.
+        others: what is no image, by kind -> how many; a kind is a suffix such as ".txt", or words.
+    """
+
+    images: list[Path]
+    others: Counter[str]
+
+    def __str__(self) -> str:
+        """What is no image, in words; empty if there is nothing else."""
+        return ", ".join(f"{count} {kind}" for kind, count in sorted(self.others.items()))
 
 
 @contextlib.contextmanager
@@ -29,7 +52,6 @@ def reading_folders() -> Iterator[None]:
         ) from error
 
 
-@reading_folders()
 def find_images(source: str | Path) -> list[Path]:
     """The image files that a file, a folder or a pattern stands for.
 
@@ -45,22 +67,47 @@ def find_images(source: str | Path) -> list[Path]:
         PadimEdgeError: there is no such file or folder, a folder cannot be read, or no image is
             found.
     """
+    return look([source]).images
+
+
+@reading_folders()
+def look(sources: Sequence[str | Path]) -> Found:
+    """What several sources hold together, each as :func:`find_images` takes one.
+
+    Returns:
+        Images in the order of the sources, each path once, at least one; and everything else.
+
+    Raises:
+        PadimEdgeError: as in :func:`find_images`, for any of the sources.
+    """
+    images: dict[Path, None] = {}
+    others: Counter[str] = Counter()
+    for source in sources:
+        found = _look(source)
+        if not found.images:
+            beside = f"; there are {found}" if found.others else ""
+            raise PadimEdgeError(
+                f"no image found in {source}{beside}; names that end in "
+                f"{' '.join(sorted(SUFFIXES))} count, hidden ones do not"
+            )
+        images |= dict.fromkeys(found.images)
+        others += found.others
+    return Found(list(images), others)
+
+
+def _look(source: str | Path) -> Found:
     path = Path(source)
-    if path.is_file():
-        return [path]
+    if path.is_file() or (path.is_symlink() and not path.exists()):
+        return Found([path], Counter())
     if path.is_dir():
-        found = images_under(path)
-    elif re.search(r"[*?[]", str(source)):
+        return _sorted_out(_below(path))
+    if re.search(r"[*?[]", str(source)):
         matches = map(Path, glob.glob(str(source), recursive=True))  # noqa: PTH207 - skips hidden
-        found = sorted(match for match in matches if _is_image(match) and match.is_file())
-    else:
-        raise PadimEdgeError(f"no such file or folder: {source}; give one, or a pattern like *.png")
-    if not found:
-        raise PadimEdgeError(
-            f"no image found in {source}; names that end in {' '.join(sorted(SUFFIXES))} count, "
-            "hidden ones do not"
+        # A pattern with ** matches each folder that it looks into.
+        return _sorted_out(
+            match for match in matches if "**" not in str(source) or not match.is_dir()
         )
-    return found
+    raise PadimEdgeError(f"no such file or folder: {source}; give one, or a pattern like *.png")
 
 
 @reading_folders()
@@ -70,7 +117,19 @@ def images_under(folder: Path) -> list[Path]:
     Raises:
         PadimEdgeError: a folder cannot be read.
     """
-    found: list[Path] = []
+    return _sorted_out(_below(folder)).images
+
+
+def places(paths: Iterable[Path]) -> str:
+    """Where files lie, in words: "12 of photos/monday, 30 of photos/tuesday"."""
+    folders = Counter(str(path.parent) for path in paths)
+    named = [f"{count} of {folder}" for folder, count in folders.most_common(4)]
+    rest = sum(folders.values()) - sum(count for _, count in folders.most_common(4))
+    return ", ".join(named + [f"{rest} of {len(folders) - 4} more folders"] * (rest > 0))
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Every file below a folder, and hidden folders, which are not searched."""
     visited: set[str] = set()
     for root, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
         real = os.path.realpath(root)
@@ -78,15 +137,34 @@ def images_under(folder: Path) -> list[Path]:
             folders.clear()
             continue
         visited.add(real)
+        yield from (Path(root, name) for name in folders if name.startswith("."))
         # In place, for os.walk to follow. Sorted: which of two links to a folder comes first.
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += (Path(root, name) for name in files if _is_image(Path(name)))
-    return sorted(path for path in found if path.is_file())
+        yield from (Path(root, name) for name in files)
+
+
+def _sorted_out(paths: Iterable[Path]) -> Found:
+    images: list[Path] = []
+    others: Counter[str] = Counter()
+    for path in paths:
+        kind = _other_kind(path)
+        if kind is None:
+            images.append(path)
+        else:
+            others[kind] += 1
+    return Found(sorted(images), others)
+
+
+def _other_kind(path: Path) -> str | None:
+    """What a path is if it is no image."""
+    if path.name.startswith("."):
+        return "hidden"
+    if path.is_dir():
+        return "folder"
+    if path.suffix.lower() not in SUFFIXES:
+        return path.suffix.lower() or "without a suffix"
+    return None if path.is_file() or not path.exists() else "device or pipe"
 
 
 def _raise(error: OSError) -> NoReturn:
     raise error
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")

@@ -14,7 +14,9 @@ from helpers import in_process, padim_edge
 def test_eval(tmp_path, model_file, photos):
     pytest.importorskip("sklearn")
     done = padim_edge("eval", model_file, photos, "--json", tmp_path / "e.json").worked()
-    assert done.stderr == ""
+    kinds = {"good": 4, "missing_thread": 2, "scratch": 2, "stain": 2}
+    folders = [f"{count} of {photos / 'test' / kind}" for kind, count in kinds.items()]
+    assert done.stderr == f"images: {', '.join(folders)}\n"
     metrics = json.loads((tmp_path / "e.json").read_text())
     assert set(metrics) == {
         *("good", "defective", "images_without_mask", "image_auroc", "pixel_auroc", "pro"),

@@ -47,7 +47,7 @@ def test_fit_with_every_option(tmp_path, embedding_file, photos):
         *("fit", embedding_file, photos, *options, "--constants", "int8"),
         *("--false-alarm-rate", 0.2, "--save-moments", moments, "--threads", 1, "-o", output),
     ).worked()
-    assert done.stderr == ""
+    assert done.stderr == f"images: 12 of {photos / 'train' / 'good'}\n"
     first, *others = done.stdout.splitlines()
     assert first.startswith(f"{output}: ")
     assert first.endswith("fitted on 12 images")
@@ -84,6 +84,21 @@ def test_fit_takes_a_folder_a_pattern_and_a_data_set(tmp_path, embedding_file, p
         in_process("fit", embedding_file, source, "-o", tmp_path / "padim.onnx").worked()
         written.add((tmp_path / "padim.onnx").read_bytes())
     assert len(written) == 1
+
+
+def test_fit_takes_several_sources_as_a_shell_expands_them(tmp_path, embedding_file, good):
+    done = in_process("fit", embedding_file, *good, good[0], "-o", tmp_path / "p.onnx").worked()
+    assert "fitted on 12 images" in done.stdout
+
+
+def test_fit_takes_the_folders_that_are_named(tmp_path, embedding_file, photos):
+    fit = ("fit", embedding_file, photos, "-o", tmp_path / "p.onnx", "--normal-dir")
+    done = in_process(*fit, "test/good", "--normal-dir", "Train/good").failed(1, "no folder")
+    done = in_process(*fit, "test/good", "--normal-dir", "train/good").worked()
+    assert done.stderr.startswith(
+        f"images: 12 of {photos / 'train' / 'good'}, 4 of {photos / 'test' / 'good'}\n"
+    )
+    assert "fitted on 16 images" in done.stdout
 
 
 def test_defaults_chain(tmp_path, embedding_file, photos):

@@ -22,14 +22,6 @@ def command(*arguments: object) -> None:
     assert not app([str(argument) for argument in arguments], standalone_mode=False)
 
 
-@pytest.fixture(scope="module")
-def real_embedding(data, tmp_path_factory):
-    path = tmp_path_factory.mktemp("real") / "embedding.onnx"
-    weights = data / "weights" / "resnet18-imagenet1k-v1-to-layer3.pth"
-    command("export", "--backbone", "resnet18", "--weights", weights, "-o", path)
-    return path
-
-
 @pytest.mark.parametrize(("dataset", "preset"), EXPECTED, ids=[" ".join(key) for key in EXPECTED])
 def test_auroc(data, real_embedding, tmp_path, dataset, preset):
     folder = data / "data" / dataset

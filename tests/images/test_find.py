@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from padim_edge.errors import PadimEdgeError
-from padim_edge.images.find import find_images
+from padim_edge.images.find import find_images, look, places
 
 
 @pytest.fixture
@@ -74,7 +74,10 @@ def test_links_are_followed_once(tree: Path, tmp_path_factory: pytest.TempPathFa
     (elsewhere / "loop").symlink_to(tree)
     (tree / "dangling.png").symlink_to(tree / "gone.png")
     found = names(find_images(tree), tree)
-    assert found == ["a.jpg", "b.PNG", "link/f.png", "sub/d.webp", "sub/deep/c.Tiff"]
+    # A link that leads nowhere was meant to be a photo: it is one that cannot be read.
+    assert found == [
+        *("a.jpg", "b.PNG", "dangling.png", "link/f.png", "sub/d.webp", "sub/deep/c.Tiff"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -104,3 +107,53 @@ def test_a_folder_that_cannot_be_listed(tree: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(os, "scandir", denied)
     with pytest.raises(PadimEdgeError, match=r"cannot read .*deep: Permission denied"):
         find_images(tree)
+
+
+# ----------------------------------------------------------------------- what is no image
+
+
+def test_what_is_no_image_is_counted_by_kind(tree: Path) -> None:
+    for name in ("x.heic", "y.HEIC", "z.tga", "README", "sub/.DS_Store"):
+        (tree / name).touch()
+    (tree / "gone.txt").symlink_to(tree / "nowhere")
+    os.mkfifo(tree / "pipe.png")
+    found = look([tree])
+    assert names(found.images, tree) == ["a.jpg", "b.PNG", "sub/d.webp", "sub/deep/c.Tiff"]
+    assert found.others == {
+        ".db": 1,
+        ".heic": 2,
+        ".onnx": 1,
+        ".tga": 1,
+        ".txt": 2,
+        "device or pipe": 1,
+        "hidden": 4,  # .hidden.png, ._a.jpg, the folder .cache, sub/.DS_Store
+        "without a suffix": 1,
+    }
+    assert str(found) == (
+        "1 .db, 2 .heic, 1 .onnx, 1 .tga, 2 .txt, 1 device or pipe, 4 hidden, 1 without a suffix"
+    )
+
+
+def test_what_a_pattern_matches_and_is_no_image(tree: Path) -> None:
+    assert look([tree / "*"]).others == {".txt": 1, ".onnx": 1, "folder": 2}
+    assert "folder" not in look([tree / "**" / "*"]).others  # it looks into them
+
+
+def test_nothing_but_other_kinds(tree: Path) -> None:
+    (tree / "folder.png" / "a.heic").touch()
+    with pytest.raises(PadimEdgeError, match=r"no image found in .*; there are 1 \.heic; names"):
+        find_images(tree / "folder.png")
+
+
+def test_several_sources_give_each_image_once(tree: Path) -> None:
+    found = look([tree / "sub", tree / "b.PNG", tree / "*.PNG", tree / "sub" / "d.webp"])
+    assert names(found.images, tree) == ["sub/d.webp", "sub/deep/c.Tiff", "b.PNG"]
+    assert found.others == {".db": 1}
+    with pytest.raises(PadimEdgeError, match=r"no such file or folder: .*missing"):
+        look([tree / "sub", tree / "missing"])
+
+
+def test_where_files_lie_in_words() -> None:
+    assert places([Path("a/1.png"), Path("b/1.png"), Path("a/2.png")]) == "2 of a, 1 of b"
+    many = [Path(f"{folder}/{number}.png") for folder in range(7) for number in range(7 - folder)]
+    assert places(many) == "7 of 0, 6 of 1, 5 of 2, 4 of 3, 6 of 3 more folders"

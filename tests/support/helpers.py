@@ -46,7 +46,8 @@ class Outcome:
         errors = [line for line in lines if line.startswith("error: ")]
         assert len(errors) == 1, self.stderr
         assert "this should not happen" not in errors[0], errors[0]
-        others = [line for line in lines if not line.startswith(("error: ", "warning: ", *said))]
+        usual = ("error: ", "warning: ", "images: ", *said)
+        others = [line for line in lines if not line.startswith(usual)]
         assert not others, self.stderr
         for word in words:
             assert word in errors[0], f"{word!r} is not in {errors[0]!r}"
