@@ -8,16 +8,23 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from padim_edge.errors import ModelError, UsageError
+from padim_edge.images.formats import check_pixel_format
 from padim_edge.images.frames import Frame, Picture
+from padim_edge.images.threads import Threads
 from padim_edge.model.file import read
 from padim_edge.model.threshold import percentile
 from padim_edge.progress import Progress
 from padim_edge.runtime.engines import FrameEngine, open_engine
+from padim_edge.system import available_cores
 
 Prepared = NDArray[np.uint8] | Frame
 """What the engine takes of a frame: uint8 [H, W, 3] of the graph's size, or the frame itself."""
+
+THREADS = 4
+"""Among which a large frame is shared, at most: from there on memory is what limits."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +51,8 @@ class Result:
 class Detector:
     """A padim.onnx opened in an engine.
 
-        with Detector("padim.onnx") as detector:
-            result = detector(frame)
+        with Detector("padim.onnx", pixel_format="bgr") as detector:
+            result = detector(frame)  # as OpenCV's camera.read() returns it
 
     Attributes:
         backbone_info: backbone, channels and weights, as export stored them.
@@ -53,14 +60,18 @@ class Detector:
         engine: what runs the graph.
         skipped: with engine "auto", why those before the chosen one do not run here, a line
             each.
+        pixel_format: of frames that are bare arrays.
 
     Args:
         path: a file made by ``padim-edge fit``.
         engine: a name from `padim_edge.runtime.engines.ENGINES`, or "auto".
-        threads: of the engine; 0 for all cores.
+        threads: of the engine, and to share a large frame among; 0 for all cores.
         progress: called while the engine is prepared, where that takes long.
+        pixel_format: of frames that are bare arrays, from
+            `padim_edge.images.formats.PIXEL_FORMATS`.
 
     Raises:
+        UsageError: there is no such pixel format or engine.
         PadimEdgeError: the file is not such a model, or the engine does not run here.
     """
 
@@ -70,7 +81,10 @@ class Detector:
         engine: str = "auto",
         threads: int = 0,
         progress: Progress | None = None,
+        pixel_format: str = "rgb",
     ) -> None:
+        check_pixel_format(pixel_format)
+        self.pixel_format = pixel_format
         model = read(path, "padim")
         if model.detector_info is None:
             raise ModelError(f"{path} is no detector")
@@ -85,30 +99,36 @@ class Detector:
             skipped=lambda name, error: reasons.append(f"{name}: {error}"),
         )
         self.skipped = tuple(reasons)
+        self._threads = Threads(min(THREADS, threads or available_cores()))
 
-    def __call__(self, frame: Picture) -> Result:
-        """Judge one frame: uint8 [h, w, 3] RGB of any size, a `Frame`, or a Pillow image."""
-        return self.batch([frame])[0]
+    def __call__(self, frame: Picture, pixel_format: str | None = None) -> Result:
+        """Judge one frame.
 
-    def batch(self, frames: Sequence[Picture]) -> list[Result]:
-        """Judge several frames, of any sizes, in one run of the engine."""
-        if not frames:
-            raise UsageError("no frames were given: a batch needs at least one")
-        return self.judge_prepared([self.prepare(frame) for frame in frames])
-
-    def prepare(self, frame: Picture) -> Prepared:
-        """Bring a frame into the form that the engine takes; in any thread.
+        Args:
+            frame: pixels of any size and strides, a `Frame`, an image file's path, or a Pillow
+                image. A file is prepared as fit does it; a Pillow image as it was decoded.
+            pixel_format: of bare pixels, if not the detector's own.
 
         Raises:
             UsageError: it is no such frame.
-            ImageError: it cannot be brought to the graph's size.
+            ImageError: it cannot be decoded, or not be brought to the graph's size.
         """
+        return self.batch([frame], pixel_format)[0]
+
+    def batch(self, frames: Sequence[Picture], pixel_format: str | None = None) -> list[Result]:
+        """Judge several frames, of any sizes, in one run of the engine."""
+        if not len(frames):
+            raise UsageError("no frames were given: a batch needs at least one")
+        return self.judge_prepared([self.prepare(frame, pixel_format) for frame in frames])
+
+    def prepare(self, frame: Picture, pixel_format: str | None = None) -> Prepared:
+        """Bring a frame into the form that the engine takes; in any thread. Raises as a call."""
+        if not isinstance(frame, Frame | Image.Image | str | Path):
+            frame = Frame(frame, pixel_format or self.pixel_format)
         engine = self.engine
-        if isinstance(engine, FrameEngine) and isinstance(frame, np.ndarray | Frame):
-            whole = frame if isinstance(frame, Frame) else Frame(frame)
-            if engine.takes(whole):
-                return whole
-        return self.detector_info.preprocess(frame)
+        if isinstance(engine, FrameEngine) and isinstance(frame, Frame) and engine.takes(frame):
+            return frame
+        return self.detector_info.preprocess(frame, self._threads)
 
     def judge_prepared(self, prepared: Sequence[Prepared]) -> list[Result]:
         """Judge what `prepare` made of one or more frames, in their order.
@@ -159,6 +179,7 @@ class Detector:
     def close(self) -> None:
         """Free the engine. Closing twice is harmless."""
         self.engine.close()
+        self._threads.close()
 
     def __enter__(self) -> Detector:
         return self

@@ -60,10 +60,12 @@ def prepared(
         raise UsageError(f"a batch of {batch} images makes no sense; it must be at least 1")
 
     def made(shot: Shot) -> T:
-        frame = shot.take()
+        picture = shot.take()
         try:
-            return prepare(frame)
+            return prepare(picture)
         except ImageError as error:
+            if isinstance(picture, str | Path):  # which the message begins with already
+                raise
             raise ImageError(f"{shot.name}: {error}") from error
 
     workers = min(WORKERS, available_cores())

@@ -6,16 +6,14 @@ import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from padim_edge.errors import UsageError
-from padim_edge.images.decode import load_image
-
-PIXEL_FORMATS = ("rgb",)
-"""What the pixels of a `Frame` can be: uint8 [h, w, 3], red first."""
+from padim_edge.images.formats import PIXEL_FORMATS, PixelFormat, check_pixel_format, refusal
 
 
 @dataclass(frozen=True)
@@ -23,27 +21,34 @@ class Frame:
     """A frame as it is, before anything is done to it.
 
     Attributes:
-        pixels: of any size and strides, as ``pixel_format`` has them.
-        pixel_format: one of `PIXEL_FORMATS`.
+        pixels: of any size and strides, as ``pixel_format`` has them; never written to.
+        pixel_format: a name from `padim_edge.images.formats.PIXEL_FORMATS`.
+
+    Raises:
+        UsageError: there is no such format, or the pixels are not of it.
     """
 
-    pixels: NDArray[np.uint8]
+    pixels: NDArray[Any]
     pixel_format: str = "rgb"
 
     def __post_init__(self) -> None:
-        """Refuse a format that would be taken for another.
+        check_pixel_format(self.pixel_format)
+        if not isinstance(self.pixels, np.ndarray) or not self.format.fits(self.pixels):
+            raise UsageError(refusal(self.pixel_format, self.pixels))
 
-        Raises:
-            UsageError: it is none of `PIXEL_FORMATS`.
-        """
-        if self.pixel_format not in PIXEL_FORMATS:
-            raise UsageError(
-                f"no pixel format {self.pixel_format!r}; allowed are {', '.join(PIXEL_FORMATS)}"
-            )
+    @property
+    def format(self) -> PixelFormat:
+        """What ``pixel_format`` names."""
+        return PIXEL_FORMATS[self.pixel_format]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(h, w) of the picture."""
+        return self.format.size(self.pixels)
 
 
-Picture = NDArray[np.uint8] | Image.Image | Frame
-"""A frame in any form that a detector takes; a bare array is RGB."""
+Picture = NDArray[Any] | Image.Image | Frame | str | Path
+"""A frame in any form that a detector takes: pixels, or an image file's path."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class Shot:
 
     Attributes:
         name: the path of a file; of a camera's frame a number or a time, in words.
-        take: reads and decodes it; called once, in any thread. Raises ImageError if that fails.
+        take: fetches it; called once, in any thread. Raises ImageError if that fails.
     """
 
     name: Path | str
@@ -60,6 +65,6 @@ class Shot:
 
 
 def files(paths: Iterable[Path]) -> Iterator[Shot]:
-    """Image files as a source, in their order."""
+    """Image files as a source, in their order; each is decoded when it is prepared."""
     for path in paths:
-        yield Shot(path, functools.partial(load_image, path))
+        yield Shot(path, functools.partial(Path, path))

@@ -143,8 +143,8 @@ def test_an_engine_that_can_resize_is_given_the_frame_and_the_others_are_prepare
 
 
 def test_a_pixel_format_that_would_be_taken_for_another_is_refused():
-    with pytest.raises(UsageError, match="no pixel format 'bgr'; allowed are rgb"):
-        Frame(np.zeros((2, 2, 3), np.uint8), "bgr")
+    with pytest.raises(UsageError, match="no pixel format 'rbg'; allowed are rgb"):
+        Frame(np.zeros((2, 2, 3), np.uint8), "rbg")
 
 
 def test_a_stream_reaches_such_an_engine_unprepared(detector, monkeypatch):

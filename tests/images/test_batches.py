@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from padim_edge.errors import ImageError, UsageError
-from padim_edge.images import batches, frames
+from padim_edge.images import batches, preprocess
 from padim_edge.images.batches import read_batches
-from padim_edge.images.decode import load_image
+from padim_edge.images.decode import Shrink, load_frame
+from padim_edge.images.frames import Frame
 from padim_edge.images.preprocess import Preprocess
 
 
@@ -52,11 +53,11 @@ def test_batches_in_order(photos: list[Path], batch: int) -> None:
 def test_order_holds_when_decoding_times_differ(
     photos: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def slow(path: Path) -> Image.Image:
+    def slow(path: Path, shrink: Shrink) -> Frame:
         time.sleep(0.02 * (int(path.stem) % 3 == 0))
-        return load_image(path)
+        return load_frame(path, shrink)
 
-    monkeypatch.setattr(frames, "load_image", slow)
+    monkeypatch.setattr(preprocess, "load_frame", slow)
     batches = list(read_batches(photos, Preprocess.whole((8, 8)), 3, no_error))
     assert [path for paths, _ in batches for path in paths] == photos
     assert np.concatenate([array for _, array in batches])[:, 0, 0, 0].tolist() == list(range(11))
@@ -120,12 +121,12 @@ def test_stopping_early_leaves_no_thread_and_no_backlog(
 ) -> None:
     started: list[Path] = []
 
-    def slow(path: Path) -> Image.Image:
+    def slow(path: Path, shrink: Shrink) -> Frame:
         started.append(path)
         time.sleep(0.01)
-        return load_image(path)
+        return load_frame(path, shrink)
 
-    monkeypatch.setattr(frames, "load_image", slow)
+    monkeypatch.setattr(preprocess, "load_frame", slow)
     monkeypatch.setattr(batches, "available_cores", lambda: 2)
     taken: list[Path] = []
 

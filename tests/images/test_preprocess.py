@@ -49,7 +49,7 @@ def test_pixels_are_torchvisions(
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_whole_is_one_resize(height: int, width: int) -> None:
     array = noise(height, width)
-    result = Preprocess.whole((224, 448))(array)
+    result = Preprocess.whole((224, 448), "lanczos", reduce=False)(array)
     expected = Image.fromarray(array).resize((448, 224), Image.Resampling.LANCZOS)
     np.testing.assert_array_equal(result, np.asarray(expected))
 
@@ -120,7 +120,7 @@ def test_images_that_pillow_has_opened_are_brought_upright_too(tmp_path: Path, s
     ],
 )
 def test_arrays_that_are_no_images(array: NDArray[np.uint8]) -> None:
-    with pytest.raises(UsageError, match=r"must be uint8 \[height, width, 3\]"):
+    with pytest.raises(UsageError, match=r"pixels in rgb are uint8 \[h, w, 3\]"):
         Preprocess.whole((4, 4))(array)
 
 
@@ -188,19 +188,33 @@ def test_masks_are_picked_and_not_blended() -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({}, Preprocess((224, 224), (224, 224), False)),
+        ({}, Preprocess((224, 224), (224, 224), False, "bilinear", True)),
+        ({"reduce": False}, Preprocess((224, 224), (224, 224), False, "bilinear")),
         ({"preset": "reference"}, Preprocess((224, 224), 256, True)),
-        ({"interpolation": "box"}, Preprocess((224, 224), (224, 224), False, "box")),
+        ({"interpolation": "box"}, Preprocess((224, 224), (224, 224), False, "box", True)),
+        (
+            {"preset": "reference", "interpolation": "bilinear", "reduce": True},
+            Preprocess((224, 224), 256, True, "bilinear", True),
+        ),
         ({"crop": "224x224", "preset": "reference"}, Preprocess((224, 224), 256, True)),
-        ({"resize": "256"}, Preprocess((224, 224), 256, True)),
-        ({"resize": "224"}, Preprocess((224, 224), 224, True)),
-        ({"resize": "240", "preset": "reference"}, Preprocess((224, 224), 240, True)),
-        ({"resize": "256X320", "crop": "224"}, Preprocess((224, 224), (256, 320), True)),
-        ({"resize": "224x224"}, Preprocess((224, 224), (224, 224), False)),
-        ({"size": (224, 448), "resize": "256"}, Preprocess((224, 448), 256, True)),
+        ({"resize": "256"}, Preprocess((224, 224), 256, True, "bilinear", True)),
+        ({"resize": "224"}, Preprocess((224, 224), 224, True, "bilinear", True)),
+        (
+            {"resize": "240", "preset": "reference"},
+            Preprocess((224, 224), 240, True, "bilinear", True),
+        ),
+        (
+            {"resize": "256X320", "crop": "224"},
+            Preprocess((224, 224), (256, 320), True, "bilinear", True),
+        ),
+        ({"resize": "224x224"}, Preprocess((224, 224), (224, 224), False, "bilinear", True)),
+        (
+            {"size": (224, 448), "resize": "256"},
+            Preprocess((224, 448), 256, True, "bilinear", True),
+        ),
         (
             {"size": (224, 448), "resize": "256x480", "crop": "224x448", "preset": "reference"},
-            Preprocess((224, 448), (256, 480), True),
+            Preprocess((224, 448), (256, 480), True, "bilinear", True),
         ),
     ],
 )
@@ -241,7 +255,13 @@ def test_json_round_trip(preprocess: Preprocess) -> None:
     assert Preprocess.from_json(json.loads(json.dumps(preprocess.to_json()))) == preprocess
 
 
-GOOD = {"size": [224, 224], "resize": 256, "crop": True, "interpolation": "lanczos"}
+GOOD = {
+    "size": [224, 224],
+    "resize": 256,
+    "crop": True,
+    "interpolation": "lanczos",
+    "reduce": False,
+}
 
 
 def test_json_format() -> None:
@@ -271,6 +291,7 @@ def test_json_format() -> None:
         {**GOOD, "resize": None},
         {**GOOD, "crop": 1},
         {**GOOD, "crop": False},
+        {**GOOD, "reduce": 1},
         {**GOOD, "interpolation": "nearest"},
         {**GOOD, "interpolation": ["lanczos"]},
     ],
