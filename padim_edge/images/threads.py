@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -34,8 +34,9 @@ class Threads:
         try:
             function(first)
         finally:
-            for future in futures:
-                future.result()
+            wait(futures)
+        for future in futures:
+            future.result()
 
     def close(self) -> None:
         """End the threads. Closing twice is harmless."""
