@@ -47,4 +47,10 @@ def assemble(
     ]
     proto = graph.detector(embedding.proto, embedding.backbone_info, parts)
     # What the embedding's file says that this version does not know is true of the detector too.
-    return Model(proto, embedding.backbone_info, detector_info, embedding.extra)
+    return Model(
+        proto,
+        embedding.backbone_info,
+        detector_info,
+        embedding.extra,
+        frame_input=settings.frame_input,
+    )

@@ -8,6 +8,7 @@ import numpy as np
 
 from padim_edge.errors import UsageError
 from padim_edge.images.preprocess import Preprocess
+from padim_edge.model.frame_input import check_frame_input
 from padim_edge.model.metadata import CONSTANTS, COVARIANCES
 
 DEFAULT_FALSE_ALARM_RATE = 0.01
@@ -17,7 +18,11 @@ SIGMA = 4.0
 
 @dataclass(frozen=True)
 class Settings:
-    """How to fit. None for ``false_alarm_rate``: 1 %, or the lowest that the images allow."""
+    """How to fit.
+
+    None for ``false_alarm_rate``: 1 %, or the lowest that the images allow. With ``frame_input``
+    the file's graph begins at the frame (see `padim_edge.model.frame_input`).
+    """
 
     preprocess: Preprocess
     covariance: str = "sample"
@@ -25,12 +30,14 @@ class Settings:
     eps: float = EPS
     sigma: float = SIGMA
     false_alarm_rate: float | None = None
+    frame_input: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot be fitted.
 
         Raises:
-            UsageError: an unknown name or a number out of range.
+            UsageError: an unknown name, a number out of range, or a preprocessing that no graph
+                can do.
         """
         if self.covariance not in COVARIANCES:
             raise UsageError(f"--covariance {self.covariance}: choose {' or '.join(COVARIANCES)}")
@@ -43,3 +50,5 @@ class Settings:
         rate = self.false_alarm_rate
         if rate is not None and not 1e-6 <= rate < 1:
             raise UsageError(f"--false-alarm-rate {rate}: a number from 1e-6 to below 1 is needed")
+        if self.frame_input:
+            check_frame_input(self.preprocess)
