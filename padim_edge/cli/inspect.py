@@ -33,6 +33,8 @@ def inspect(
 
 def _short(value: Any) -> str:
     """A value in one line; long lists by their ends."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, list) and len(value) > 8:
         return f"{len(value)} values: {value[0]}, {value[1]}, ... {value[-1]}"
     return str(value)

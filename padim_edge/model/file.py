@@ -22,6 +22,7 @@ from onnx import numpy_helper
 
 from padim_edge import __version__
 from padim_edge.errors import ModelError, PadimEdgeError, first_line
+from padim_edge.model.frame_input import drop_frame_input, has_frame_input, with_frame_input
 from padim_edge.model.metadata import COMMANDS, BackboneInfo, DetectorInfo, Metadata
 from padim_edge.model.names import FEATURES
 from padim_edge.model.pyramid import Pyramid
@@ -34,13 +35,14 @@ class Model:
     """One of the two files in memory.
 
     Attributes:
-        proto: the graph with its constants.
+        proto: the graph with its constants, from ``image``.
         backbone_info: what both kinds know.
         detector_info: None for embedding.onnx.
         extra: metadata that this version does not know, key -> text; kept by `write`.
         path: of the file; None before it is written.
         sha256: of the file's bytes; empty before it is written.
         size: of the file in bytes; 0 before it is written.
+        frame_input: whether the file's graph begins at ``frame`` instead, and prepares it.
     """
 
     proto: onnx.ModelProto
@@ -50,6 +52,7 @@ class Model:
     path: Path | None = None
     sha256: str = ""
     size: int = 0
+    frame_input: bool = False
 
     def pyramid(self) -> Pyramid:
         """Levels as they are stored: one dense level for Ledoit-Wolf, else coarse to fine."""
@@ -82,6 +85,8 @@ def write(stream: BinaryIO, model: Model) -> int:
         PadimEdgeError: the file would exceed the 2 GiB that a single ONNX file can have.
     """
     proto = model.proto
+    if model.frame_input and model.detector_info:
+        proto = with_frame_input(proto, model.detector_info.preprocess)
     proto.producer_name, proto.producer_version = "padim-edge", __version__
     del proto.metadata_props[:]
     metadata = Metadata(model.backbone_info, model.detector_info, model.extra)
@@ -133,8 +138,17 @@ def _checked(path: Path, data: bytes, kind: str | None) -> Model:
     try:
         props = {entry.key: entry.value for entry in proto.metadata_props}
         found = Metadata.of(props, kind)
+        frame_input = found.detector_info is not None and has_frame_input(proto)
+        if frame_input:
+            drop_frame_input(proto, found.backbone_info.image_size)
         model = Model(
-            proto, found.backbone_info, found.detector_info, found.extra, path, size=len(data)
+            proto,
+            found.backbone_info,
+            found.detector_info,
+            found.extra,
+            path,
+            size=len(data),
+            frame_input=frame_input,
         )
         _check_graph(model)
     except ModelError as error:

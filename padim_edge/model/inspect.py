@@ -27,6 +27,7 @@ def describe(path: Path) -> dict[str, Any]:
         scores = detector_info.pop("good_scores")
         detector_info["preprocess"] = model.detector_info.preprocess.to_json()
         fields |= detector_info
+        fields["frame_input"] = model.frame_input
         fields["good_scores"] = {
             "count": len(scores),
             "min": scores[0],
