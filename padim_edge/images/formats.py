@@ -25,7 +25,9 @@ class PixelFormat:
     Attributes:
         shape: of the array, in words.
         planes: takes the array apart into views [h, w, c], each of a resolution of its own.
-        to_rgb: makes a new uint8 [H, W, 3] of the planes, each resized to uint8 [H, W, c].
+        picks: (plane, channel) of each value that a colour is made of, plane by plane.
+        mix: int32 [3, values + 1], in 16-bit fixed point: red, green and blue are its product
+            with those values and 1, rounded (halves up) and clipped.
         dtype: of the array.
         white: the value that is white.
         pixel: what the array's shape may have after rows and columns.
@@ -37,7 +39,8 @@ class PixelFormat:
 
     shape: str
     planes: Callable[[NDArray[Any]], Planes]
-    to_rgb: Callable[[Planes], NDArray[np.uint8]]
+    picks: tuple[tuple[int, int], ...]
+    mix: NDArray[np.int32]
     dtype: type[np.generic] = np.uint8
     white: int = 255
     pixel: tuple[tuple[int, ...], ...] = ((),)
@@ -61,13 +64,27 @@ class PixelFormat:
         rows, columns = array.shape[:2]
         return (rows // 3 * 2 if self.thirds else rows), columns
 
+    def to_rgb(self, planes: Planes) -> NDArray[np.uint8]:
+        """Make a new uint8 [H, W, 3] of the planes, each resized to uint8 [H, W, c]."""
+        values = [planes[plane][..., channel] for plane, channel in self.picks]
+        rgb = np.empty((*values[0].shape, 3), np.uint8)
+        for colour, (*shares, constant) in enumerate(self.mix.tolist()):
+            if _WHOLE in shares and not constant and sum(map(abs, shares)) == _WHOLE:
+                rgb[..., colour] = values[shares.index(_WHOLE)]
+                continue
+            mixed = np.full(values[0].shape, constant + _WHOLE // 2, np.int32)
+            for share, value in zip(shares, values, strict=True):
+                if share:
+                    mixed += np.multiply(value, share, dtype=np.int32)
+            rgb[..., colour] = np.clip(mixed >> 16, 0, 255)
+        return rgb
 
-def _stacked(channels: Sequence[NDArray[Any]]) -> NDArray[np.uint8]:
-    """What np.stack(channels, axis=2) gives, several times faster."""
-    stacked = np.empty((*channels[0].shape, len(channels)), np.uint8)
-    for index, channel in enumerate(channels):
-        stacked[..., index] = channel
-    return stacked
+
+_WHOLE = 1 << 16  # a share of one
+
+
+def _mix(*rows: Sequence[float]) -> NDArray[np.int32]:
+    return np.round(np.array(rows) * _WHOLE).astype(np.int32)
 
 
 def _interleaved(channels: int, *rgb: int) -> PixelFormat:
@@ -75,7 +92,8 @@ def _interleaved(channels: int, *rgb: int) -> PixelFormat:
     return PixelFormat(
         f"[h, w, {channels}]",
         planes=lambda array: [array],
-        to_rgb=lambda planes: _stacked([planes[0][..., channel] for channel in rgb]),
+        picks=tuple((0, channel) for channel in rgb),
+        mix=_mix((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0)),
         pixel=((channels,),),
     )
 
@@ -85,7 +103,8 @@ def _grey(bits: int) -> PixelFormat:
     return PixelFormat(
         "[h, w]",
         planes=lambda array: [array.reshape(*array.shape[:2], 1)],
-        to_rgb=lambda planes: _stacked([planes[0][..., 0]] * 3),
+        picks=((0, 0),),
+        mix=_mix(*[(1, 0)] * 3),
         dtype=np.uint8 if bits == 8 else np.uint16,
         white=2**bits - 1,
         pixel=((), (1,)),
@@ -99,20 +118,21 @@ def _bayer(cell: str) -> PixelFormat:
         height, width = array.shape
         return [array[row::2].reshape(height // 2, width // 2, 2) for row in (0, 1)]
 
-    def to_rgb(resized: Planes) -> NDArray[np.uint8]:
-        values = [plane[..., column] for plane in resized for column in (0, 1)]
-        first, second = (values[i] for i, colour in enumerate(cell) if colour == "g")
-        green = (first.astype(np.uint16) + second + 1) // 2
-        return _stacked([values[cell.index("r")], green, values[cell.index("b")]])
-
-    return PixelFormat("[h, w], h and w even", planes, to_rgb, even=(True, True))
+    rows = [[(colour == one) / cell.count(one) for colour in cell] for one in "rgb"]
+    return PixelFormat(
+        "[h, w], h and w even",
+        planes,
+        picks=((0, 0), (0, 1), (1, 0), (1, 1)),
+        mix=_mix(*[(*row, 0) for row in rows]),
+        even=(True, True),
+    )
 
 
 LUMA = {"601": (0.299, 0.114), "709": (0.2126, 0.0722)}
 """Weights of red and of blue in luma: ITU-R BT.601-7, section 2.5.1, and BT.709-6, item 3.2."""
 
 
-def yuv_matrix(standard: str, full: bool) -> tuple[NDArray[np.int32], int]:
+def yuv_mix(standard: str, full: bool) -> NDArray[np.int32]:
     """The conversion of 8-bit YUV to RGB, in 16-bit fixed point.
 
     Args:
@@ -120,35 +140,22 @@ def yuv_matrix(standard: str, full: bool) -> tuple[NDArray[np.int32], int]:
         full: whether luma and chroma use all of 0 to 255; if not, they use 16 to 235 and 240.
 
     Returns:
-        int32 [3, 3], to be multiplied by (Y - black, U - 128, V - 128) and divided by 65536 with
-        rounding; and black.
+        int32 [3, 4]: what red, green and blue have of Y, U, V and 1.
     """
     red, blue = LUMA[standard]
     green = 1 - red - blue
-    luma, chroma = (1.0, 1.0) if full else (255 / 219, 255 / 224)
-    rows = [
+    luma, chroma, black = (1.0, 1.0, 0) if full else (255 / 219, 255 / 224, 16)
+    shares = _mix(
         [luma, 0, 2 * (1 - red) * chroma],
         [luma, -2 * (1 - blue) * blue / green * chroma, -2 * (1 - red) * red / green * chroma],
         [luma, 2 * (1 - blue) * chroma, 0],
-    ]
-    return np.round(np.array(rows) * 65536).astype(np.int32), 0 if full else 16
+    )
+    return np.column_stack([shares, -(shares @ np.array([black, 128, 128], np.int32))])
 
 
 def _yuv(layout: str, standard: str, full: bool) -> PixelFormat:
-    matrix, black = yuv_matrix(standard, full)
     shape, planes, picks, rules = _LAYOUTS[layout]
-
-    def to_rgb(resized: Planes) -> NDArray[np.uint8]:
-        y, u, v = (resized[plane][..., channel].astype(np.int32) for plane, channel in picks)
-        y, u, v = y - black, u - 128, v - 128
-        return _stacked(
-            [
-                np.clip((of_y * y + of_u * u + of_v * v + 32768) >> 16, 0, 255)
-                for of_y, of_u, of_v in matrix
-            ]
-        )
-
-    return PixelFormat(shape, planes, to_rgb, **rules)
+    return PixelFormat(shape, planes, picks, yuv_mix(standard, full), **rules)
 
 
 def _nv12(array: NDArray[Any]) -> Planes:
@@ -168,29 +175,31 @@ def _packed(array: NDArray[Any]) -> Planes:
 
 
 # Shape in words, planes, (plane, channel) of Y, U and V, and what else the format says.
-_LAYOUTS: dict[str, tuple[str, Callable[[NDArray[Any]], Planes], list[tuple[int, int]], Any]] = {
+_LAYOUTS: dict[
+    str, tuple[str, Callable[[NDArray[Any]], Planes], tuple[tuple[int, int], ...], Any]
+] = {
     "nv12": (
         "[h * 3 / 2, w], h and w even",
         _nv12,
-        [(0, 0), (1, 0), (1, 1)],
+        ((0, 0), (1, 0), (1, 1)),
         {"even": (True, True), "thirds": True},
     ),
     "i420": (
         "[h * 3 / 2, w], h and w even, without gaps",
         _i420,
-        [(0, 0), (1, 0), (2, 0)],
+        ((0, 0), (1, 0), (2, 0)),
         {"even": (True, True), "thirds": True, "gapless": True},
     ),
     "yuyv": (
         "[h, w, 2], w even",
         _packed,
-        [(0, 0), (1, 1), (1, 3)],
+        ((0, 0), (1, 1), (1, 3)),
         {"even": (False, True), "pixel": ((2,),)},
     ),
     "uyvy": (
         "[h, w, 2], w even",
         _packed,
-        [(0, 1), (1, 0), (1, 2)],
+        ((0, 1), (1, 0), (1, 2)),
         {"even": (False, True), "pixel": ((2,),)},
     ),
 }
