@@ -139,7 +139,8 @@ def _by_rows(strip: NDArray[Any], count: int, fy: int) -> NDArray[Any]:
     """A strip as [count, fy, all values of a row]; copied only if a row has gaps."""
     _, width, channels = strip.shape
     row, pixel, value = strip.strides
-    if (pixel, value) != (channels * strip.itemsize, strip.itemsize):
+    dense = pixel == channels * strip.itemsize and (channels == 1 or value == strip.itemsize)
+    if not dense:
         strip = np.ascontiguousarray(strip)
         row = strip.strides[0]
     shape = (count, fy, width * channels)

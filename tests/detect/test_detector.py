@@ -13,6 +13,7 @@ import padim_edge
 from padim_edge import Detector
 from padim_edge.errors import ImageError, PadimEdgeError, UsageError
 from padim_edge.images.find import find_images
+from padim_edge.images.frames import Frame
 from padim_edge.model.file import read
 from padim_edge.runtime.engines import ENGINES, open_engine
 
@@ -48,6 +49,43 @@ def test_a_batch_equals_its_frames(detector):
 def test_an_array_and_its_picture_are_judged_alike(detector):
     pixels = frame(120, 90)
     assert detector(pixels).score == detector(Image.fromarray(pixels)).score
+
+
+def test_a_path_is_prepared_as_the_fit_did(detector, photos):
+    path = find_images(photos / "test" / "good")[0]
+    expected = detector.judge(detector.detector_info.preprocess(path)[None])[0].score
+    assert detector(path).score == detector(str(path)).score == expected
+
+
+def test_pixel_formats_of_the_detector_the_call_and_the_frame(model_file):
+    rgb = frame(120, 90)
+    bgr = rgb[..., ::-1]
+    with Detector(model_file, pixel_format="bgr") as opened:
+        expected = opened(Image.fromarray(rgb)).score
+        assert opened(bgr).score == expected
+        assert opened(rgb, pixel_format="rgb").score == expected
+        assert opened(Frame(rgb)).score == expected
+        assert [one.score for one in opened.batch([bgr, bgr])] == [opened(bgr).score] * 2
+    with pytest.raises(UsageError, match="no pixel format 'bgr8'; allowed are rgb, bgr"):
+        Detector(model_file, pixel_format="bgr8")
+
+
+def test_a_large_frame_is_shared_among_threads(model_file):
+    large = frame(1200, 1800)
+    with Detector(model_file, threads=1) as alone, Detector(model_file, threads=3) as shared:
+        np.testing.assert_array_equal(alone.prepare(large), shared.prepare(large))
+
+
+def test_an_array_of_frames_is_a_batch(detector):
+    frames = np.stack([frame(70, 80, 1), frame(70, 80, 2)])
+    scores = [one.score for one in detector.batch(frames)]
+    assert scores == pytest.approx([detector(one).score for one in frames], rel=1e-5)
+
+
+@pytest.mark.parametrize("nothing", [None, b"bytes", 3, [[1, 2, 3]]])
+def test_what_is_no_frame_at_all_is_refused(detector, nothing):
+    with pytest.raises(UsageError, match="a frame is a "):
+        detector(nothing)
 
 
 def test_good_photos_score_below_noise(detector, photos):

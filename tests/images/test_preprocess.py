@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from pictures import STORED, noise, upright
 from PIL import Image
 
 from padim_edge.errors import ImageError, ModelError, UsageError
-from padim_edge.images.decode import load_image
+from padim_edge.images.decode import load_frame, load_image
 from padim_edge.images.find import find_images
+from padim_edge.images.formats import PIXEL_FORMATS
+from padim_edge.images.frames import Frame
 from padim_edge.images.preprocess import Preprocess, parse_size
 
 SIZES = [(224, 224), (225, 301), (301, 225), (900, 900), (257, 256), (100, 333), (511, 1023)]
@@ -99,6 +102,24 @@ def test_frames_of_any_strides() -> None:
     np.testing.assert_array_equal(preprocess(bgr[::2, :, ::-1]), expected)
 
 
+@pytest.mark.parametrize("name", ["bgr", "bgra", "grey8", "grey12", "bayer-rggb", "nv12", "yuyv"])
+@pytest.mark.parametrize("pitch", [0, 64])
+def test_nothing_of_the_size_of_a_frame_is_allocated(name: str, pitch: int) -> None:
+    form = PIXEL_FORMATS[name]
+    rows = 4500 if form.thirds else 3000
+    wide = np.zeros((rows, 4000 + pitch, *form.pixel[0]), form.dtype)
+    frame = Frame(wide[:, :4000], name)
+    preprocess = Preprocess.whole((224, 224))
+    preprocess(frame)
+    tracemalloc.start()
+    try:
+        preprocess(frame)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 6_000_000  # of 12 to 48 MB; strips of sums, whatever the frame
+
+
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 def test_images_that_pillow_has_opened_are_brought_upright_too(tmp_path: Path, suffix: str) -> None:
     exif = Image.Exif()
@@ -122,6 +143,81 @@ def test_images_that_pillow_has_opened_are_brought_upright_too(tmp_path: Path, s
 def test_arrays_that_are_no_images(array: NDArray[np.uint8]) -> None:
     with pytest.raises(UsageError, match=r"pixels in rgb are uint8 \[h, w, 3\]"):
         Preprocess.whole((4, 4))(array)
+
+
+def jpeg(path: Path, height: int, width: int, mode: str = "RGB", orientation: int = 1) -> Path:
+    """A picture without details, on whose account filters would differ."""
+    coarse = Image.fromarray(noise(12, 16)).convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    coarse.resize((width, height), Image.Resampling.BICUBIC).save(path, quality=95, exif=exif)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "factor"),
+    [
+        (3000, 4000, 8),
+        (1080, 1920, 4),
+        (900, 900, 4),
+        (512, 512, 2),
+        (448, 448, 2),
+        (447, 900, 1),
+        (902, 902, 2),
+        (901, 904, 1),
+        (100, 3000, 1),
+    ],
+)
+def test_jpeg_files_are_decoded_smaller_by_whole_pixels(
+    height: int, width: int, factor: int, tmp_path: Path
+) -> None:
+    preprocess = Preprocess.whole((224, 224))
+    assert preprocess.shrink(height, width) == factor
+    path = jpeg(tmp_path / "a.jpg", height, width)
+    assert load_frame(path, preprocess.shrink).size == (height // factor, width // factor)
+    assert Preprocess.whole((224, 224), reduce=False).shrink(height, width) == 1
+    # The same picture as if all of it had been decoded.
+    whole = preprocess(np.asarray(Image.open(path))).astype(int)
+    difference = np.abs(preprocess(path) - whole)
+    assert difference.mean() < 0.6
+    assert difference.max() <= 4
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_jpeg_files_of_any_mode_and_orientation(
+    mode: str, orientation: int, tmp_path: Path
+) -> None:
+    path = jpeg(tmp_path / "a.jpg", 480, 960, mode, orientation)
+    preprocess = Preprocess((112, 224), (112, 224), False, "bilinear", True)
+    upright = preprocess(load_image(path)).astype(int)
+    assert np.abs(preprocess(path) - upright).mean() < 0.6
+    size = (480, 960) if orientation < 5 else (960, 480)
+    factor = preprocess.shrink(*size)
+    assert factor == (4 if orientation < 5 else 2)
+    assert load_frame(path, preprocess.shrink).size == (size[0] // factor, size[1] // factor)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_files_of_16_bits_are_averaged_in_16(suffix: str, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 65536, (300, 400), np.uint16)
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(pixels).save(path)
+    frame = load_frame(path)
+    assert frame.pixel_format == "grey16"
+    np.testing.assert_array_equal(frame.pixels, pixels)
+    preprocess = Preprocess.whole((96, 128))
+    np.testing.assert_array_equal(preprocess(path), preprocess(Frame(pixels, "grey16")))
+
+
+def test_errors_of_a_file_begin_with_its_path(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(noise(100, 150)).save(path)
+    with pytest.raises(ImageError) as caught:
+        Preprocess((32, 64), 32, crop=True)(path)
+    assert str(caught.value).startswith(f"{path}: 100x150")
+    with pytest.raises(ImageError, match="cannot be read"):
+        Preprocess.whole((32, 64))(str(tmp_path / "b.png"))
 
 
 def test_a_frame_that_does_not_cover_the_crop() -> None:
