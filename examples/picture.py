@@ -31,7 +31,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         with Detector(options.model) as detector:
-            rows = [row(detector, load_image(photo), options.side) for photo in options.photos]
+            rows = [row(detector, photo, options.side) for photo in options.photos]
     except PadimEdgeError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -45,10 +45,11 @@ def main() -> int:
     return 0
 
 
-def row(detector: Detector, photo: Image.Image, side: int) -> Image.Image:
+def row(detector: Detector, path: Path, side: int) -> Image.Image:
     """The photo, its score map on black, and the overlay with its verdict, side by side."""
+    result = detector(path)
+    photo = load_image(path)
     photo = photo.resize((side, round(side * photo.height / photo.width)), Image.Resampling.LANCZOS)
-    result = detector(photo)
     frame = np.asarray(photo)
     region = detector.region(*photo.size)
 

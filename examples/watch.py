@@ -53,7 +53,8 @@ def main() -> int:
             raise PadimEdgeError(f"cannot open {options.source}")
         if options.out:
             options.out.mkdir(parents=True, exist_ok=True)
-        with Detector(options.model, engine=options.engine) as detector:
+        # OpenCV's frames are BGR; they are judged as they are.
+        with Detector(options.model, engine=options.engine, pixel_format="bgr") as detector:
             print(detector.engine.describe(), file=sys.stderr)
             detector(np.zeros((64, 64, 3), dtype=np.uint8))  # the first call is a slow one
             notify("READY=1")
@@ -76,9 +77,8 @@ def judge(camera: cv2.VideoCapture, detector: Detector, out: Path | None, keep: 
         good, frame = camera.read()
         if not good:
             return
-        rgb = np.ascontiguousarray(frame[:, :, ::-1])  # OpenCV's frames are BGR
         start = time.perf_counter()
-        result = detector(rgb)
+        result = detector(frame)
         milliseconds = 1e3 * (time.perf_counter() - start)
         now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         record = {
@@ -90,13 +90,13 @@ def judge(camera: cv2.VideoCapture, detector: Detector, out: Path | None, keep: 
         }
         print(json.dumps(record), flush=True)
         if out and result.is_anomalous:
-            save(rgb, out / f"{now.replace(':', '')}.png", keep)
+            save(frame, out / f"{now.replace(':', '')}.png", keep)
         notify("WATCHDOG=1")
 
 
-def save(rgb: np.ndarray, path: Path, keep: int) -> None:
+def save(bgr: np.ndarray, path: Path, keep: int) -> None:
     """Write a frame, and let go of the oldest ones: a disk that fills up stops more than this."""
-    Image.fromarray(rgb).save(path)
+    Image.fromarray(np.ascontiguousarray(bgr[:, :, ::-1])).save(path)
     for old in sorted(path.parent.glob("*.png"))[:-keep]:
         old.unlink(missing_ok=True)
 
