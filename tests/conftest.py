@@ -187,8 +187,9 @@ def measured(model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
 def report(model_file: Path) -> Report:
     """The report of such a benchmark, without the roofline."""
     from padim_edge.measure.bench import run_benchmark
+    from padim_edge.measure.camera import Camera
 
-    return run_benchmark(model_file, ["ort"], (1, 4), 1, calls=10, frame_size=(90, 120))
+    return run_benchmark(model_file, ["ort"], (1, 4), 1, calls=10, cameras=(Camera(120, 90),))
 
 
 @pytest.fixture

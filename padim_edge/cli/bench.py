@@ -21,7 +21,7 @@ from padim_edge.errors import PadimEdgeError, UsageError
 
 if TYPE_CHECKING:
     from padim_edge.measure.against import Earlier
-    from padim_edge.measure.report import BatchResult, Report
+    from padim_edge.measure.report import BatchResult, Latency, Report
 
 
 @command("bench", "padim-edge bench padim.onnx --batch 1,32 --json bench.json")
@@ -40,8 +40,16 @@ def bench(
         int, typer.Option("--calls", min=10, help="Counted calls at batch 1, fewer at larger ones.")
     ] = 100,
     frame: Annotated[
-        str, typer.Option("--frame", help="Size of the camera's frames, N or HxW.")
-    ] = "900",
+        list[str],
+        typer.Option(
+            "--frame",
+            help="Camera's frames, width x height (not height x width, as elsewhere): 1920x1080, "
+            "or several with commas. May be repeated.",
+        ),
+    ] = ["1920x1080"],  # noqa: B006  # typer makes a new one
+    pixel_format: Annotated[
+        str, typer.Option("--pixel-format", help="Of the camera's frames: bgr, nv12, grey8, ...")
+    ] = "bgr",
     threads: Threads = 0,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the results as JSON.")
@@ -64,23 +72,28 @@ def bench(
         ),
     ] = False,
 ) -> None:
-    """Measure latency by stage, beside the bare backbone; on a GPU also bandwidth and power."""
+    """Measure latency from a camera's pixels to the decision, by stage, beside the bare backbone.
+
+    On a GPU also bandwidth and power.
+    """
     from padim_edge.files import atomic_write
-    from padim_edge.images.preprocess import parse_size
     from padim_edge.measure.against import check, load
-    from padim_edge.measure.bench import check_engines, run_benchmark
+    from padim_edge.measure.bench import check_cameras, check_engines, run_benchmark
+    from padim_edge.measure.camera import parse_camera
     from padim_edge.measure.report import announce
 
     engines = names_of(engine) or ()
     batches = integers("--batch", batch) or ()
-    size = parse_size(frame)
+    sizes = [size for text in frame for size in text.split(",")]
+    cameras = [parse_camera(size, pixel_format) for size in sizes]
     check_engines(engines)
+    check_cameras(cameras)
     if tolerance is not None and (against is None or not 0 <= tolerance < float("inf")):
         raise UsageError(f"--tolerance {tolerance}: give a share from 0 up, with --against")
     # All that can be wrong with a file is said now, not after minutes of measuring.
     old = load(against) if against else None
     if old:
-        check(old, announce(model, size, threads), engines, batches)
+        check(old, announce(model, threads), engines, batches)
     if plot:
         from padim_edge.measure.plots import draw, kind_of
 
@@ -91,7 +104,7 @@ def bench(
             json_stream = files.enter_context(atomic_write(json_file)) if json_file else None
             with progress_bars() as progress:
                 report = run_benchmark(
-                    model, engines, batches, threads, calls, size, progress, roofline
+                    model, engines, batches, threads, calls, cameras, progress, roofline
                 )
             if json_stream:
                 json_stream.write(json_bytes(report.to_json()))
@@ -138,14 +151,19 @@ def _print_batch(results: dict[str, BatchResult]) -> None:
     """The table of one batch size, engines below each other."""
     first, result = next(iter(results.items()))
     whose = {name: f"{name}: " if len(results) > 1 else "" for name in results}
-    latencies = {"preprocess": result.stages["preprocess"]}
+    latencies: dict[str, Latency] = {}
     for name, result in results.items():
         of = whose[name]
-        latencies |= {of + stage: x for stage, x in result.stages.items() if stage != "preprocess"}
+        latencies |= {of + stage: latency for stage, latency in result.stages.items()}
         latencies[f"{of}graph: image to score"] = result.graph
-        latencies[f"{of}total: frame to score"] = result.total
         if result.bare:
             latencies["bare backbone"] = result.bare
+        for one in result.frames:
+            of = f"{whose[name]}{one.camera}: "
+            latencies[f"{of}prepare"] = one.prepare
+            latencies[f"{of}graph"] = one.graph
+            latencies[f"{of}rest"] = one.rest
+            latencies[f"{of}frame to decision"] = one.whole
     rows = [
         (name, *(f"{x:.2f}" for x in (one.p50, one.p95, one.p99)), f"{one.throughput:.1f}")
         for name, one in latencies.items()
@@ -156,6 +174,9 @@ def _print_batch(results: dict[str, BatchResult]) -> None:
         of = whose[name]
         if result.ratio:
             typer.echo(f"{of}graph / bare backbone = {result.ratio:.3f}")
+        for one in result.frames:
+            if one.ratio:
+                typer.echo(f"{of}{one.camera} to decision / bare backbone = {one.ratio:.3f}")
         if result.to_first:
             typer.echo(f"{of}graph / that of {first} = {result.to_first:.3f}")
         if result.kernel:

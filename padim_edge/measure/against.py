@@ -12,7 +12,7 @@ from typing import Any
 from padim_edge.errors import UsageError
 from padim_edge.measure.report import SCHEMA, Report
 
-READABLE = (2, SCHEMA)
+READABLE = (2, 3, SCHEMA)
 """Schemas that can be compared with: whatever is compared has the same name in each."""
 
 
@@ -95,7 +95,7 @@ def load(path: Path) -> Earlier:
         ) from error
     raise UsageError(
         f"--against {path}: its schema is {report['schema']!r}, and "
-        f"{' or '.join(map(str, READABLE))} is needed: "
+        f"one of {', '.join(map(str, READABLE))} is needed: "
         "measure again with this version"
     )
 
@@ -201,13 +201,10 @@ def _take(report: Mapping[str, Any]) -> Earlier:
     for engine in report["engines"]:
         name = _text(engine["name"])
         for result in engine["results"]:
-            values = {
-                "graph, ms": _number(result["graph"]["p50"]),
-                "total, ms": _number(result["total"]["p50"]),
-            }
+            values = {"graph, ms": _number(result["graph"]["p50"])}
             if result["ratio"] is not None:
                 values["graph / bare backbone"] = _number(result["ratio"])
-            figures[name, int(result["batch"])] = values
+            figures[name, int(result["batch"])] = values | _from_frames(report, result)
         figures[name, None] = {
             "cold start, s": _number(engine["cold_start_seconds"]),
             "peak memory, MB": _number(engine["peak_memory_bytes"]) / 1e6,
@@ -225,7 +222,6 @@ def _take(report: Mapping[str, Any]) -> Earlier:
             "cores": str(_number(machine["cores"])),
             "power mode": machine.get("power_mode") or "unknown",
             "threads": str(int(report["threads"])),
-            "frames": "{}x{}".format(*report["frame_size"]),
             "precision": _text(model["precision"]),
         },
         software={name: _text(version) for name, version in machine["versions"].items()}
@@ -237,6 +233,22 @@ def _take(report: Mapping[str, Any]) -> Earlier:
         figures=figures,
         file_bytes=_number(report["file_bytes"]),
     )
+
+
+def _from_frames(report: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, float]:
+    """What frames of a camera took; a report before schema 4 has one size, in RGB."""
+    if report["schema"] < 4:
+        height, width = report["frame_size"]
+        return {f"{int(width)}x{int(height)} rgb, ms": _number(result["total"]["p50"])}
+    values = {}
+    for one in result["frames"]:
+        camera = one["camera"]
+        size = f"{int(camera['width'])}x{int(camera['height'])}"
+        of = f"{size} {_text(camera['pixel_format'])}"
+        values[f"{of}, ms"] = _number(one["whole"]["p50"])
+        if one["ratio"] is not None:
+            values[f"{of} / bare backbone"] = _number(one["ratio"])
+    return values
 
 
 def _text(value: Any) -> str:

@@ -7,23 +7,27 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from padim_edge.detect.detector import Detector
 from padim_edge.errors import PadimEdgeError, UsageError
 from padim_edge.measure.bare_backbone import bare_backbone, has_bare_backbone
+from padim_edge.measure.camera import Camera
 from padim_edge.measure.power import measure as measure_power
 from padim_edge.measure.rates import measure_machine
 from padim_edge.measure.report import (
     BatchResult,
     EngineReport,
+    FrameResult,
     Kernel,
     Latency,
     Report,
@@ -44,7 +48,9 @@ if TYPE_CHECKING:
 BLOCK = 10
 REST_SECONDS = 0.05
 
-Contender = tuple[str, str]  # the engine, or "" for all of them, and what is measured
+FULL_HD = Camera(1920, 1080, "bgr")
+
+Contender = tuple[str, str]  # the engine, and what is measured
 
 
 def run_benchmark(
@@ -53,7 +59,7 @@ def run_benchmark(
     batches: Sequence[int] = (1,),
     threads: int = 0,
     calls: int = 100,
-    frame_size: tuple[int, int] = (900, 900),
+    cameras: Sequence[Camera] = (FULL_HD,),
     progress: Progress = silent,
     roofline: bool = False,
 ) -> Report:
@@ -65,23 +71,24 @@ def run_benchmark(
         batches: batch sizes, each once.
         threads: of the engines and of the bare backbone; 0 for all cores.
         calls: counted calls of each contender at batch 1; fewer for larger batches, at least 30.
-        frame_size: (h, w) of the camera's frames, for the preprocess stage and the total.
+        cameras: whose frames are followed from pixels to decision, each once; none is allowed.
         progress: called as work goes on.
         roofline: also predict floors (`padim_edge.measure.roofline`), from this machine's rates
             measured right after the latencies.
 
     Raises:
-        UsageError: no such engine, batch size or number of calls, or one of them twice.
+        UsageError: no such engine, batch size or number of calls, or one of them or a camera twice.
         PadimEdgeError: the file is no detector, or an engine does not run here.
     """
     check_engines(engines)
     _check_numbers(batches, calls)
-    report = announce(path, frame_size, threads)
+    check_cameras(cameras)
+    report = announce(path, threads)
     if roofline:
         check_roofline(read(path, "padim"))
     # Each alone, one after another: nobody else's memory is in its figures.
     alone = [_alone(path, name, max(batches), threads, progress) for name in engines]
-    together = _together(path, alone, batches, threads, calls, frame_size, progress)
+    together = _together(path, alone, batches, threads, calls, cameras, progress)
     report = replace(report, engines=together)
     return replace(report, roofline=_roofline(path, report)) if roofline else report
 
@@ -103,6 +110,17 @@ def _check_numbers(batches: Sequence[int], calls: int) -> None:
         raise UsageError(f"--batch {given}: sizes of at least 1 are needed, each once")
     if calls < 1:
         raise UsageError(f"--calls {calls}: a number of at least 1 is needed")
+
+
+def check_cameras(cameras: Sequence[Camera]) -> None:
+    """Refuse cameras that `run_benchmark` would refuse, before any work.
+
+    Raises:
+        UsageError: one of them twice.
+    """
+    if len(set(cameras)) < len(cameras):
+        given = ",".join(f"{one.width}x{one.height}" for one in cameras)
+        raise UsageError(f"--frame {given}: name each size once")
 
 
 def check_engines(names: Sequence[str]) -> None:
@@ -173,7 +191,7 @@ def _together(
     batches: Sequence[int],
     threads: int,
     calls: int,
-    frame_size: tuple[int, int],
+    cameras: Sequence[Camera],
     progress: Progress,
 ) -> tuple[EngineReport, ...]:
     """All engines open at once and taking turns: the results that their reports lack."""
@@ -185,9 +203,10 @@ def _together(
         bare = _open_bare(path, threads) if "ort" in detectors else None
         if bare is not None:
             stack.enter_context(bare)
+        frames = {camera: camera.frames() for camera in cameras}
         measured = [
             # At least three blocks, or nothing would be interleaved.
-            _measure(detectors, bare, batch, max(3 * BLOCK, calls // batch), frame_size, progress)
+            _measure(detectors, bare, batch, max(3 * BLOCK, calls // batch), frames, progress)
             for batch in batches
         ]
         finished = []
@@ -201,53 +220,107 @@ def _together(
     return tuple(finished)
 
 
+class _FrameCalls:
+    """Calls of a detector on a camera's frames, each taken apart.
+
+    The clock is read within the very calls. Preparing and graph, timed alone, would leave more
+    noise in a difference than what stands between them takes.
+    """
+
+    def __init__(self, detector: Detector, frames: Sequence[NDArray[Any]], camera: Camera) -> None:
+        self._detector, self._camera = detector, camera
+        self._frames = itertools.cycle(frames)
+        self._seconds: dict[str, float] = {}
+        self.rows: list[dict[str, float]] = []
+
+    def __call__(self, batch: int) -> None:
+        frames = list(itertools.islice(self._frames, batch))
+        self._seconds = {"prepare": 0.0, "graph": 0.0}
+        with self._watching():
+            start = time.perf_counter()
+            self._detector.batch(frames, self._camera.pixel_format)
+            whole = time.perf_counter() - start
+        rest = whole - sum(self._seconds.values())
+        self.rows.append({**self._seconds, "rest": rest, "whole": whole})
+
+    @contextlib.contextmanager
+    def _watching(self) -> Iterator[None]:
+        """Add up the time within what prepares and what judges."""
+        engine = self._detector.engine
+        parts = ((self._detector, "prepare", "prepare"), (engine, "infer", "graph"),
+                 (engine, "infer_frames", "graph"))  # fmt: skip
+        watched = [part for part in parts if hasattr(part[0], part[1])]
+        for thing, name, part in watched:
+            setattr(thing, name, self._timed(getattr(thing, name), part))
+        try:
+            yield
+        finally:
+            for thing, name, _ in watched:
+                delattr(thing, name)
+
+    def _timed(self, function: Callable[..., Any], part: str) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            # If it calls the other of an engine's two, that time is not counted twice.
+            before, start = self._seconds[part], time.perf_counter()
+            result = function(*arguments)
+            self._seconds[part] = before + time.perf_counter() - start
+            return result
+
+        return call
+
+
 def _measure(
     detectors: Mapping[str, Detector],
     bare: Graph | None,
     batch: int,
     calls: int,
-    frame_size: tuple[int, int],
+    frames: Mapping[Camera, Sequence[NDArray[Any]]],
     progress: Progress,
 ) -> dict[str, BatchResult]:
     """Each engine's results at one batch size."""
     first, detector = next(iter(detectors.items()))
     generator = np.random.default_rng(0)
     height, width = detector.backbone_info.image_size
-    frames = list(generator.integers(0, 256, (batch, *frame_size, 3), dtype=np.uint8))
     images = generator.integers(0, 256, (batch, height, width, 3), dtype=np.uint8)
     normalised = generator.standard_normal((batch, 3, height, width)).astype(np.float32)
-    preprocess = detector.detector_info.preprocess
     stages: dict[str, list[dict[str, float]]] = {name: [] for name in detectors}
+    calls_on: dict[tuple[str, Camera], _FrameCalls] = {}
 
     def by_stage(name: str) -> None:
         stages[name].append(detectors[name].engine.stages(images))
 
-    contenders: dict[Contender, Callable[[], object]] = {
-        ("", "preprocess"): lambda: [preprocess(frame) for frame in frames]
-    }
+    contenders: dict[Contender, Callable[[], object]] = {}
     for name, detector in detectors.items():
         contenders[name, "stages"] = functools.partial(by_stage, name)
         contenders[name, "graph"] = functools.partial(detector.engine.infer, images)
-        contenders[name, "total"] = functools.partial(detector.batch, frames)
+        for camera, pixels in frames.items():
+            calls_on[name, camera] = _FrameCalls(detector, pixels, camera)
+            contenders[name, str(camera)] = functools.partial(calls_on[name, camera], batch)
     if bare is not None:
         contenders["ort", "bare"] = functools.partial(bare.run, {NORMALISED: normalised})
     seconds = interleave(contenders, calls, lambda done: progress(f"batch {batch}", done, calls))
     latencies = {who: Latency.of(values, batch) for who, values in seconds.items()}
 
+    def by_part(rows: list[dict[str, float]]) -> dict[str, Latency]:
+        # A row was made once per block uncounted, too: drop it, the first of each block.
+        counted = [row for place, row in enumerate(rows) if place % (BLOCK + 1)]
+        return {part: Latency.of([row[part] for row in counted], batch) for part in counted[0]}
+
+    def from_frames(name: str, camera: Camera, alone: Latency | None) -> FrameResult:
+        parts = by_part(calls_on[name, camera].rows)
+        return FrameResult(camera, ratio=parts["whole"].p50 / alone.p50 if alone else None, **parts)
+
     def result(name: str) -> BatchResult:
-        # by_stage also ran once per block uncounted: drop that call, the first of each block.
-        rows = [row for place, row in enumerate(stages[name]) if place % (BLOCK + 1)]
         graph, alone = latencies[name, "graph"], latencies.get((name, "bare"))
         return BatchResult(
             batch=batch,
             calls=len(seconds[name, "graph"]),
-            stages={"preprocess": latencies["", "preprocess"]}
-            | {stage: Latency.of([row[stage] for row in rows], batch) for stage in rows[0]},
+            stages=by_part(stages[name]),
             graph=graph,
-            total=latencies[name, "total"],
             bare=alone,
             ratio=graph.p50 / alone.p50 if alone else None,
             to_first=None if name == first else graph.p50 / latencies[first, "graph"].p50,
+            frames=tuple(from_frames(name, camera, alone) for camera in frames),
             kernel=None,
             power=measure_power(contenders[name, "graph"], batch),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -14,7 +15,7 @@ except ImportError as error:
     raise MissingDependencyError("bench --plot", "matplotlib", "dev") from error
 
 if TYPE_CHECKING:
-    from padim_edge.measure.report import BatchResult, Report
+    from padim_edge.measure.report import BatchResult, Latency, Report
 
 FORMATS = ("png", "svg", "pdf")
 
@@ -22,13 +23,14 @@ FORMATS = ("png", "svg", "pdf")
 COLOURS = {
     "upload": "#c9c9c9",
     "backbone": "#4878a8",
-    "graph": "#4878a8",
+    "all in TensorRT": "#4878a8",
+    "whole graph": "#30465e",
     "distances": "#e0903c",
     "smoothing": "#6aa56a",
     "download": "#a0a0a0",
-    "preprocess": "#ecdcb0",
+    "prepare": "#ecdcb0",
+    "rest": "#9070a0",
 }
-WHOLE = "#30465e"
 BARE = "#b03030"
 BARE_LABEL = "bare backbone (ort)"
 
@@ -48,19 +50,20 @@ def kind_of(path: Path) -> str:
 def draw(report: Report, stream: BinaryIO, kind: str) -> None:
     """Draw a panel for each batch size, all in ms per frame.
 
-    An engine has two bars: its stages, and the whole graph's median with a whisker up to p95.
-    Preparing the frame comes last, so that all else lines up with the graph and the backbone.
+    An engine has a bar of its stages; below it the whole graph's median with a whisker up to p95;
+    then a bar for each camera: preparing, graph and rest.
 
     Args:
         report: at least one engine and batch size.
         stream: takes the picture.
         kind: one of `FORMATS`.
     """
-    engines = len(report.engines)
-    batches = len(report.engines[0].results)
+    first = report.engines[0]
+    bars = len(report.engines) * (2 + len(first.results[0].frames))
+    batches = len(first.results)
     # Text stays text in an SVG, and no file says when it was drawn.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "padim-edge", "font.size": 9}):
-        figure = Figure(figsize=(9, 1.8 + batches * (0.8 + 0.75 * engines)), layout="constrained")
+        figure = Figure(figsize=(9, 1.8 + batches * (0.8 + 0.38 * bars)), layout="constrained")
         panels = figure.subplots(batches, 1, squeeze=False)[:, 0]
         for index, panel in enumerate(panels):
             _panel(panel, [(one.name, one.results[index]) for one in report.engines])
@@ -85,41 +88,63 @@ def draw(report: Report, stream: BinaryIO, kind: str) -> None:
 def _panel(panel: Any, results: list[tuple[str, BatchResult]]) -> None:
     """The bars of one batch size, the first engine on top."""
     batch = results[0][1].batch
-    for place, (_, result) in enumerate(results):
-        left = 0.0
-        names = [name for name in result.stages if name != "preprocess"] + ["preprocess"]
-        for name in names:
-            width = result.stages[name].p50 / batch
-            # A stage of engine trt/graph is the graph, which here is a bar of its own.
-            label = "all in TensorRT" if name == "graph" else name
-            hatch = "///" if name == "graph" else None
-            style = {"color": COLOURS.get(name, "#9070a0"), "hatch": hatch, "edgecolor": "white"}
-            panel.barh(place - 0.2, width, 0.36, left=left, label=label, linewidth=0.5, **style)
-            left += width
-        panel.text(left, place - 0.2, f"  {left:.3g}", va="center", fontsize=8)
-        median, tail = result.graph.p50 / batch, result.graph.p95 / batch
-        panel.barh(place + 0.2, median, 0.28, color=WHOLE, label="whole graph")
-        panel.errorbar(
-            median, place + 0.2, xerr=[[0], [tail - median]], color="black", capsize=3, linewidth=1
-        )
-        panel.text(tail, place + 0.2, f"  {median:.3g}", va="center", fontsize=8)
+    ticks: list[tuple[float, str]] = []
+    place = 0.0
+    for name, result in results:
+        # A stage of engine trt/graph is the graph, which here is a bar of its own.
+        stages = {"all in TensorRT" if stage == "graph" else stage: latency
+                  for stage, latency in result.stages.items()}  # fmt: skip
+        left = _stacked(panel, place, stages, batch)
+        panel.text(left, place, f"  {left:.3g}", va="center", fontsize=8)
+        ticks.append((place, name))
+        place += 0.4
+        _whiskered(panel, place, {"whole graph": result.graph}, result.graph, batch)
+        for one in result.frames:
+            place += 0.4
+            parts = {"prepare": one.prepare, "whole graph": one.graph, "rest": one.rest}
+            _whiskered(panel, place, parts, one.whole, batch)
+            ticks.append((place, str(one.camera)))
+        place += 0.6
         if result.bare:
             bare = result.bare.p50 / batch
             panel.axvline(bare, color=BARE, linestyle="--", linewidth=1, label=BARE_LABEL)
-    panel.set_yticks(range(len(results)), [name for name, _ in results])
-    panel.set_ylim(len(results) - 0.45, -0.55)
+    panel.set_yticks(*zip(*ticks, strict=True))
+    panel.set_ylim(place - 0.25, -0.35)
     panel.set_title(f"batch {batch}", loc="left", fontsize=9, fontweight="bold")
     panel.margins(x=0.08)
     panel.spines[["top", "right"]].set_visible(False)
 
 
+def _stacked(panel: Any, place: float, parts: Mapping[str, Latency], batch: int) -> float:
+    """Medians end to end, in ms per frame; returns where they end."""
+    left = 0.0
+    for name, latency in parts.items():
+        width = latency.p50 / batch
+        hatch = "///" if name == "all in TensorRT" else None
+        style = {"color": COLOURS.get(name, "#9070a0"), "hatch": hatch, "edgecolor": "white"}
+        panel.barh(place, width, 0.36, left=left, label=name, linewidth=0.5, **style)
+        left += width
+    return left
+
+
+def _whiskered(
+    panel: Any, place: float, parts: Mapping[str, Latency], whole: Latency, batch: int
+) -> None:
+    """Medians end to end, and median and p95 of the whole."""
+    _stacked(panel, place, parts, batch)
+    median, tail = whole.p50 / batch, whole.p95 / batch
+    panel.errorbar(
+        median, place, xerr=[[0], [tail - median]], color="black", capsize=3, linewidth=1
+    )
+    panel.text(tail, place, f"  {median:.3g}", va="center", fontsize=8)
+
+
 def _title(report: Report) -> str:
     model, machine = report.model, report.machine
-    height, width = report.frame_size
     lines = [
         f"{model.file}: {model.backbone}, {model.channels} channels, "
         f"{model.image_size[0]} x {model.image_size[1]}, {model.constants} constants",
-        f"{machine.processor}, {machine.cores} cores; frames of {height} x {width}; {report.date}",
+        f"{machine.processor}, {machine.cores} cores; {report.date}",
         ", ".join(f"{name} {version}" for name, version in machine.versions.items()),
         *(f"{one.name}: {one.description}" for one in report.engines),
     ]

@@ -17,6 +17,7 @@ import onnx
 
 from padim_edge import __version__
 from padim_edge.errors import ModelError
+from padim_edge.measure.camera import Camera
 from padim_edge.measure.doctor_device import power_mode
 from padim_edge.measure.power import Power
 from padim_edge.measure.roofline import Prediction
@@ -24,7 +25,7 @@ from padim_edge.model.file import read
 from padim_edge.runtime.engines import DeviceFigures
 from padim_edge.system import available_cores, processor
 
-SCHEMA = 3
+SCHEMA = 4
 
 
 @dataclass(frozen=True)
@@ -59,19 +60,40 @@ class Kernel:
 
 
 @dataclass(frozen=True)
+class FrameResult:
+    """From a camera's pixels to decisions, in ms per call; parts are those of the same calls.
+
+    Attributes:
+        camera: whose frames.
+        prepare: until the engine takes them.
+        graph: in the engine; where it prepares frames itself, that is in it.
+        rest: whole - prepare - graph of each call.
+        whole: frames in, results out: `Detector.batch`, which with one frame is `Detector`'s call.
+        ratio: whole / bare backbone, of medians; None where that was not measured.
+    """
+
+    camera: Camera
+    prepare: Latency
+    graph: Latency
+    rest: Latency
+    whole: Latency
+    ratio: float | None
+
+
+@dataclass(frozen=True)
 class BatchResult:
     """Latencies of an engine at one batch size, in ms per call.
 
     Attributes:
         batch: frames per call.
         calls: counted calls of each contender.
-        stages: preprocess (one measurement for all engines), then the engine's own.
+        stages: the engine's own.
         graph: prepared uint8 frames in, scores and maps out.
-        total: frames of the camera's size in, scores and maps out.
         bare: the truncated backbone alone with all its channels, float32 in, layer maps out;
             engine ``ort`` only, and only where the file holds that backbone.
         ratio: graph / bare, of medians.
         to_first: graph / that of the first engine, of medians; None for the first.
+        frames: from the pixels of each camera, in the order asked for.
         kernel: how near the distance kernel comes to its floor.
         power: while prepared frames went through without a pause.
     """
@@ -80,10 +102,10 @@ class BatchResult:
     calls: int
     stages: dict[str, Latency]
     graph: Latency
-    total: Latency
     bare: Latency | None
     ratio: float | None
     to_first: float | None
+    frames: tuple[FrameResult, ...]
     kernel: Kernel | None
     power: Power | None
 
@@ -152,7 +174,6 @@ class Report:
         machine: where.
         model: what.
         file_bytes: size of the model's file.
-        frame_size: (h, w) of the camera's frames, in pixels.
         threads: as asked for; 0 is all cores.
         engines: in the order asked for.
         roofline: floors for each batch size, here and on known devices: predictions. None where
@@ -163,7 +184,6 @@ class Report:
     machine: Machine
     model: ModelFacts
     file_bytes: int
-    frame_size: tuple[int, int]
     threads: int
     engines: tuple[EngineReport, ...]
     roofline: tuple[Prediction, ...] | None = None
@@ -173,7 +193,7 @@ class Report:
         return {"schema": SCHEMA, **asdict(self)}
 
 
-def announce(path: Path, frame_size: tuple[int, int], threads: int) -> Report:
+def announce(path: Path, threads: int) -> Report:
     """What is known before anything is measured: a report without engines."""
     model = read(path, "padim")
     if model.detector_info is None:
@@ -192,7 +212,6 @@ def announce(path: Path, frame_size: tuple[int, int], threads: int) -> Report:
             constants=model.detector_info.constants,
         ),
         file_bytes=path.stat().st_size,
-        frame_size=frame_size,
         threads=threads,
         engines=(),
     )

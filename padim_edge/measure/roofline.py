@@ -198,6 +198,7 @@ _HEAD = (
     f"{'smoothing':>9}  {'floor':>8} {'(memory)':>10} {'frames/s':>9} {'MB':>5}  fits"
 )
 _NOTES = (
+    "A call takes prepared frames: what preparing a camera's frame costs is not predicted.",
     "a, m: bound by arithmetic, by memory. (memory): every layer's maps go through memory.",
     "frames/s: at most. A real run is slower; only a cache that keeps the constants from call to",
     "call, or Winograd convolutions, can undercut a floor. This machine's rates are achieved ones",

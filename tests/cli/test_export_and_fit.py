@@ -105,7 +105,7 @@ def test_defaults_chain(tmp_path, embedding_file, photos):
     """What the design promises: export && fit embedding.onnx photos/ && bench."""
     shutil.copy(embedding_file, tmp_path / "embedding.onnx")
     padim_edge("fit", "embedding.onnx", photos, cwd=tmp_path).worked()
-    done = padim_edge("bench", "--calls", 10, "--frame", 100, cwd=tmp_path).worked()
+    done = padim_edge("bench", "--calls", 10, "--frame", "100x80", cwd=tmp_path).worked()
     assert done.stdout.startswith("padim.onnx on ")
 
 

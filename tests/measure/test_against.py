@@ -15,6 +15,7 @@ from reports import SMALL, earlier, validate, with_gpu
 
 from padim_edge.errors import UsageError
 from padim_edge.measure.against import Change, compare, load
+from padim_edge.measure.camera import Camera
 from padim_edge.measure.report import Report
 
 
@@ -32,7 +33,9 @@ def test_the_figures_side_by_side(report: Report, tmp_path: Path) -> None:
     comparison = compare(load(earlier(report, tmp_path, graph=2, ratio=0.5)), report)
     assert comparison.notes == ()
     shares = {change.figure: round(change.share, 6) for change in comparison.changes}
-    one = {"graph, ms": -0.5, "total, ms": 0, "graph / bare backbone": 1}
+    frame = "120x90 bgr"
+    one = {"graph, ms": -0.5, "graph / bare backbone": 1}
+    one |= {f"{frame}, ms": 0, f"{frame} / bare backbone": 0}
     assert shares == {
         **{f"ort, batch {n}: {name}": share for n in (1, 4) for name, share in one.items()},
         "ort: cold start, s": 0,
@@ -44,7 +47,7 @@ def test_the_figures_side_by_side(report: Report, tmp_path: Path) -> None:
     assert first.old == 2 * first.new
 
 
-@pytest.mark.parametrize("figure", ["graph", "total", "ratio", "start", "memory"])
+@pytest.mark.parametrize("figure", ["graph", "whole", "ratio", "start", "memory"])
 @pytest.mark.usefixtures("remeasured")
 def test_worse_than_before(report: Report, model_file: Path, tmp_path: Path, figure: str) -> None:
     old, new, picture = (
@@ -55,7 +58,7 @@ def test_worse_than_before(report: Report, model_file: Path, tmp_path: Path, fig
     arguments = ("bench", model_file, "--engine", "ort", "--batch", "1,4", *SMALL, "--against", old)
     done = in_process(*arguments, "--json", new, "--plot", picture)
     many = 1 if figure in ("start", "memory") else 2
-    done.failed(1, f"{many} of 9 figures rose by more than 10 %")
+    done.failed(1, f"{many} of 11 figures rose by more than 10 %")
     marked = [line for line in done.stdout.splitlines() if line.endswith("worse")]
     assert len(marked) == many
     assert all("+25.0%" in line for line in marked)
@@ -68,7 +71,7 @@ def test_worse_than_before(report: Report, model_file: Path, tmp_path: Path, fig
 @pytest.mark.usefixtures("remeasured")
 def test_no_worse_than_before(report: Report, model_file: Path, tmp_path: Path) -> None:
     """Faster and smaller is well; a larger file is no matter of time."""
-    faster = dict.fromkeys(("graph", "total", "ratio", "start", "memory"), 3.0)
+    faster = dict.fromkeys(("graph", "whole", "ratio", "start", "memory"), 3.0)
     old = earlier(report, tmp_path, **faster, file=0.1)
     arguments = ("bench", model_file, "--engine", "ort", *SMALL, "--against", old)
     done = in_process(*arguments, "--tolerance", 0).worked()
@@ -110,8 +113,8 @@ def test_a_report_of_schema_2_is_read(report: Report) -> None:
     one = value["engines"][0]["results"][0]
     assert old.figures["ort", 1] == {
         "graph, ms": one["graph"]["p50"],
-        "total, ms": one["total"]["p50"],
         "graph / bare backbone": one["ratio"],
+        "900x900 rgb, ms": one["total"]["p50"],
     }
     changes = {change.figure: change for change in compare(old, report).changes}
     assert changes["ort, batch 1: graph, ms"].old == one["graph"]["p50"]
@@ -119,23 +122,52 @@ def test_a_report_of_schema_2_is_read(report: Report) -> None:
     assert changes["ort: cold start, s"].old == value["engines"][0]["cold_start_seconds"]
 
 
-@pytest.mark.usefixtures("remeasured")
-def test_against_one_of_schema_2(report: Report, model_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("schema", [2, 3])
+def test_against_one_of_an_older_schema(report: Report, tmp_path: Path, schema: int) -> None:
+    """Its frames were RGB, and of one size; all else compares as ever."""
     old = earlier(report, tmp_path, graph=0.8)
     value = json.loads(old.read_text())
-    value["schema"] = 2
+    value |= {"schema": schema, "frame_size": [90, 120]}
     for engine in value["engines"]:
-        engine["passed_over"] = engine.pop("skipped")
+        if schema == 2:
+            engine["passed_over"] = engine.pop("skipped")
+        for result in engine["results"]:
+            result["total"] = result.pop("frames")[0]["whole"]
+            result["stages"]["preprocess"] = result["total"]
     old.write_text(json.dumps(value))
-    done = in_process("bench", model_file, "--engine", "ort", *SMALL, "--against", old)
-    done.failed(1, "2 of 9 figures rose by more than 10 %")
+    comparison = compare(load(old), report)
+    worse = [change.figure for change in comparison.changes if change.worse(0.1)]
+    assert worse == ["ort, batch 1: graph, ms", "ort, batch 4: graph, ms"]
+    assert comparison.notes[1].startswith("in the earlier report only: ort, batch 1: 120x90 rgb")
+    rgb = Camera(120, 90, "rgb")
+    engines = [
+        dataclasses.replace(
+            engine,
+            results=tuple(
+                dataclasses.replace(
+                    result, frames=(dataclasses.replace(result.frames[0], camera=rgb),)
+                )
+                for result in engine.results
+            ),
+        )
+        for engine in report.engines
+    ]
+    comparison = compare(load(old), dataclasses.replace(report, engines=tuple(engines)))
+    changes = {change.figure: change for change in comparison.changes}
+    one = report.engines[0].results[0].frames[0]
+    assert changes["ort, batch 1: 120x90 rgb, ms"].new == one.whole.p50
+    assert changes["ort, batch 1: 120x90 rgb, ms"].share == 0
 
 
 def test_no_figure_vanishes_in_silence(report: Report, tmp_path: Path) -> None:
     both, one = with_gpu(report), report.engines[0]
-    results = (dataclasses.replace(one.results[0], ratio=None),)
+    frames = one.results[0].frames
+    results = (dataclasses.replace(one.results[0], ratio=None, frames=frames[:0]),)
     fewer = dataclasses.replace(report, engines=(dataclasses.replace(one, results=results),))
-    gone = "ort, batch 1: graph / bare backbone; ort, batch 4; trt, batch 1; trt, batch 4"
+    gone = (
+        "ort, batch 1: graph / bare backbone; ort, batch 1: 120x90 bgr, ms; "
+        "ort, batch 1: 120x90 bgr / bare backbone; ort, batch 4; trt, batch 1; trt, batch 4"
+    )
     assert compare(load(earlier(both, tmp_path)), fewer).notes == (
         f"in the earlier report only: {gone}",
     )
@@ -159,7 +191,6 @@ CONDITIONS: dict[str, tuple[Callable[[dict[str, Any]], object], list[str]]] = {
     "cores": (lambda v: v["machine"].update(cores=1000), ["cores 1000 (now "]),
     "power": (lambda v: v["machine"].update(power_mode="25W"), ["power mode 25W (now unknown)"]),
     "threads": (lambda v: v.update(threads=7), ["threads 7 (now 1)"]),
-    "frames": (lambda v: v.update(frame_size=[8, 9]), ["frames 8x9 (now 90x120)"]),
     "precision": (lambda v: v["model"].update(precision="float16"), ["float16 (now float32)"]),
     "engines": (lambda v: v["engines"][0].update(name="trt"), ["nothing to compare", "trt, batch"]),
     "batches": (
@@ -168,12 +199,15 @@ CONDITIONS: dict[str, tuple[Callable[[dict[str, Any]], object], list[str]]] = {
     ),
     "schema": (
         lambda v: v.update(schema=1),
-        ["its schema is 1", "2 or 3 is needed", "measure again"],
+        ["its schema is 1", "one of 2, 3, 4 is needed", "measure again"],
     ),
     "no report": (lambda v: v.clear(), ["no report of padim-edge bench"]),
     "not whole": (lambda v: v["engines"][0]["results"][1].pop("graph"), ["no report", "whole"]),
     "no number": (
-        lambda v: v["engines"][0]["results"][1]["total"].update(p50="fast"), ["no report"]
+        lambda v: v["engines"][0]["results"][1]["graph"].update(p50="fast"), ["no report"]
+    ),
+    "no camera": (
+        lambda v: v["engines"][0]["results"][1]["frames"][0]["camera"].clear(), ["no report"]
     ),
     "not finite": (
         lambda v: v["engines"][0].update(cold_start_seconds=float("nan")), ["no report"]
@@ -206,8 +240,8 @@ def test_a_report_that_does_not_compare(
         (b"[]", "no report"),
         (b"17", "no report"),
         (b'{"schema": 2}', "no report"),
-        (b'{"schema": 3}', "no report"),
-        (b'{"schema": 4, "machine": {}}', "no report"),
+        (b'{"schema": 4}', "no report"),
+        (b'{"schema": 5, "machine": {}}', "no report"),
         (None, "No such file"),
     ],
 )

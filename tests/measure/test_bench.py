@@ -15,9 +15,12 @@ import pytest
 from helpers import Outcome, in_process
 from reports import SMALL, validate, with_gpu
 
-from padim_edge.errors import MissingDependencyError, PadimEdgeError
-from padim_edge.images.preprocess import Preprocess
-from padim_edge.measure import bench, rates
+from padim_edge.detect.detector import Detector as RealDetector
+from padim_edge.errors import MissingDependencyError, PadimEdgeError, UsageError
+from padim_edge.images.formats import PIXEL_FORMATS
+from padim_edge.images.frames import Frame
+from padim_edge.measure import bench, camera, rates
+from padim_edge.measure.camera import Camera, parse_camera
 from padim_edge.measure.report import SCHEMA, Report
 from padim_edge.model.file import read
 from padim_edge.runtime.engines import ENGINES
@@ -29,7 +32,7 @@ def test_report(measured: tuple[Outcome, Path], model_file: Path) -> None:
     done, file = measured
     assert done.stderr == ""
     report = json.loads(file.read_text())
-    assert (report["threads"], report["frame_size"]) == (1, [90, 120])
+    assert report["threads"] == 1
     assert report["file_bytes"] == model_file.stat().st_size
     assert report["model"]["file"] == model_file.name
     assert report["model"]["sha256"] == read(model_file, "padim").sha256
@@ -42,14 +45,22 @@ def test_report(measured: tuple[Outcome, Path], model_file: Path) -> None:
     for result in engine["results"]:
         assert result["calls"] == 30
         stages = result["stages"]
-        assert list(stages) == ["preprocess", "backbone", "distances", "smoothing"]
-        for latency in (*stages.values(), result["graph"], result["total"], result["bare"]):
+        assert list(stages) == ["backbone", "distances", "smoothing"]
+        (frame,) = result["frames"]
+        assert frame["camera"] == {"width": 120, "height": 90, "pixel_format": "bgr"}
+        parts = [frame[part] for part in ("prepare", "graph", "rest", "whole")]
+        for latency in (*stages.values(), result["graph"], result["bare"], *parts):
             assert 0 < latency["p50"] <= latency["p95"] <= latency["p99"]
             expected = 1e3 * result["batch"] / latency["p50"]
             assert latency["throughput"] == pytest.approx(expected)
         assert result["ratio"] == result["graph"]["p50"] / result["bare"]["p50"]
-    for words in ("batch 1,", "batch 4,", "bare backbone", "peak memory", "total: frame to score"):
+        assert frame["ratio"] == frame["whole"]["p50"] / result["bare"]["p50"]
+        words = f"120x90 bgr to decision / bare backbone = {frame['ratio']:.3f}"
+        assert words in done.stdout.splitlines()
+    for words in ("batch 1,", "batch 4,", "bare backbone", "peak memory"):
         assert words in done.stdout
+    for part in ("prepare", "graph", "rest", "frame to decision"):
+        assert done.stdout.count(f"120x90 bgr: {part} ") == 2
 
 
 def test_a_model_without_its_bare_backbone(tmp_path: Path, photos: Path) -> None:
@@ -82,6 +93,9 @@ class Engine:
         assert images.dtype == np.uint8
         self.calls.append(f"{self.name} graph")
 
+    def infer_frames(self, frames: list[np.ndarray]) -> float:
+        return float(np.mean(frames))
+
     def stages(self, _: np.ndarray) -> dict[str, float]:
         self.calls.append(f"{self.name} stages")
         # An uncounted call that takes an hour would be seen in the percentiles.
@@ -94,38 +108,162 @@ class Detector:
 
     def __init__(self, model: Path, name: str, calls: list[str]) -> None:
         self.backbone_info = read(model, "padim").backbone_info
-        self.detector_info = read(model, "padim").detector_info
         self.engine, self.calls = Engine(name, calls), calls
 
-    def batch(self, frames: list[np.ndarray]) -> None:
-        assert [frame.shape for frame in frames] == [(20, 30, 3)] * 2
-        self.calls.append(f"{self.engine.name} total")
+    def prepare(self, frame: np.ndarray) -> np.ndarray:
+        return frame.copy()
+
+    def batch(self, frames: list[np.ndarray], pixel_format: str) -> None:
+        assert [self.prepare(frame).shape for frame in frames] == [(20, 30)] * 2
+        self.engine.infer_frames(frames)
+        assert pixel_format == "grey8"
+        self.calls.append(f"{self.engine.name} frames of {[int(frame[0, 0]) for frame in frames]}")
 
 
 def test_engines_take_turns(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "REST_SECONDS", 0)
     calls: list[str] = []
-    monkeypatch.setattr(Preprocess, "__call__", lambda *_: calls.append("preprocess"))
     detectors: Any = {name: Detector(model_file, name, calls) for name in ("trt", "ort")}
     done: list[tuple[object, ...]] = []
-    results = bench._measure(detectors, None, 2, 25, (20, 30), lambda *args: done.append(args))
-    turns = [(who, len(list(run))) for who, run in itertools.groupby(calls)]
-    once = [f"{name} {what}" for name in detectors for what in ("stages", "graph", "total")]
-    calls_each = bench.BLOCK + 1
-    # A batch of two is prepared frame by frame.
-    assert turns == [("preprocess", 2 * calls_each), *((who, calls_each) for who in once)] * 3
+    frames = {Camera(30, 20, "grey8"): [np.full((20, 30), n, np.uint8) for n in range(3)]}
+    results = bench._measure(detectors, None, 2, 25, frames, lambda *args: done.append(args))
+    turns = [(who.split(" of ")[0], who) for who in calls]
+    counted = [(who, len(list(run))) for who, run in itertools.groupby(who for who, _ in turns)]
+    once = [f"{name} {what}" for name in detectors for what in ("stages", "graph", "frames")]
+    assert counted == [(who, bench.BLOCK + 1) for who in once] * 3
+    # No call is given the frames of the one before, whose memory may be in a cache.
+    of = [who for short, who in turns if short == "ort frames"]
+    assert of[:3] == [f"ort frames of {pair}" for pair in ([0, 1], [2, 0], [1, 2])]
     assert done == [("batch 2", n, 25) for n in (0, 10, 20, 25)]
 
     trt, ort = results["trt"], results["ort"]
-    assert trt.stages["preprocess"] is ort.stages["preprocess"]
     for result in results.values():
         assert result.calls == 30
-        assert list(result.stages) == ["preprocess", "backbone", "smoothing"]
+        assert list(result.stages) == ["backbone", "smoothing"]
         assert result.stages["backbone"].p99 == 1.0  # ms
         assert result.stages["smoothing"].throughput == 1000.0
         assert (result.bare, result.ratio) == (None, None)
+        assert [one.camera for one in result.frames] == list(frames)
+        assert result.frames[0].ratio is None
     assert trt.to_first is None
     assert ort.to_first == ort.graph.p50 / trt.graph.p50
+
+
+# --- a camera's frames ------------------------------------------------------------------------
+
+
+def test_a_call_is_taken_apart(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that each part of a call moves on by as much as it is said to take."""
+    now = 0.0
+
+    def taking(seconds: float, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            nonlocal now
+            now += seconds
+            return function(*arguments)
+
+        return call
+
+    class Raw:
+        """An engine that prepares frames itself, and judges them as any other."""
+
+        def __init__(self, detector: RealDetector) -> None:
+            self.detector, self.inner = detector, detector.engine
+            self.infer = taking(1, self.inner.infer)
+            self.close = self.inner.close
+
+        def takes(self, frame: Frame) -> bool:
+            return frame.size[1] > 30
+
+        def infer_frames(self, frames: list[Frame]) -> Any:
+            nonlocal now
+            now += 2
+            preprocess = self.detector.detector_info.preprocess
+            return self.infer(np.stack([preprocess(frame) for frame in frames]))
+
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: now)
+    with RealDetector(model_file, "ort") as detector:
+        monkeypatch.setattr(RealDetector, "prepare", taking(10, RealDetector.prepare))
+        monkeypatch.setattr(RealDetector, "_results", taking(100, RealDetector._results))
+        small = np.zeros((20, 30, 3), np.uint8), np.ones((20, 30, 3), np.uint8)
+        large = [np.zeros((40, 60, 3), np.uint8)]
+        for engine, frames, graph in (
+            (detector.engine, small, 0),
+            (Raw(detector), small, 1),
+            (Raw(detector), large, 3),
+        ):
+            detector.engine = engine  # type: ignore[assignment]
+            calls = bench._FrameCalls(detector, frames, Camera(30, 20))
+            calls(3)
+            assert calls.rows == [{"prepare": 30, "graph": graph, "rest": 100,
+                                   "whole": 130 + graph}]  # fmt: skip
+        # Nothing is left of the clock.
+        assert "prepare" not in vars(detector)
+        assert "infer_frames" not in vars(detector.engine)
+        calls = bench._FrameCalls(detector, [np.zeros((4, 4), np.uint8)], Camera(4, 4, "rgb"))
+        with pytest.raises(UsageError, match="pixels in rgb"):
+            calls(1)
+        assert "prepare" not in vars(detector)
+
+
+@pytest.mark.parametrize("pixel_format", PIXEL_FORMATS)
+def test_frames_of_every_format(pixel_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(camera, "MIB", 1000)
+    monkeypatch.setattr(camera, "last_cache", lambda: 100_000)
+    of = Camera(64, 42, pixel_format)
+    frames = of.frames()
+    assert sum(one.nbytes for one in frames) >= 200_000
+    assert len({one.ctypes.data for one in frames}) == len(frames)
+    assert len({one.tobytes() for one in frames}) > 10  # moved about
+    for one in frames[:2]:
+        assert Frame(one, pixel_format).size == (42, 64)
+        assert one.flags.c_contiguous
+        assert one.max() > PIXEL_FORMATS[pixel_format].white // 2
+        assert one.std() > 0
+
+
+def test_frames_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(camera, "available_memory", lambda: 10 * camera.MIB)
+    assert len(Camera(1000, 500).frames()) == 2
+    assert len(Camera(100, 100).frames()) == 44
+
+
+@pytest.mark.parametrize(
+    ("size", "pixel_format", "words"),
+    [
+        ("1921x1080", "yuyv", "in yuyv width must be even"),
+        ("1920x1081", "nv12", "in nv12 width and height must be even"),
+        ("100000x100000", "bgr", "1 to 178,956,970 pixels"),
+        ("1920 1080", "bgr", "as a camera has them: 1920x1080"),
+    ],
+)
+def test_cameras_that_cannot_be(size: str, pixel_format: str, words: str) -> None:
+    with pytest.raises(UsageError, match=f"^--frame {size}: .*{words}"):
+        parse_camera(size, pixel_format)
+
+
+def test_width_comes_first() -> None:
+    assert parse_camera(" 1920X1080 ", "bgr") == Camera(1920, 1080, "bgr")
+    assert Camera(1920, 1080, "nv12").frames()[0].shape == (1620, 1920)
+    assert str(Camera(1920, 1080)) == "1920x1080 bgr"
+
+
+@pytest.mark.usefixtures("remeasured")
+def test_cameras_as_they_are_typed(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[list[Camera]] = []
+    report = bench.run_benchmark(model_file)
+    monkeypatch.setattr(bench, "run_benchmark", lambda *args: given.append(args[5]) or report)
+    in_process("bench", model_file).worked()
+    in_process(
+        *("bench", model_file, "--frame", "8x6,9x7", "--frame", "10x8", "--pixel-format", "rgb")
+    ).worked()
+    assert given == [
+        [Camera(1920, 1080, "bgr")],
+        [Camera(8, 6, "rgb"), Camera(9, 7, "rgb"), Camera(10, 8, "rgb")],
+    ]
+
+
+# --- several engines, printed -----------------------------------------------------------------
 
 
 def test_the_printed_tables_of_several(
@@ -134,7 +272,7 @@ def test_the_printed_tables_of_several(
     monkeypatch.setattr(bench, "run_benchmark", lambda *_: with_gpu(report))
     lines = in_process("bench", model_file, "--engine", "ort,trt").worked().stdout.splitlines()
     assert "trt: TensorRT 10.3 on Orin" in lines
-    assert sum(line.startswith("preprocess ") for line in lines) == 2  # once a batch size
+    assert sum(line.startswith("trt: 120x90 bgr: prepare ") for line in lines) == 2
     for words in ("ort: graph: image to score", "trt: graph: image to score", "bare backbone"):
         assert sum(line.startswith(words + " ") for line in lines) == 2
     assert lines.count("trt: graph / that of ort = 0.500") == 2
@@ -193,7 +331,8 @@ def test_the_json_is_that_of_the_schema(measured: tuple[Outcome, Path], report: 
         lambda value: value["machine"].update(cores="2"),
         lambda value: value["engines"][0].update(results=[]),
         lambda value: value["roofline"][0]["here"].pop("floor"),
-        lambda value: value["engines"][0]["results"][0]["stages"].pop("preprocess"),
+        lambda value: value["engines"][0]["results"][0].update(stages={}),
+        lambda value: value["engines"][0]["results"][0]["frames"][0]["camera"].pop("width"),
         lambda value: value["engines"][0]["results"][0]["graph"].update(p50=0),
     ],
 )

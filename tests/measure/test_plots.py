@@ -31,7 +31,16 @@ def test_what_the_picture_shows(report: Report, tmp_path: Path) -> None:
     text = (tmp_path / "a.svg").read_text()
     (ort,) = report.engines
     words = ["batch 1", "batch 4", ">ort<", ">trt<", "upload", "distances", "bare backbone (ort)"]
-    words += ["whole graph", "ms per frame", report.date, report.machine.processor[:20], "numpy"]
+    words += [
+        "whole graph",
+        "120x90 bgr",
+        "prepare",
+        "rest",
+        "ms per frame",
+        report.date,
+        report.machine.processor[:20],
+        "numpy",
+    ]
     words += [f"{one.graph.p50 / one.batch:.3g}" for one in ort.results]
     assert [word for word in words if word not in text] == []
 

@@ -14,7 +14,7 @@ from padim_edge.measure.report import Kernel, Report
 from padim_edge.runtime.engines import DeviceFigures
 
 SCHEMA_FILE = Path(__file__).parents[2] / "docs" / "bench.schema.json"
-SMALL = ("--calls", 10, "--frame", "90x120", "--threads", 1)
+SMALL = ("--calls", 10, "--frame", "120x90", "--threads", 1)
 """Options of a benchmark that is over soon."""
 
 
@@ -31,13 +31,11 @@ def with_gpu(report: Report) -> Report:
     results = [
         dataclasses.replace(
             result,
-            stages={
-                "preprocess": result.stages["preprocess"],
-                **dict.fromkeys(("upload", "backbone", "distances", "smoothing"), result.graph),
-            },
+            stages=dict.fromkeys(("upload", "backbone", "distances", "smoothing"), result.graph),
             bare=None,
             ratio=None,
             to_first=0.5,
+            frames=tuple(dataclasses.replace(one, ratio=None) for one in result.frames),
             kernel=Kernel(2_000_000, 40e9, 0.8),
             power=Power({"VDD_IN": 9.0}, 9.0, 12.0),
         )
@@ -62,9 +60,10 @@ def earlier(report: Report, folder: Path, **factors: float) -> Path:
         engine["peak_memory_bytes"] *= factors.get("memory", 1)
         for result in engine["results"]:
             result["graph"]["p50"] *= factors.get("graph", 1)
-            result["total"]["p50"] *= factors.get("total", 1)
             if result["ratio"]:
                 result["ratio"] *= factors.get("ratio", 1)
+            for one in result["frames"]:
+                one["whole"]["p50"] *= factors.get("whole", 1)
     file = folder / "earlier.json"
     file.write_text(json.dumps(value))
     return file

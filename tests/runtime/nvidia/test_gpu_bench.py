@@ -31,7 +31,7 @@ def run_benchmark(folder: str, path: str, engines: str) -> dict[str, Any]:
     bench.BLOCK = 2
     file = Path(folder) / f"{engines.replace('/', '-')}-{os.getpid()}.json"
     in_process(
-        *("bench", path, "--engine", engines, "--batch", "1,2", "--calls", 10, "--frame", "80x90"),
+        *("bench", path, "--engine", engines, "--batch", "1,2", "--calls", 10, "--frame", "90x80"),
         *("--json", file, "--plot", file.with_suffix(".svg")),
     ).worked()
     assert device.owned() == {}
@@ -58,9 +58,12 @@ def test_bench(folder: str, detectors: dict[str, str]) -> None:
     assert cpu["device"] is None
     for result, other in zip(gpu["results"], cpu["results"], strict=True):
         assert list(result["stages"]) == [
-            "preprocess", "upload", "backbone", "distances", "smoothing", "download",
+            "upload", "backbone", "distances", "smoothing", "download",
         ]  # fmt: skip
         assert (result["bare"], result["ratio"], result["to_first"]) == (None, None, None)
+        for one in (*result["frames"], *other["frames"]):
+            assert one["camera"] == {"width": 90, "height": 80, "pixel_format": "bgr"}
+        assert result["frames"][0]["ratio"] is None
         assert other["ratio"] == other["graph"]["p50"] / other["bare"]["p50"]
         assert other["to_first"] == other["graph"]["p50"] / result["graph"]["p50"]
         assert other["kernel"] is None
@@ -86,5 +89,5 @@ def test_bench_of_tensorrt_without_our_kernels(
     (engine,) = report["engines"]
     assert engine["name"] == "trt/graph"
     assert "for the whole graph" in engine["description"]
-    assert list(engine["results"][0]["stages"]) == ["preprocess", "upload", "graph", "download"]
+    assert list(engine["results"][0]["stages"]) == ["upload", "graph", "download"]
     assert engine["results"][0]["kernel"] is None
