@@ -12,7 +12,7 @@ d = 100, 60 images, batch 1, all threads, float16 constants, engine ort. Measure
     run         peak memory, and cold start, of a fresh process that scores one call
 
 A batch changes no fit, so none is measured along it. Weights are random and images synthetic: no
-cost depends on them. At most 20 images are distinct, then the same come again; all are read from
+cost depends on them. All images are distinct, for a fit counts equal ones once; they are read from
 the page cache. What is predicted stands in `counts`.
 
 A point that fails is reported as such, and the rest goes on. Results are written after each axis;
@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import itertools
 import json
 import signal
 import statistics
@@ -58,7 +57,6 @@ from padim_edge.progress import silent
 from padim_edge.system import available_cores
 
 CONSTANTS = "float16"
-DISTINCT = 20
 LEGEND = f"""\
 predicted: what bytes and operations say, and for the peak of fit two factors that were observed:
 the file is in memory {COPIES} times while it is written, a node's largest maps {MAPS} times.
@@ -89,7 +87,7 @@ class Point:
 
     def photos(self, folder: Path) -> Path:
         """Images a seventh larger than what the graph takes, as 256 is for 224."""
-        return folder / f"photos-{self.size}"
+        return folder / f"photos-{self.size}-{self.images}"
 
 
 @dataclass(frozen=True)
@@ -162,7 +160,7 @@ def child_fit(
 ) -> dict[str, float]:
     """One fit: bytes, seconds and peak memory."""
     size = read(embedding, "embedding").backbone_info.image_size
-    chosen = list(itertools.islice(itertools.cycle(find_images(photos)), images))
+    chosen = find_images(photos)[:images]
     settings = Settings(Preprocess.whole(size), constants=constants)
     done = fit_detector(embedding, chosen, output, settings, threads=threads)
     return {
@@ -300,7 +298,7 @@ def prepare(point: Point, folder: Path) -> None:
         export_backbone(embedding, point.backbone, dims=(point.dims,), image_size=(size, size),
                weights="random")  # fmt: skip
     if not photos.exists():
-        make_dataset(photos, train=DISTINCT, good=0, per_defect=0, size=size * 8 // 7)
+        make_dataset(photos, train=point.images, good=0, per_defect=0, size=size * 8 // 7)
 
 
 # Once for all axes: their floors are of one machine then.

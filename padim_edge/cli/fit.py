@@ -9,7 +9,7 @@ import typer
 
 from padim_edge.cli.command import command
 from padim_edge.cli.options import AbnormalDirs, MaskDirs, NormalDirs, Strict, Threads
-from padim_edge.cli.output import Skipped, progress_bars, say, say_skipped
+from padim_edge.cli.output import Skipped, listed, progress_bars, say, say_skipped
 from padim_edge.errors import PadimEdgeError, UsageError
 
 if TYPE_CHECKING:
@@ -83,6 +83,14 @@ def fit(
             "[default: 0.01, or the lowest rate that the images allow].",
         ),
     ] = None,
+    frame_input: Annotated[
+        bool,
+        typer.Option(
+            "--frame-input",
+            help="Put the resize into the graph, whose input is then the frame of any size: for "
+            "callers of ONNX Runtime alone. Not for speed: padim-edge itself goes on resizing.",
+        ),
+    ] = False,
     save_moments: Annotated[
         Path | None,
         typer.Option("--save-moments", help="Also save the moments (.npz), for --update later."),
@@ -127,6 +135,7 @@ def fit(
         EPS if eps is None else eps,
         sigma,
         false_alarm_rate,
+        frame_input,
     )
     folders = Folders(*map(tuple, (normal_dir or (), abnormal_dir or (), mask_dir or ())))
     paths = list(dict.fromkeys(path for one in images for path in train_images(one, folders)))
@@ -146,8 +155,24 @@ def fit(
             progress=progress,
         )
     skipped.summary()
+    _say_copies(done)
     say_skipped(done.skipped, done.engine)
     _print_fit(output, done, default_rate=false_alarm_rate is None)
+
+
+def _say_copies(done: Fitted) -> None:
+    """Which photos show what others show already."""
+    if done.equal:
+        pairs = [f"{copy} = {first or 'one of an earlier fit'}" for copy, first in done.equal]
+        say(f"warning: {len(pairs)} image(s) equal others pixel by pixel and are left out: "
+            f"{listed(pairs)}")  # fmt: skip
+    if done.near:
+        count = sum(map(len, done.near))
+        say(
+            f"warning: {count} images are nearly equal (frames of a video, or stored again?), in "
+            f"{len(done.near)} group(s): each counts as one in the threshold, which is set as if "
+            f"all of it had been left out of the fit; the largest: {listed(done.near[0])}"
+        )
 
 
 def _print_fit(output: Path, done: Fitted, default_rate: bool) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from padim_edge.errors import PadimEdgeError
 from padim_edge.fit.moments import Array
 from padim_edge.fit.settings import DEFAULT_FALSE_ALARM_RATE
 from padim_edge.model.threshold import smallest_false_alarm_rate, threshold_for
@@ -38,10 +39,15 @@ def calibrate(scores: Array, false_alarm_rate: float | None, how: str) -> Calibr
         how: how the scores were made, in words.
 
     Raises:
-        PadimEdgeError: there are too few scores for this rate.
+        PadimEdgeError: there are too few scores for this rate, or nothing but zeros.
     """
     rate = false_alarm_rate
     if rate is None:
         rate = max(DEFAULT_FALSE_ALARM_RATE, smallest_false_alarm_rate(len(scores)))
-    ordered = tuple(float(score) for score in np.sort(scores))
-    return Calibration(threshold_for(scores, rate), rate, how, ordered)
+    threshold = threshold_for(scores, rate)
+    if not threshold > 0:
+        raise PadimEdgeError(
+            f"the threshold would be {threshold:g} and every frame an anomaly: the images do not "
+            "differ in what the backbone sees; give photos of different parts, or other weights"
+        )
+    return Calibration(threshold, rate, how, tuple(float(score) for score in np.sort(scores)))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from padim_edge.errors import PadimEdgeError
+from padim_edge.fit.copies import Copies
 from padim_edge.fit.moments import Array
 from padim_edge.images.batches import OnError, read_batches, refuse
 from padim_edge.images.preprocess import Preprocess
@@ -34,7 +35,11 @@ class Features:
     Attributes:
         pyramid: the levels, coarse to fine.
         levels: per level [at least N, cells, positions per cell x d] float32.
-        count: N, the images.
+        count: N, the images; of those that are equal pixel by pixel, one.
+        paths: their files, [N].
+        groups: [N], a number for each image; nearly equal ones share it (`copies`).
+        digests: [N], of what the backbone was given.
+        equal: (file, the one that it equals; None if that was in an earlier fit), not among the N.
         engine: what ran the backbone, in words.
         skipped: with engine "auto", why those before it were not taken, a line each.
     """
@@ -42,8 +47,30 @@ class Features:
     pyramid: Pyramid
     levels: list[NDArray[np.float32]]
     count: int
+    paths: tuple[Path, ...] = ()
+    groups: NDArray[np.intp] = field(default_factory=lambda: np.zeros(0, np.intp))
+    digests: tuple[bytes, ...] = ()
+    equal: tuple[tuple[Path, Path | None], ...] = ()
     engine: str = ""
     skipped: tuple[str, ...] = ()
+
+    def described(self) -> str:
+        """How many there are, in words."""
+        groups = len(np.unique(self.groups))
+        together = "" if groups == self.count else f" in {groups} groups of nearly equal ones"
+        return f"{self.count} images{together}"
+
+    def firsts(self) -> NDArray[np.intp]:
+        """The first image of each group."""
+        return np.unique(self.groups, return_index=True)[1].astype(np.intp)
+
+    def near(self) -> list[list[Path]]:
+        """Files of the groups of nearly equal images, the largest group first."""
+        members = [
+            np.flatnonzero(self.groups == g) for g in np.flatnonzero(np.bincount(self.groups) > 1)
+        ]
+        members.sort(key=len, reverse=True)
+        return [[self.paths[place] for place in own] for own in members]
 
     def chunks(self) -> Iterator[slice]:
         """Runs of cells whose blocks and features take some `CHUNK_BYTES` in float64."""
@@ -75,6 +102,7 @@ def extract(
     threads: int = 0,
     on_error: OnError = refuse,
     progress: Progress = silent,
+    earlier: Sequence[bytes] = (),
 ) -> Features:
     """Run images through the backbone and keep the selected maps.
 
@@ -86,6 +114,7 @@ def extract(
         threads: of the engine on a CPU; 0 for all cores.
         on_error: told of each image that cannot be used, which is then left out.
         progress: called as work goes on.
+        earlier: digests of images that an earlier fit had, which are not taken again.
 
     Raises:
         PadimEdgeError: an image cannot be read and ``on_error`` does not forgive it, or the
@@ -97,7 +126,9 @@ def extract(
         for index, level in enumerate(pyramid.levels)
     ]
     levels = _store(shapes)
-    count = 0
+    count = read = 0
+    paths: list[Path] = []
+    copies = Copies(earlier)
     names = embedding.feature_names()
     data = graph.subgraph(embedding.proto, ["image"], names).SerializeToString()
     progress("features", 0, len(images))
@@ -110,7 +141,14 @@ def extract(
         skipped=lambda name, error: reasons.append(f"{name}: {error}"),
     ) as runner:
         described = runner.describe()
-        for _, batch in read_batches(images, preprocess, BATCH, on_error):
+        for files, whole in read_batches(images, preprocess, BATCH, on_error):
+            read += len(files)
+            progress("features", read, len(images))
+            new = copies.new(files, whole)
+            if not new:
+                continue
+            paths += (files[place] for place in new)
+            batch = whole[new]
             maps = dict(zip(names, runner.run({"image": batch}, names), strict=True))
             for index, level in enumerate(pyramid.levels):
                 own = np.concatenate(
@@ -122,8 +160,17 @@ def extract(
                     )
                 levels[index][count : count + len(batch)] = pyramid.to_tree(index, own)
             count += len(batch)
-            progress("features", count, len(images))
-    return Features(pyramid, levels, count, described, tuple(reasons))
+    return Features(
+        pyramid,
+        levels,
+        count,
+        tuple(paths),
+        copies.groups(),
+        tuple(copies.digests),
+        tuple(copies.found),
+        described,
+        tuple(reasons),
+    )
 
 
 def _store(shapes: Sequence[tuple[int, ...]]) -> list[NDArray[np.float32]]:

@@ -47,6 +47,9 @@ class Fitted:
         model: as it was written.
         size: of the file in bytes.
         new_images: images that were used.
+        equal: (image, the one that it equals pixel by pixel; None if an earlier fit had that),
+            which were not used.
+        near: groups of nearly equal images, which count as one each in the threshold.
         engine: what ran the backbone, in words.
         skipped: with engine "auto", why those before it were not taken, a line each.
         seconds_features: of images through the backbone.
@@ -56,6 +59,8 @@ class Fitted:
     model: Model
     size: int
     new_images: int
+    equal: tuple[tuple[Path, Path | None], ...]
+    near: list[list[Path]]
     engine: str
     skipped: tuple[str, ...]
     seconds_features: float
@@ -108,26 +113,38 @@ def fit_detector(
         stream = files.enter_context(atomic_write(output))
         start = time.perf_counter()
         features = extract(
-            embedding, images, settings.preprocess, engine, threads, on_error, progress
+            embedding,
+            images,
+            settings.preprocess,
+            engine,
+            threads,
+            on_error,
+            progress,
+            earlier.digests if earlier else (),
         )
         extracted = time.perf_counter()
-        _check_count(features.count, earlier, settings)
+        _check_count(len(features.firsts()), earlier, settings, features)
         smoothing = Smoothing.of(features.pyramid, settings.preprocess.size, settings.sigma)
         statistics = _statistics(
             features, settings, smoothing, earlier, bool(save_moments), threads, progress
         )
         total = features.count + (earlier.moments.count if earlier else 0)
-        scores, how = _all_scores(statistics, earlier)
+        scores, how = _all_scores(statistics, features, earlier)
         calibration = calibrate(scores, settings.false_alarm_rate, how)
         model = assemble(embedding, statistics.gaussians, calibration, smoothing, settings, total)
         size = write(stream, model)
         finished = time.perf_counter()
         if state_stream and statistics.moments:
-            SavedMoments(embedding.sha256, settings, statistics.moments, scores).save(state_stream)
+            digests = (earlier.digests if earlier else ()) + features.digests
+            SavedMoments(embedding.sha256, settings, statistics.moments, scores, digests).save(
+                state_stream
+            )
     return Fitted(
         model=model,
         size=size,
         new_images=features.count,
+        equal=features.equal,
+        near=features.near(),
         engine=features.engine,
         skipped=features.skipped,
         seconds_features=extracted - start,
@@ -150,11 +167,18 @@ def _statistics(
     return sample_statistics(features, settings, smoothing, earlier, keep, threads, progress)
 
 
-def _all_scores(statistics: Statistics, earlier: SavedMoments | None) -> tuple[Array, str]:
-    """Of earlier images, as their own fit gave them, and of the new ones; and how, in words."""
+def _all_scores(
+    statistics: Statistics, features: Features, earlier: SavedMoments | None
+) -> tuple[Array, str]:
+    """Of earlier images, as their own fit gave them, and of the new ones; and how, in words.
+
+    Of nearly equal images the first alone: a new part is as likely to exceed the scores of all
+    others as one *part* is, however often it was photographed.
+    """
+    own = statistics.scores[features.firsts()]
     if not earlier:
-        return statistics.scores, statistics.how
-    scores = np.concatenate([earlier.scores, statistics.scores])
+        return own, statistics.how
+    scores = np.concatenate([earlier.scores, own])
     count = len(earlier.scores)
     return scores, f"{statistics.how}, and {count} earlier ones as scored in their own fit"
 
@@ -183,13 +207,21 @@ def _check_distinct(**files: Path | None) -> None:
         )
 
 
-def _check_count(count: int, earlier: SavedMoments | None, settings: Settings) -> None:
+def _check_count(
+    count: int,
+    earlier: SavedMoments | None,
+    settings: Settings,
+    features: Features | None = None,
+) -> None:
     """Refuse a number of images that cannot give a covariance or the threshold asked for."""
     scores = count + (len(earlier.scores) if earlier else 0)
     if count < 1 or scores < 3:
+        equal = len(features.equal) if features else 0
+        near = features.count - count if features else 0
+        beside = f", {equal} equal to others" * (equal > 0) + f", {near} nearly so" * (near > 0)
         raise PadimEdgeError(
-            f"{count} usable image{'s' * (count != 1)} given: a fit needs at least 3 good images, "
-            "and 30 or more to be worth something"
+            f"{count} usable image{'s' * (count != 1)} given{beside}: a fit needs at least 3 good "
+            "images, of different parts, and 30 or more to be worth something"
         )
     rate = settings.false_alarm_rate
     if rate is not None:

@@ -13,7 +13,7 @@ stored, once where it lives. The result equals the dense inverse to rounding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -86,39 +86,50 @@ def squared_distances(blocks: Blocks, centred: Sequence[Array]) -> Array:
 
     Args:
         blocks: whitening blocks.
-        centred: per level [P_l, N, d_l], features minus their means.
+        centred: per level [P_l, N, d_l], features minus their means; at least one level.
 
     Returns:
         [P of the finest level, N].
     """
-    total: Array | None = None
+    return _added_up(np.einsum("pcn,pcn->pn", w, w) for w in _whitened(blocks, centred))
+
+
+def inner_products(blocks: Blocks, centred: Sequence[Array]) -> Array:
+    """(W z_i) (W z_j) of all pairs, as :func:`squared_distances`: [P of the finest level, N, N]."""
+    return _added_up(w.transpose(0, 2, 1) @ w for w in _whitened(blocks, centred))
+
+
+def _whitened(blocks: Blocks, centred: Sequence[Array]) -> Iterator[Array]:
+    """W z, level by level: [P_l, d_l, N]."""
     for level, own in enumerate(centred):
         positions, count, channels = own.shape
         whitened = np.zeros((positions, channels, count))
         for other, z in enumerate(centred[: level + 1]):
             whitened += _times(blocks[level, other], z.transpose(0, 2, 1))
-        squares = np.einsum("pcn,pcn->pn", whitened, whitened)
-        if total is not None:
-            squares += total.repeat(positions // len(total), axis=0)
-        total = squares
-    if total is None:
-        raise ValueError("at least one level is needed")
-    return total
+        yield whitened
 
 
-def leave_one_out_eps(eps: float, count: int) -> float:
-    """The regulariser under which `leave_one_out` distances must be taken: eps / a.
+def _added_up(levels: Iterable[Array]) -> Array:
+    """The sum over levels, coarse to fine, at every position of the finest one."""
+    first, *others = levels
+    for level in others:
+        first = level + first.repeat(len(level) // len(first), axis=0)
+    return first
 
-    Leaving one of N images out multiplies the covariance by a = (N-1)/(N-2) before a rank-one
-    part is taken away; eps I is not multiplied, so it is divided beforehand.
+
+def leave_out_eps(eps: float, count: int, left_out: int = 1) -> float:
+    """The regulariser under which distances of images left out must be taken: eps / a.
+
+    Leaving k of N images out multiplies the covariance by a = (N-1)/(N-k-1) before a part of rank
+    k is taken away; eps I is not multiplied, so it is divided beforehand.
     """
-    return eps * (count - 2) / (count - 1)
+    return eps * (count - left_out - 1) / (count - 1)
 
 
 def leave_one_out(squared: Array, count: int) -> Array:
     """Squared distances of training images as if each had been left out of its own fit.
 
-    With q the squared distance under `leave_one_out_eps`, a = (N-1)/(N-2), c = N/(N-1)^2:
+    With q the squared distance under `leave_out_eps`, a = (N-1)/(N-2), c = N/(N-1)^2:
     (N/(N-1))^2 q / (a (1 - c q)), by the Sherman-Morrison formula; exact.
 
     Args:
@@ -130,4 +141,36 @@ def leave_one_out(squared: Array, count: int) -> Array:
     # c q < 1 for every image of the fit; rounding alone could bring it to 1.
     rest = np.maximum(1.0 - c * squared, np.finfo(np.float64).eps)
     left_out: Array = (count / (count - 1)) ** 2 * squared / (a * rest)
+    return left_out
+
+
+def leave_group_out(products: Array, count: int) -> Array:
+    """Squared distances of k training images as if all k had been left out of the fit.
+
+    With m = N - k, z the centred images and Z all k of them as columns, the rest has
+
+        mean' = mean - Z 1 / m                        so  x_i - mean' = Z K e_i
+        Sigma' = a (B - c Z K Z^T)                    with K = I + 1 1^T / m
+        B = S + (eps / a) I,  a = (N-1)/(m-1),  c = 1/(N-1)
+
+    and by Woodbury, with Q = Z^T inv(B) Z, M_i^2 = [K Q inv(I - c K Q) K]_ii / a. K has the root
+    R = I + r 1 1^T; with G = R Q R = V diag(g) V^T this is |R V|_ij^2 g_j / (1 - c g_j), summed
+    over j. For k = 1 it is `leave_one_out`.
+
+    Args:
+        products: Q under `leave_out_eps` of k, [P, k, k].
+        count: N, the images of the fit, those left out among them; at least k + 2.
+
+    Returns:
+        [P, k].
+    """
+    size = products.shape[-1]
+    rest = count - size
+    a, c = (count - 1) / (rest - 1), 1 / (count - 1)
+    root = np.eye(size) + ((1 + size / rest) ** 0.5 - 1) / size
+    values, vectors = np.linalg.eigh(root @ products @ root)
+    # c g < 1, and g >= 0; rounding alone could pass either.
+    values = np.maximum(values, 0.0)
+    terms = values / np.maximum(1.0 - c * values, np.finfo(np.float64).eps)
+    left_out: Array = ((root @ vectors) ** 2 @ terms[:, :, None])[..., 0] / a
     return left_out

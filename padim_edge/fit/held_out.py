@@ -1,15 +1,23 @@
-"""Held out: what a detector says of its own images, each as if it had been left out of the fit."""
+"""Held out: what a detector says of its own images, each as if it had been left out of the fit.
+
+Nearly equal ones (`copies`) are left out together.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from padim_edge.fit import gaussian
-from padim_edge.fit.moments import Array, Moments
+from padim_edge.fit.moments import Array, Moments, moments_of, without
 from padim_edge.model.pyramid import Pyramid
 from padim_edge.model.smoothing import Smoothing
+
+LARGE = 32
+"""Images of a group from which on it costs less to fit the others anew: products of all pairs, and
+their eigenvectors, then cost more than one factorisation."""
 
 
 class HeldOut:
@@ -17,28 +25,60 @@ class HeldOut:
 
     Args:
         pyramid: the levels.
-        count: images to be left out, one at a time.
+        groups: [N], a number for each image; those of one number are left out together. No group
+            holds all but one of ``total``.
         total: images in the moments, these and earlier ones.
         eps: added to the diagonal of the covariance in the fit.
     """
 
-    def __init__(self, pyramid: Pyramid, count: int, total: int, eps: float) -> None:
+    def __init__(self, pyramid: Pyramid, groups: NDArray[np.intp], total: int, eps: float) -> None:
         self._pyramid = pyramid
         self._total = total
-        self._eps = gaussian.leave_one_out_eps(eps, total)
-        self._squared = np.empty((pyramid.levels[-1].positions, count))
+        self._eps = eps
+        self._squared = np.empty((pyramid.levels[-1].positions, len(groups)))
+        sizes = np.bincount(groups, minlength=1)
+        self._alone = np.flatnonzero(sizes[groups] == 1)
+        # Members of the groups of each size.
+        self._together = {
+            int(size): [np.flatnonzero(groups == group) for group in np.flatnonzero(sizes == size)]
+            for size in np.unique(sizes[sizes > 1])
+        }
 
     def __call__(self, cells: slice, features: Sequence[Array], moments: Moments) -> None:
         """Distances at a run of cells; features per level [P, N, d]."""
-        blocks = gaussian.whitening(moments, self._eps)
-        centred = [x - mean[:, None] for x, mean in zip(features, moments.means, strict=True)]
-        q = gaussian.squared_distances(blocks, centred)
-        finest = self._pyramid.positions_in(len(self._pyramid.levels) - 1, cells)
-        self._squared[finest] = gaussian.leave_one_out(q, self._total)
+        squared = self._squared[self._pyramid.positions_in(len(self._pyramid.levels) - 1, cells)]
+        centred = _centred(features, moments)
+        if self._alone.size:
+            blocks = gaussian.whitening(moments, self._leave_out_eps(1))
+            alone = [z[:, self._alone] for z in centred] if self._together else centred
+            q = gaussian.squared_distances(blocks, alone)
+            squared[:, self._alone] = gaussian.leave_one_out(q, self._total)
+        for size, groups in self._together.items():
+            if size > LARGE:
+                for own in groups:
+                    squared[:, own] = self._refitted([x[:, own] for x in features], moments)
+                continue
+            blocks = gaussian.whitening(moments, self._leave_out_eps(size))
+            for own in groups:
+                products = gaussian.inner_products(blocks, [z[:, own] for z in centred])
+                squared[:, own] = gaussian.leave_group_out(products, self._total)
+
+    def _leave_out_eps(self, size: int) -> float:
+        return gaussian.leave_out_eps(self._eps, self._total, size)
+
+    def _refitted(self, features: Sequence[Array], moments: Moments) -> Array:
+        """Squared distances [P, k] of some images under the fit of all others."""
+        rest = without(moments, moments_of(features))
+        blocks = gaussian.whitening(rest, self._eps)
+        return gaussian.squared_distances(blocks, _centred(features, rest))
 
     def scores(self, smoothing: Smoothing) -> Array:
         """Image scores, [N]."""
         return image_scores(self._pyramid, self._squared, smoothing)
+
+
+def _centred(features: Sequence[Array], moments: Moments) -> list[Array]:
+    return [x - mean[:, None] for x, mean in zip(features, moments.means, strict=True)]
 
 
 def image_scores(pyramid: Pyramid, squared: Array, smoothing: Smoothing) -> Array:

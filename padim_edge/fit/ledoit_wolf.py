@@ -61,7 +61,8 @@ def ledoit_wolf_statistics(
     tree = features.pyramid
     pyramid = Pyramid.dense([layer for level in tree.levels for layer in level.layers])
     positions = pyramid.levels[0].positions
-    folds = np.arange(features.count) % min(FOLDS, features.count)
+    # Nearly equal images in one fold.
+    folds = features.groups % min(FOLDS, features.groups.max() + 1)
     order = tree.from_tree(np.arange(float(positions))[:, None]).reshape(-1).astype(int)
     raster = np.argsort(order)  # the raster position of each tree position
     whitening = Whitening(pyramid, settings.constants, 0.0)
@@ -86,7 +87,7 @@ def ledoit_wolf_statistics(
     return Statistics(
         whitening.gaussians(),
         image_scores(pyramid, squared, smoothing),
-        f"{folds.max() + 1} folds over {features.count} images",
+        f"{folds.max() + 1} folds over {features.described()}",
     )
 
 

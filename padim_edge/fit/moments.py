@@ -50,12 +50,33 @@ def merge(a: Moments, b: Moments) -> Moments:
     shift = [y - x for x, y in zip(a.means, b.means, strict=True)]
     means = [x + delta * (b.count / count) for x, delta in zip(a.means, shift, strict=True)]
     weight = a.count * b.count / count
-    scatters = {}
-    for (level, other), scatter in a.scatters.items():
-        times = len(shift[level]) // len(shift[other])
-        outer = shift[level][:, :, None] * shift[other].repeat(times, axis=0)[:, None, :]
-        scatters[level, other] = scatter + b.scatters[level, other] + weight * outer
+    scatters = {
+        key: scatter + b.scatters[key] + weight * _outer(shift, *key)
+        for key, scatter in a.scatters.items()
+    }
     return Moments(count, means, scatters)
+
+
+def without(union: Moments, part: Moments) -> Moments:
+    """Moments of what `merge` made ``union`` of, beside ``part``."""
+    count = union.count - part.count
+    means = [
+        x + (x - y) * (part.count / count) for x, y in zip(union.means, part.means, strict=True)
+    ]
+    shift = [y - x for x, y in zip(means, part.means, strict=True)]
+    weight = count * part.count / union.count
+    scatters = {
+        key: scatter - part.scatters[key] - weight * _outer(shift, *key)
+        for key, scatter in union.scatters.items()
+    }
+    return Moments(count, means, scatters)
+
+
+def _outer(shift: list[Array], level: int, other: int) -> Array:
+    """Products of a level's vectors with those of a coarser one above them, [P, d, d]."""
+    times = len(shift[level]) // len(shift[other])
+    product: Array = shift[level][:, :, None] * shift[other].repeat(times, axis=0)[:, None, :]
+    return product
 
 
 def empty_moments(count: int, means: list[Array]) -> Moments:

@@ -10,8 +10,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from padim_edge.errors import ModelError, PadimEdgeError, UsageError
+from padim_edge.fit.copies import DIGEST
 from padim_edge.fit.moments import Array, Moments, empty_moments
 from padim_edge.fit.settings import Settings
+from padim_edge.images.preprocess import Preprocess
 from padim_edge.model.file import Model
 from padim_edge.model.pyramid import Pyramid
 
@@ -45,13 +47,16 @@ class SavedMoments:
         embedding_sha256: of the embedding's file.
         settings: of the fit.
         moments: per level [P, ...], in tree order.
-        scores: image scores as their own fit gave them, [N].
+        scores: image scores as their own fit gave them, one for each group of nearly equal images.
+        digests: of the images (`padim_edge.fit.copies`), [N], so that none is counted twice;
+            zeros for those that a version saved which had none.
     """
 
     embedding_sha256: str
     settings: Settings
     moments: Moments
     scores: Array
+    digests: tuple[bytes, ...]
 
     def part(self, pyramid: Pyramid, cells: slice) -> Moments:
         """The moments of some cells."""
@@ -70,6 +75,7 @@ class SavedMoments:
             {"count": self.moments.count, **_identity(self.embedding_sha256, self.settings)}
         )
         arrays["header"] = np.frombuffer(header.encode(), dtype=np.uint8)
+        arrays["digests"] = np.frombuffer(b"".join(self.digests), np.uint8).reshape(-1, DIGEST)
         np.savez(stream, scores=self.scores, **arrays)
 
     @classmethod
@@ -83,7 +89,8 @@ class SavedMoments:
             with np.load(path, allow_pickle=False) as arrays:
                 count = _count(arrays, _identity(embedding.sha256, settings), path)
                 moments = _moments(arrays, embedding.pyramid(), count)
-                scores = _array(arrays, "scores", count)
+                scores = _scores(arrays, count)
+                digests = _digests(arrays, count)
         except UsageError:
             raise
         except OSError as error:
@@ -95,13 +102,15 @@ class SavedMoments:
                 f"{path} is not a file of moments of this embedding, or it is damaged: save one "
                 "with padim-edge fit --save-moments"
             ) from error
-        return cls(embedding.sha256, settings, moments, scores)
+        return cls(embedding.sha256, settings, moments, scores, digests)
 
 
 def _count(arrays: Any, wanted: dict[str, Any], path: Path) -> int:
     """How many images the moments are of, after checking that they are of the same fit."""
     header = json.loads(bytes(arrays["header"]))
     count: int = header.pop("count")
+    # Fields that came later have the defaults that are true of older moments.
+    header["preprocess"] = Preprocess.from_json(header["preprocess"]).to_json()
     different = [key for key in wanted if header.get(key) != wanted[key]]
     if different:
         raise UsageError(
@@ -125,6 +134,24 @@ def _moments(arrays: Any, pyramid: Pyramid, count: int) -> Moments:
         for j in range(i + 1)
     }
     return Moments(count, means, scatters)
+
+
+def _scores(arrays: Any, count: int) -> Array:
+    """At most one for each image, and at least one."""
+    scores: Array = arrays["scores"]
+    if not 1 <= scores.size <= count:
+        raise ValueError("scores has a wrong shape")
+    return _array(arrays, "scores", scores.size)
+
+
+def _digests(arrays: Any, count: int) -> tuple[bytes, ...]:
+    if "digests" not in arrays:
+        _array(arrays, "scores", count)  # one for each image then
+        return (bytes(DIGEST),) * count
+    digests = arrays["digests"]
+    if digests.dtype != np.uint8 or digests.shape != (count, DIGEST):
+        raise ValueError("digests has a wrong type or shape")
+    return tuple(row.tobytes() for row in digests)
 
 
 def _array(arrays: Any, name: str, *shape: int) -> Array:

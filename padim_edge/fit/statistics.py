@@ -64,7 +64,7 @@ def sample_statistics(
     """
     total = features.count + (earlier.moments.count if earlier else 0)
     whitening = Whitening(features.pyramid, settings.constants, settings.eps)
-    held_out = HeldOut(features.pyramid, features.count, total, settings.eps)
+    held_out = HeldOut(features.pyramid, features.groups, total, settings.eps)
     kept = Keeper(features.pyramid, total) if keep else None
 
     def of(cells: slice) -> None:
@@ -79,7 +79,7 @@ def sample_statistics(
     return Statistics(
         whitening.gaussians(),
         held_out.scores(smoothing),
-        f"exact leave-one-out over {features.count} images",
+        f"exact leave-one-out over {features.described()}",
         kept.moments if kept else None,
     )
 

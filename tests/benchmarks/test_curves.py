@@ -109,7 +109,7 @@ def test_the_statistics_do_the_operations_that_were_counted(monkeypatch):
     ]
     stats = moments_of(features)
     gaussian.whitening(stats, 0.01)
-    blocks = gaussian.whitening(stats, gaussian.leave_one_out_eps(0.01, count))
+    blocks = gaussian.whitening(stats, gaussian.leave_out_eps(0.01, count))
     # The squares come by einsum, which counts nothing and gives a plain array.
     squared = gaussian.squared_distances(blocks, features).view(Counted)
     image_scores(pyramid, squared, Smoothing.of(pyramid, size, 4.0))

@@ -59,11 +59,14 @@ def test_fit_with_every_option(tmp_path, embedding_file, photos):
     assert (detector_info.constants, detector_info.eps, detector_info.sigma) == ("int8", 0.02, 2.0)
     assert (detector_info.images, detector_info.false_alarm_rate) == (12, 0.2)
 
-    again = (*("fit", embedding_file, photos, *options), "--false-alarm-rate", 0.2, "-o", output)
-    done = in_process(*again, "--update", moments, "--save-moments", moments).worked()
-    assert "fitted on 24 images" in done.stdout
-    done = in_process(*again, "--update", moments).worked()
-    assert "fitted on 36 images" in done.stdout
+    again = (*options, "--false-alarm-rate", 0.2, "-o", output, "--update", moments)
+    fit = ("fit", embedding_file, photos, "--normal-dir")
+    done = in_process(*fit, "test/good", *again, "--save-moments", moments).worked()
+    assert "fitted on 16 images" in done.stdout
+    done = in_process(*fit, "test", *again).worked()
+    assert "warning: 4 image(s) equal others pixel by pixel and are left out" in done.stderr
+    assert "= one of an earlier fit" in done.stderr
+    assert "fitted on 22 images" in done.stdout
     assert sorted(os.listdir(tmp_path)) == ["moments.npz", "padim.onnx"]  # noqa: PTH208
 
 

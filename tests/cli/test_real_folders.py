@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from helpers import in_process, unchanged
+from PIL import Image
 
 from padim_edge.model.file import read
 
@@ -46,3 +48,36 @@ def test_a_data_set_in_capitals(tmp_path, real_embedding, bottle):
     metrics = json.loads(results.read_text())
     assert {name: metrics[name] for name in RIGHT} == pytest.approx(RIGHT, abs=0.01)
     assert metrics["pro"] > 0.95
+
+
+# --- photos that are there twice ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["copied", "stored again"])
+def test_thirty_photos_each_stored_twice(tmp_path, real_embedding, bottle, kind):
+    """The same 30 once: threshold 20.4, false alarms .10. Twice it was 7.05 and 1.0."""
+    folder, model = tmp_path / "twice", tmp_path / "padim.onnx"
+    folder.mkdir()
+    for path in sorted((bottle / "train" / "good").iterdir())[:30]:
+        shutil.copy(path, folder)
+        if kind == "copied":
+            shutil.copy(path, folder / f"{path.stem}-copy.png")
+        else:
+            Image.open(path).save(folder / f"{path.stem}-copy.jpg", quality=90)
+    done = in_process("fit", real_embedding, folder, *LANCZOS, "-o", model).worked()
+    told = "30 image(s) equal others" if kind == "copied" else "60 images are nearly equal"
+    assert any(told in line for line in done.warnings())
+    info = read(model, "padim").detector_info
+    assert info.false_alarm_rate == pytest.approx(1 / 31)
+    assert info.threshold == pytest.approx(20.4, abs=0.05 if kind == "copied" else 3)
+    in_process("eval", model, bottle, "--json", tmp_path / "e.json").worked()
+    metrics = json.loads((tmp_path / "e.json").read_text())
+    assert metrics["false_alarm_rate"] <= 0.1
+
+
+def test_five_equal_photos(tmp_path, real_embedding, bottle):
+    for number in range(5):
+        shutil.copy(bottle / "train" / "good" / "000.png", tmp_path / f"{number}.png")
+    with unchanged(tmp_path):
+        done = in_process("fit", real_embedding, tmp_path, "-o", tmp_path / "padim.onnx")
+    done.failed(1, "1 usable image given, 4 equal to others", "at least 3 good images")

@@ -138,7 +138,7 @@ def test_threshold_is_that_of_brute_force_refitting(tmp_path, embedding_path, go
 
 
 @pytest.mark.parametrize("split", [12, 1, 20])
-def test_an_update_equals_one_fit_over_all_images(tmp_path, embedding_path, good, split):
+def test_an_update_equals_one_fit_over_all_images(tmp_path, embedding_path, photos, good, split):
     settings = Settings(WHOLE, constants="float32", false_alarm_rate=0.2)
     whole = fit_detector(embedding_path, good, tmp_path / "whole.onnx", settings)
     first, rest = good[split:], good[:split]
@@ -157,7 +157,8 @@ def test_an_update_equals_one_fit_over_all_images(tmp_path, embedding_path, good
     exact = set(np.round(whole.model.detector_info.good_scores, 6))
     assert len(exact & set(np.round(done.model.detector_info.good_scores, 6))) >= split
     # And the state that was written goes on once more.
-    fit_detector(embedding_path, good[:1], tmp_path / "c.onnx", settings, update=state)
+    more = find_images(photos / "test")[:1]
+    fit_detector(embedding_path, more, tmp_path / "c.onnx", settings, update=state)
 
 
 def test_moments_of_another_fit_are_refused(tmp_path, embedding_path, good):
@@ -332,7 +333,7 @@ def test_false_alarms_on_unseen_good_images_are_near_the_promised_rate():
     for _ in range(60):
         x = rng.standard_normal((1, 40, 6)) @ np.diag([1, 2, 3, 1, 0.1, 1.0])
         stats = moments_of([x])
-        blocks = gaussian.whitening(stats, gaussian.leave_one_out_eps(0.01, 40))
+        blocks = gaussian.whitening(stats, gaussian.leave_out_eps(0.01, 40))
         q = gaussian.squared_distances(blocks, [x - stats.means[0][:, None]])
         limit = threshold_for(gaussian.leave_one_out(q, 40)[0], 0.1)
         new = rng.standard_normal((1, 500, 6)) @ np.diag([1, 2, 3, 1, 0.1, 1.0])

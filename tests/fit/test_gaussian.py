@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import reference
 
 from padim_edge.errors import PadimEdgeError, UsageError
-from padim_edge.fit import gaussian
-from padim_edge.fit.moments import merge, moments_of
+from padim_edge.fit import gaussian, held_out
+from padim_edge.fit.moments import merge, moments_of, without
 from padim_edge.model.pyramid import Layer, Pyramid
 from padim_edge.model.smoothing import smoothing_matrix
 from padim_edge.model.threshold import images_needed, percentile, threshold_for
@@ -87,7 +89,7 @@ def test_leave_one_out_equals_refitting_without_the_image(count):
     maps = random_maps(shapes, count, seed=count)
     pyramid, features = tree_features(shapes, maps)
     stats = moments_of(features)
-    blocks = gaussian.whitening(stats, gaussian.leave_one_out_eps(EPS, count))
+    blocks = gaussian.whitening(stats, gaussian.leave_out_eps(EPS, count))
     q = gaussian.squared_distances(blocks, centred(features, stats))
     ours = pyramid.from_tree(gaussian.leave_one_out(q, count))
 
@@ -96,6 +98,43 @@ def test_leave_one_out_equals_refitting_without_the_image(count):
         rest = np.delete(embedding, image, axis=0)
         alone = reference.distances(embedding[image : image + 1], *reference.fit(rest, EPS))
         np.testing.assert_allclose(ours[image], alone[0] ** 2, rtol=1e-9)
+
+
+GROUPS = [[0, 1], [3], [2, 4, 5], [6, 7, 8, 9], [10], [11]]
+
+
+@pytest.mark.parametrize("large", [1, 3, 99], ids=["refitted", "both", "by products"])
+@pytest.mark.parametrize("spread", [1.0, 1e-3, 0.0], ids=["unlike", "alike", "equal"])
+def test_leaving_a_group_out_equals_refitting_without_it(monkeypatch, spread, large):
+    """Exactly, by both ways, and where members of a group are all but the same."""
+    monkeypatch.setattr(held_out, "LARGE", large)
+    shapes = [(3, 4, 4), (2, 2, 2)]
+    maps = random_maps(shapes, 12, seed=5)
+    groups = np.empty(12, np.intp)
+    for number, members in enumerate(GROUPS):
+        groups[members] = number
+        for values in maps:
+            values[members] = values[members[0]] + spread * (values[members] - values[members[0]])
+    pyramid, features = tree_features(shapes, maps)
+    left_out = held_out.HeldOut(pyramid, groups, 12, EPS)
+    for cell in range(pyramid.cells):
+        cells = slice(cell, cell + 1)
+        own = [x[pyramid.positions_in(index, cells)] for index, x in enumerate(features)]
+        left_out(cells, own, moments_of(own))
+    ours = pyramid.from_tree(left_out._squared)
+
+    embedding = reference.embed(maps)
+    for members in GROUPS:
+        rest = np.delete(embedding, members, axis=0)
+        alone = reference.distances(embedding[members], *reference.fit(rest, EPS))
+        np.testing.assert_allclose(ours[members], alone**2, rtol=1e-9)
+
+
+def test_a_group_of_one_is_leave_one_out():
+    q = np.random.default_rng(3).random((7, 1, 1))
+    np.testing.assert_allclose(
+        gaussian.leave_group_out(q, 9), gaussian.leave_one_out(q[..., 0], 9), rtol=1e-13
+    )
 
 
 @pytest.mark.parametrize("sizes", [(10, 5), (1, 14), (7, 1), (2, 3, 4, 1)])
@@ -111,12 +150,17 @@ def test_merged_moments_equal_one_pass(sizes):
     for other in others:
         merged = merge(merged, other)
 
-    assert merged.count == whole.count
-    for ours, theirs in zip(merged.means, whole.means, strict=True):
+    assert_same(merged, whole)
+    assert_same(without(merged, first), functools.reduce(merge, others))
+
+
+def assert_same(one, other):
+    assert one.count == other.count
+    for ours, theirs in zip(one.means, other.means, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
-    for key, scatter in whole.scatters.items():
-        scale = np.abs(scatter).max()
-        np.testing.assert_allclose(merged.scatters[key], scatter, rtol=0, atol=1e-12 * scale)
+    for key, scatter in other.scatters.items():
+        scale = np.abs(scatter).max() + 1.0
+        np.testing.assert_allclose(one.scatters[key], scatter, rtol=0, atol=1e-11 * scale)
 
 
 def test_merging_survives_a_large_offset():
