@@ -56,6 +56,14 @@ def fit(
             "times faster from large frames [default: reduce; no-reduce for reference].",
         ),
     ] = None,
+    bit_depth: Annotated[
+        int | None,
+        typer.Option(
+            "--bit-depth",
+            help="Of grey files of 16 bits: 10, 12 or 14, if the camera fills no more "
+            "[default: 16, or what the file says].",
+        ),
+    ] = None,
     covariance: Annotated[
         str,
         typer.Option(
@@ -128,7 +136,13 @@ def fit(
         raise UsageError(f"--eps {eps}: Ledoit-Wolf chooses its own shrinkage; leave --eps out")
     settings = Settings(
         Preprocess.choose(
-            model.backbone_info.image_size, preprocess, resize, crop, interpolation, reduce
+            model.backbone_info.image_size,
+            preprocess,
+            resize,
+            crop,
+            interpolation,
+            reduce,
+            bit_depth,
         ),
         covariance,
         constants,
@@ -188,6 +202,11 @@ def _print_fit(output: Path, done: Fitted, default_rate: bool) -> None:
             f"of {DEFAULT_FALSE_ALARM_RATE} "
             f"({images_needed(DEFAULT_FALSE_ALARM_RATE)} are needed): "
             f"the threshold is set for {detector_info.false_alarm_rate:.3g}"
+        )
+    if done.brightest < 16:
+        say(
+            f"warning: nothing in these images is brighter than {done.brightest} of 255; if their "
+            "16 bits hold fewer, as a camera's 12, say so with --bit-depth"
         )
     typer.echo(f"{output}: {done.size / 1e6:.1f} MB, fitted on {detector_info.images} images")
     typer.echo(

@@ -46,7 +46,8 @@ class OverlayFolder:
         if not isinstance(verdict.outcome, Result) or not isinstance(verdict.name, Path):
             return
         result, target = verdict.outcome, self._targets[verdict.name]
-        frame = np.asarray(load_image(verdict.name))
+        depth = self._detector.detector_info.preprocess.bit_depth
+        frame = np.asarray(load_image(verdict.name, depth))
         usual = statistics.median(self._detector.detector_info.good_scores)
         picture = overlay(
             frame,

@@ -42,6 +42,7 @@ class Features:
         equal: (file, the one that it equals; None if that was in an earlier fit), not among the N.
         engine: what ran the backbone, in words.
         skipped: with engine "auto", why those before it were not taken, a line each.
+        brightest: value of all that the backbone was given, 0 to 255.
     """
 
     pyramid: Pyramid
@@ -53,6 +54,7 @@ class Features:
     equal: tuple[tuple[Path, Path | None], ...] = ()
     engine: str = ""
     skipped: tuple[str, ...] = ()
+    brightest: int = 255
 
     def described(self) -> str:
         """How many there are, in words."""
@@ -126,7 +128,7 @@ def extract(
         for index, level in enumerate(pyramid.levels)
     ]
     levels = _store(shapes)
-    count = read = 0
+    count = read = brightest = 0
     paths: list[Path] = []
     copies = Copies(earlier)
     names = embedding.feature_names()
@@ -143,6 +145,7 @@ def extract(
         described = runner.describe()
         for files, whole in read_batches(images, preprocess, BATCH, on_error):
             read += len(files)
+            brightest = max(brightest, int(whole.max()))
             progress("features", read, len(images))
             new = copies.new(files, whole)
             if not new:
@@ -170,6 +173,7 @@ def extract(
         tuple(copies.found),
         described,
         tuple(reasons),
+        brightest,
     )
 
 

@@ -52,6 +52,7 @@ class Fitted:
         near: groups of nearly equal images, which count as one each in the threshold.
         engine: what ran the backbone, in words.
         skipped: with engine "auto", why those before it were not taken, a line each.
+        brightest: value in the prepared images, 0 to 255.
         seconds_features: of images through the backbone.
         seconds_statistics: of all that came after.
     """
@@ -63,6 +64,7 @@ class Fitted:
     near: list[list[Path]]
     engine: str
     skipped: tuple[str, ...]
+    brightest: int
     seconds_features: float
     seconds_statistics: float
 
@@ -147,6 +149,7 @@ def fit_detector(
         near=features.near(),
         engine=features.engine,
         skipped=features.skipped,
+        brightest=features.brightest,
         seconds_features=extracted - start,
         seconds_statistics=finished - extracted,
     )

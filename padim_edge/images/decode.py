@@ -70,15 +70,16 @@ _BY_WAY_OF = {"P": "RGBA", "PA": "RGBA", "La": "LA", "RGBa": "RGBA"}
 _BITS_PER_SAMPLE = 258
 
 
-def load_image(path: str | Path) -> Image.Image:
+def load_image(path: str | Path, bit_depth: int | None = None) -> Image.Image:
     """Decode a file: upright, RGB, 8 bits, the first frame if there are several.
 
-    Alpha is dropped. 16 bits are scaled by 255 / 65535 whatever the image holds, so that equal
+    Alpha is dropped. 16 bits are scaled by one factor whatever the image holds, so that equal
     light gives equal pixels in every frame. Floating-point and 32-bit pixels are refused: no
     two programs agree on what is white in them. Colour profiles are not applied.
 
     Args:
         path: a PNG, JPEG, BMP, TIFF, WebP, GIF or PPM file, whatever it is called.
+        bit_depth: bits of grey values of 16; None for those that the file says it has.
 
     Returns:
         An image in mode RGB that no longer needs the file.
@@ -89,7 +90,7 @@ def load_image(path: str | Path) -> Image.Image:
             one line and begins with the path.
     """
     with _opened(path) as stream:
-        return to_rgb(_decode(stream))
+        return to_rgb(_decode(stream), bit_depth)
 
 
 def load_frame(path: str | Path, shrink: Shrink | None = None) -> Frame:
@@ -157,11 +158,12 @@ def _decode(stream: BinaryIO, shrink: Shrink | None = None) -> Image.Image:
         ) from error
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image, bit_depth: int | None = None) -> Image.Image:
     """Bring an image of any mode upright and to 8-bit RGB, as :func:`load_image` does.
 
     Args:
         image: any Pillow image. It is not changed.
+        bit_depth: as there.
 
     Returns:
         An image in mode RGB: ``image`` itself where there is nothing to do.
@@ -173,7 +175,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         rgb = image
     elif _has_16_bits(image):
-        rgb = Image.fromarray(_to_8_bits(image)).convert("RGB")
+        rgb = Image.fromarray(_to_8_bits(image, bit_depth)).convert("RGB")
     elif image.mode in ("I", "F"):
         kind = "floating-point" if image.mode == "F" else "32-bit"
         raise ImageError(
@@ -215,10 +217,11 @@ def _has_12_bits(image: Image.Image) -> bool:
     return bool(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE) == (12,))
 
 
-def _to_8_bits(image: Image.Image) -> NDArray[np.uint8]:
-    """Scale greyscale of up to 16 bits, shape [h, w], so that the format's white becomes 255."""
-    white = 4095 if _has_12_bits(image) else 65535
-    return ((np.asarray(image, np.uint32) * 255 + white // 2) // white).astype(np.uint8)
+def _to_8_bits(image: Image.Image, bit_depth: int | None) -> NDArray[np.uint8]:
+    """Scale greyscale of up to 16 bits, shape [h, w], so that white becomes 255."""
+    white = 2 ** (bit_depth or (12 if _has_12_bits(image) else 16)) - 1
+    scaled = (np.asarray(image, np.uint32) * 255 + white // 2) // white
+    return np.minimum(scaled, 255).astype(np.uint8)
 
 
 def _orientation(image: Image.Image) -> Any:

@@ -17,6 +17,9 @@ from padim_edge.errors import UsageError
 
 Planes = Sequence[NDArray[Any]]
 
+BIT_DEPTHS = (10, 12, 14, 16)
+"""Bits that grey values of two bytes may have; the others are zero."""
+
 
 @dataclass(frozen=True)
 class PixelFormat:
@@ -209,7 +212,7 @@ _PLAIN = {
     "bgr": _interleaved(3, 2, 1, 0),
     "rgba": _interleaved(4, 0, 1, 2),
     "bgra": _interleaved(4, 2, 1, 0),
-    **{f"grey{bits}": _grey(bits) for bits in (8, 10, 12, 16)},
+    **{f"grey{bits}": _grey(bits) for bits in (8, *BIT_DEPTHS)},
     **{f"bayer-{cell}": _bayer(cell) for cell in ("rggb", "bggr", "grbg", "gbrg")},
     **{layout: _yuv(layout, "601", False) for layout in _LAYOUTS},
 }

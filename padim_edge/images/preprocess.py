@@ -18,6 +18,7 @@ from PIL import Image
 
 from padim_edge.errors import ImageError, ModelError, UsageError
 from padim_edge.images.decode import MAX_PIXELS, load_frame, to_frame, to_rgb
+from padim_edge.images.formats import BIT_DEPTHS
 from padim_edge.images.frames import Frame, Picture
 from padim_edge.images.resize import FILTERS, resize
 from padim_edge.images.threads import ALONE, Threads
@@ -39,6 +40,9 @@ class Preprocess:
         interpolation: "lanczos", "bicubic", "bilinear" or "box".
         reduce: whether blocks are averaged before (see `padim_edge.images.resize.resize`), and
             JPEG files decoded smaller (see `shrink`).
+        bit_depth: bits of the grey values in files of 16 bits, from
+            `padim_edge.images.formats.BIT_DEPTHS`: many cameras write 12. None: 16, or the 12
+            that a TIFF file says it has.
 
     Raises:
         UsageError: the fields are of the wrong type or cannot give an image of ``size``.
@@ -49,6 +53,7 @@ class Preprocess:
     crop: bool
     interpolation: str = "lanczos"
     reduce: bool = False
+    bit_depth: int | None = None
 
     def __post_init__(self) -> None:
         if not _is_size(self.size):
@@ -62,6 +67,10 @@ class Preprocess:
             raise UsageError(f"crop is {self.crop!r}; it must be true or false")
         if not isinstance(self.reduce, bool):
             raise UsageError(f"reduce is {self.reduce!r}; it must be true or false")
+        depth = self.bit_depth
+        if depth is not None and (type(depth) is not int or depth not in BIT_DEPTHS):
+            allowed = ", ".join(map(str, BIT_DEPTHS))
+            raise UsageError(f"the bit depth is {depth!r}; allowed are {allowed}")
         if not isinstance(self.interpolation, str) or self.interpolation not in FILTERS:
             raise UsageError(
                 f"interpolation is {self.interpolation!r}; allowed are {', '.join(FILTERS)}"
@@ -117,6 +126,7 @@ class Preprocess:
         crop: str | None = None,
         interpolation: str | None = None,
         reduce: bool | None = None,
+        bit_depth: int | None = None,
     ) -> Preprocess:
         """What the command line's options mean.
 
@@ -128,6 +138,7 @@ class Preprocess:
             crop: must be ``size``, as "224" or "224x320"; implied by ``resize`` and "reference".
             interpolation: as in :class:`Preprocess`; None is the preset's.
             reduce: the same.
+            bit_depth: as in :class:`Preprocess`.
 
         Raises:
             UsageError: an option is malformed, or the result would not be exactly ``size``.
@@ -155,6 +166,7 @@ class Preprocess:
             chosen,
             interpolation=chosen.interpolation if interpolation is None else interpolation,
             reduce=chosen.reduce if reduce is None else reduce,
+            bit_depth=bit_depth,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -212,25 +224,38 @@ class Preprocess:
         if isinstance(picture, str | Path):
             frame = load_frame(picture, self.shrink)
             try:
-                return self._prepared(frame, threads)
+                return self._prepared(self._read(frame), threads)
             except ImageError as error:
                 raise ImageError(f"{picture}: {error}") from error
         if isinstance(picture, Image.Image):
-            picture = to_frame(picture)
+            return self._prepared(self._read(to_frame(picture)), threads)
         return self._prepared(picture if isinstance(picture, Frame) else Frame(picture), threads)
+
+    def _read(self, frame: Frame) -> Frame:
+        """A file's frame, of the bit depth that was said."""
+        if self.bit_depth is None or frame.pixels.dtype != np.uint16:
+            return frame
+        said = Frame(frame.pixels, f"grey{self.bit_depth}")
+        brightest = int(said.pixels.max())
+        if brightest > said.format.white:
+            raise ImageError(
+                f"has values of up to {brightest}, and {self.bit_depth} bits hold up to "
+                f"{said.format.white}: fit with the --bit-depth that the camera has"
+            )
+        return said
 
     def shrink(self, height: int, width: int) -> int:
         """By how much a JPEG file of this size, upright, is decoded smaller: 1, 2, 4 or 8.
 
         By as much as leaves the size to resize to, and whole pixels.
         """
-        rows, columns, _, _ = self._geometry(width, height)
+        rows, columns, _, _ = self.geometry(width, height)
         most = min(height // rows, width // columns) if self.reduce else 1
         return next(f for f in (8, 4, 2, 1) if f <= max(most, 1) and not (height % f or width % f))
 
     def _prepared(self, frame: Frame, threads: Threads) -> NDArray[np.uint8]:
         height, width = frame.size
-        rows, columns, top, left = self._geometry(width, height)
+        rows, columns, top, left = self.geometry(width, height)
         seen = slice(top, top + self.size[0]), slice(left, left + self.size[1])
         how = (rows, columns), self.interpolation, self.reduce, frame.format.white, threads
         planes = frame.format.planes(frame.pixels)
@@ -248,7 +273,7 @@ class Preprocess:
         Raises:
             ImageError: as in :meth:`__call__`.
         """
-        rows, columns, top, left = self._geometry(*image.size)
+        rows, columns, top, left = self.geometry(*image.size)
         resized = to_rgb(image).resize((columns, rows), Image.Resampling.NEAREST)
         height, width = self.size
         seen = np.asarray(resized)[top : top + height, left : left + width]
@@ -267,12 +292,16 @@ class Preprocess:
         Raises:
             ImageError: the resized frame does not cover the crop.
         """
-        rows, columns, top, left = self._geometry(width, height)
+        rows, columns, top, left = self.geometry(width, height)
         x, y = width / columns, height / rows
         return left * x, top * y, (left + self.size[1]) * x, (top + self.size[0]) * y
 
-    def _geometry(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """(rows, columns) to resize to and (top, left) of the crop, rounded like torchvision."""
+    def geometry(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """(rows, columns) to resize to and (top, left) of the crop, rounded like torchvision.
+
+        Raises:
+            ImageError: a frame of this size does not cover the crop, or becomes too large.
+        """
         if not isinstance(self.resize, int):
             rows, columns = self.resize
         else:

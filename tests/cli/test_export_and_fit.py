@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -68,6 +69,36 @@ def test_fit_with_every_option(tmp_path, embedding_file, photos):
     assert "= one of an earlier fit" in done.stderr
     assert "fitted on 22 images" in done.stdout
     assert sorted(os.listdir(tmp_path)) == ["moments.npz", "padim.onnx"]  # noqa: PTH208
+
+
+def test_a_camera_that_fills_12_of_16_bits(tmp_path, embedding_file, photos):
+    """The photos in grey: of 8 bits, and as a camera's Mono12 writes them. One is as the other."""
+    for kind in ("8", "12"):
+        (tmp_path / kind).mkdir()
+    for path in sorted((photos / "train" / "good").iterdir()):
+        grey = np.asarray(Image.open(path).convert("L"))
+        Image.fromarray(grey).save(tmp_path / "8" / f"{path.stem}.png")
+        twelve = (grey.astype(np.uint32) * 4095 + 127) // 255
+        Image.fromarray(twelve.astype(np.uint16)).save(tmp_path / "12" / f"{path.stem}.png")
+    fit = ("fit", embedding_file)
+    in_process(*fit, tmp_path / "8", "-o", tmp_path / "8.onnx").worked()
+    done = in_process(*fit, tmp_path / "12", "-o", tmp_path / "dark.onnx").worked()
+    assert re.search(r"warning: nothing .* brighter than 1\d of 255; .* --bit-depth", done.stderr)
+    told = in_process(*fit, tmp_path / "12", "--bit-depth", 12, "-o", tmp_path / "12.onnx").worked()
+    assert "brighter" not in told.stderr
+    infos = [read(tmp_path / f"{kind}.onnx", "padim").detector_info for kind in ("8", "12")]
+    assert infos[0].good_scores == infos[1].good_scores
+    assert infos[1].preprocess.bit_depth == 12
+    run = in_process(
+        *("run", tmp_path / "12.onnx", tmp_path / "12", "--save-maps", tmp_path / "maps"),
+        *("--jsonl", tmp_path / "12.jsonl"),
+    ).worked()
+    assert "0 unreadable" in run.stderr + run.stdout
+    drawn = np.asarray(Image.open(next((tmp_path / "maps").rglob("*.png"))).convert("RGB"))
+    assert drawn.mean() > 60  # and not black
+    in_process(
+        *fit, tmp_path / "12", "--bit-depth", 10, "--strict", "-o", tmp_path / "10.onnx"
+    ).failed(1, "10 bits hold up to 1023")
 
 
 @pytest.mark.parametrize("covariance", ["sample", "ledoit-wolf"])

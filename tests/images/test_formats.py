@@ -212,7 +212,7 @@ def test_bayer_is_nearly_opencvs_demosaicing(cell: str, height: int, width: int)
         (np.zeros((4, 6), np.uint8), "rgb", "if these are grey8 or bayer-rggb"),
         (np.zeros((4, 6, 4), np.uint8), "rgb", "if these are rgba or bgra, say so by pixel_format"),
         (np.zeros((4, 6, 3), np.uint8), "bgra", "if these are rgb or bgr"),
-        (np.zeros((4, 6), np.uint16), "grey8", "if these are grey10 or grey12 or grey16"),
+        (np.zeros((4, 6), np.uint16), "grey8", "if these are grey10 or grey12 or grey14 or grey16"),
         (np.zeros((4, 6, 3), np.float32), "rgb", "(frame * 255).round().astype(numpy.uint8)"),
         (np.zeros((4, 6, 3), ">u2"), "rgb", "an array of >u2 [4, 6, 3]"),
         (np.zeros((4, 6, 3), np.int8), "rgb", "an array of int8"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tracemalloc
 from pathlib import Path
@@ -210,6 +211,34 @@ def test_files_of_16_bits_are_averaged_in_16(suffix: str, tmp_path: Path) -> Non
     np.testing.assert_array_equal(preprocess(path), preprocess(Frame(pixels, "grey16")))
 
 
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_the_bit_depth_of_files(bits: int, suffix: str, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 2**bits, (96, 128), np.uint16)
+    pixels[0, 0] = 2**bits - 1
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(pixels).save(path)
+    whole = Preprocess.whole((96, 128))
+    told = dataclasses.replace(whole, bit_depth=bits)
+    expected = np.floor(pixels * (255 / (2**bits - 1)) + 0.5).astype(np.uint8)
+    np.testing.assert_array_equal(told(path)[..., 0], expected)
+    np.testing.assert_array_equal(told(Image.open(path))[..., 0], expected)
+    assert told(path).max() == 255
+    assert whole(path).max() == round(255 * (2**bits - 1) / 65535)
+    if bits < 16:
+        pixels[5, 5] = 2**bits
+        Image.fromarray(pixels).save(path)
+        with pytest.raises(ImageError, match=rf"a.{suffix}: has values of up to {2**bits}, and"):
+            told(path)
+
+
+def test_the_bit_depth_does_not_concern_8_bits() -> None:
+    told = dataclasses.replace(Preprocess.whole((8, 8)), bit_depth=12)
+    np.testing.assert_array_equal(told(noise(8, 8)), noise(8, 8))
+    with pytest.raises(UsageError, match="bit depth is 11; allowed are 10, 12, 14, 16"):
+        dataclasses.replace(told, bit_depth=11)
+
+
 def test_errors_of_a_file_begin_with_its_path(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.fromarray(noise(100, 150)).save(path)
@@ -357,6 +386,7 @@ GOOD = {
     "crop": True,
     "interpolation": "lanczos",
     "reduce": False,
+    "bit_depth": None,
 }
 
 
@@ -388,6 +418,9 @@ def test_json_format() -> None:
         {**GOOD, "crop": 1},
         {**GOOD, "crop": False},
         {**GOOD, "reduce": 1},
+        {**GOOD, "bit_depth": 11},
+        {**GOOD, "bit_depth": "12"},
+        {**GOOD, "bit_depth": 12.0},
         {**GOOD, "interpolation": "nearest"},
         {**GOOD, "interpolation": ["lanczos"]},
     ],
