@@ -9,7 +9,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 pytest.importorskip("torch")
-import frame  # noqa: E402
+import frame
 
 
 def test_prepared_images_and_a_cameras_frames(
