@@ -212,10 +212,11 @@ def _block_means(node: _Expressions, shape: str, down: _Axis, across: _Axis) -> 
     sums = node("ReduceSum", sums, [1], keepdims=0)
     count = node("Gather", shape, [0])
     blocks = node("Concat", count, down.blocks, across.blocks, [3], axis=0)
-    sums = node("Reshape", node("Cast", sums, to=TensorProto.DOUBLE), blocks)
-    planes = node("Transpose", sums, perm=[0, 3, 1, 2])
+    planes = node("Transpose", node("Reshape", sums, blocks), perm=[0, 3, 1, 2])
+    planes = node("Cast", planes, to=TensorProto.DOUBLE)
     held = node("Mul", node("Unsqueeze", sizes[0], [1]), sizes[1])
-    return _quotient(node, planes, held)
+    halves_up = node("Add", planes, node("Mul", held, 0.5))
+    return node("Floor", node("Div", halves_up, held))
 
 
 def _weights(node: _Expressions, axis: _Axis, interpolation: str, taps: int) -> str:
@@ -288,11 +289,6 @@ def _range(node: _Expressions, length: str) -> str:
 
 
 def _levels(node: _Expressions, sums: str) -> str:
-    """Sums weighted in 2^-22 as grey levels."""
-    return node("Clip", _quotient(node, sums, node.number(ONE)), 0.0, 255.0)
-
-
-def _quotient(node: _Expressions, dividend: str, divisor: str) -> str:
-    """The nearest whole number, halves up."""
-    half = node("Mul", divisor, 0.5)
-    return node("Floor", node("Div", node("Add", dividend, half), divisor))
+    """Sums weighted in 2^-22 as grey levels, halves up."""
+    halves_up = node("Add", sums, ONE / 2)
+    return node("Clip", node("Floor", node("Mul", halves_up, 1 / ONE)), 0.0, 255.0)
