@@ -55,7 +55,9 @@ def main() -> int:
             options.out.mkdir(parents=True, exist_ok=True)
         # OpenCV's frames are BGR; they are judged as they are.
         with Detector(options.model, engine=options.engine, pixel_format="bgr") as detector:
-            print(detector.engine.describe(), file=sys.stderr)
+            for reason in detector.skipped:  # what auto could not have, and why
+                print(f"not taken: {reason}", file=sys.stderr)
+            print(f"{detector.engine.name}: {detector.engine.describe()}", file=sys.stderr)
             detector(np.zeros((64, 64, 3), dtype=np.uint8))  # the first call is a slow one
             notify("READY=1")
             judge(camera, detector, options.out, options.keep)

@@ -1,7 +1,9 @@
-"""Power on a Jetson, from the INA3221 sensors on its board, as the kernel's hwmon shows them.
+"""Power on a Jetson, from the sensors on its board, as the kernel's hwmon shows them.
 
-Per channel: ``in*_label`` names the rail, ``in*_input`` is millivolts, ``curr*_input``
-milliamperes. Anyone may read them; elsewhere there are none, and then there are no figures.
+INA3221, on all modules: ``in*_label`` names the rail of a channel, ``in*_input`` is millivolts,
+``curr*_input`` milliamperes. INA238, on the carrier board of Thor: one channel without a label, the
+input of module and carrier board (``in0`` is its shunt). Anyone may read them; elsewhere there are
+none, and then there are no figures.
 """
 
 from __future__ import annotations
@@ -13,8 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-WHOLE = "VDD_IN"
-"""The rail that feeds the module, all others included, on the boards that measure it."""
+WHOLE = ("VIN", "VDD_IN")
+"""Rails that feed everything else: carrier board and module (INA238), the module alone."""
 
 SAMPLE_SECONDS = 0.02
 LEAST_SAMPLES = 10
@@ -26,7 +28,7 @@ class Power:
 
     Attributes:
         rails: watts by the rail's name.
-        watts: of `WHOLE` where it is measured, else the sum of all rails.
+        watts: of the first of `WHOLE` that is measured; if none is, the sum of all rails.
         millijoules_per_frame: what that is for a frame.
     """
 
@@ -39,7 +41,12 @@ def rails(system: Path = Path("/sys")) -> dict[str, tuple[Path, Path]]:
     """Files of voltage and current by rail; none where no such sensor is readable."""
     found = {}
     for chip in sorted((system / "class/hwmon").glob("hwmon*")):
-        if _read(chip / "name") != "ina3221":
+        kind = _read(chip / "name")
+        if kind == "ina238":
+            files = chip / "in1_input", chip / "curr1_input"
+            if all(map(_read, files)):
+                found["VIN"] = files
+        if kind != "ina3221":
             continue
         for label in sorted(chip.glob("in*_label")):
             number = label.name[len("in") : -len("_label")]
@@ -97,7 +104,7 @@ def measure(
     if any(len(values) < LEAST_SAMPLES for values in samples.values()):
         return None
     watts = {name: statistics.fmean(values) for name, values in samples.items()}
-    total = watts.get(WHOLE, sum(watts.values()))
+    total = next((watts[rail] for rail in WHOLE if rail in watts), sum(watts.values()))
     return Power(watts, total, 1e3 * total * elapsed / (calls * frames))
 
 

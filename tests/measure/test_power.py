@@ -40,6 +40,15 @@ def agx_orin(system: Path) -> None:
     sensor(system, 1, "ina3221", {2: ("VIN_SYS_5V0", "5000", "1000")})
 
 
+def thor(system: Path) -> None:
+    sensor(system, 0, "ina3221", {1: ("VDD_GPU", "12000", "1000"), 2: ("VDD_CPU", "12000", "500")})
+    chip = system / "class" / "hwmon" / "hwmon1"
+    chip.mkdir()
+    values = {"name": "ina238", "in0_input": "3", "in1_input": "20000", "curr1_input": "1500"}
+    for name, value in values.items():
+        (chip / name).write_text(value + "\n")
+
+
 def measured(system: Path, frames: int = 2) -> tuple[power.Power | None, float]:
     """Power with a work of a known rate, and frames per second."""
     import time
@@ -55,7 +64,7 @@ def measured(system: Path, frames: int = 2) -> tuple[power.Power | None, float]:
     return result, (len(calls) - 2) * frames / span
 
 
-@pytest.mark.parametrize(("board", "watts"), [(orin_nx, 6.0), (agx_orin, 15.0)])
+@pytest.mark.parametrize(("board", "watts"), [(orin_nx, 6.0), (agx_orin, 15.0), (thor, 30.0)])
 def test_boards(tmp_path, board, watts):
     board(tmp_path)
     result, rate = measured(tmp_path)
@@ -63,7 +72,8 @@ def test_boards(tmp_path, board, watts):
     assert result.watts == pytest.approx(watts)
     assert result.millijoules_per_frame == pytest.approx(1e3 * watts / rate, rel=0.1)
     expected = {orin_nx: {"VDD_IN": 6, "VDD_CPU_GPU_CV": 2, "VDD_SOC": 1},
-                agx_orin: {"VDD_GPU_SOC": 10, "VIN_SYS_5V0": 5}}[board]  # fmt: skip
+                agx_orin: {"VDD_GPU_SOC": 10, "VIN_SYS_5V0": 5},
+                thor: {"VDD_GPU": 12, "VDD_CPU": 6, "VIN": 30}}[board]  # fmt: skip
     assert result.rails == pytest.approx(expected)
 
 
