@@ -7,18 +7,22 @@ and resized by its own transform. Normalisation of scores to 0..1 is off, so tha
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
-from anomalib.deploy import CompressionType
+from anomalib.deploy import CompressionType, OpenVINOInferencer, TorchInferencer
 from anomalib.models import Padim
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
+from cameras import FromFrames
 from numpy.typing import NDArray
 from PIL import Image
+from runtimes import Onnx
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
@@ -76,21 +80,24 @@ def load(folder: Path) -> Any:
 
 
 def export(folder: Path) -> dict[str, Any]:
-    """Its ONNX and OpenVINO files; what cannot be made is reported, the rest is made."""
+    """Its ONNX and OpenVINO files; what cannot be made is reported, the rest is made.
+
+    A file takes images of one size, which it resizes: those of "onnx@1920x1080" are of that width
+    and height.
+    """
     config = json.loads((folder / "config.json").read_text())
     model = load(folder)
-    size = tuple(config["given_size"])
     failures = {}
     makers = {
-        "onnx": lambda to: model.to_onnx(to, input_size=size),
-        "openvino": lambda to: model.to_openvino(to, input_size=size),
-        "openvino-fp16": lambda to: model.to_openvino(
+        "onnx": lambda to, size: model.to_onnx(to, input_size=size),
+        "openvino": lambda to, size: model.to_openvino(to, input_size=size),
+        "openvino-fp16": lambda to, size: model.to_openvino(
             to, input_size=size, compression_type=CompressionType.FP16
         ),
-        "openvino-int8": lambda to: model.to_openvino(
+        "openvino-int8": lambda to, size: model.to_openvino(
             to, input_size=size, compression_type=CompressionType.INT8
         ),
-        "openvino-int8-ptq": lambda to: model.to_openvino(
+        "openvino-int8-ptq": lambda to, size: model.to_openvino(
             to,
             input_size=size,
             compression_type=CompressionType.INT8_PTQ,
@@ -98,8 +105,10 @@ def export(folder: Path) -> dict[str, Any]:
         ),
     }
     for name in config["anomalib_exports"]:
+        kind, _, frame = name.partition("@")
+        size = tuple(map(int, frame.split("x")))[::-1] if frame else tuple(config["given_size"])
         try:
-            makers[name](folder / f"anomalib-{name}")
+            makers[kind](folder / f"anomalib-{name}", size)
         except Exception as error:  # its row says why
             failures[name] = f"{type(error).__name__}: {error}"
     return {"failures": failures}
@@ -157,3 +166,54 @@ class Torch:
         lap(maps.smooth_anomaly_map(maps.up_sample(distances, pixels.shape[-2:])))
         names = ["preprocess", "backbone", "embedding", "distances", "smoothing"]
         return dict(zip(names, np.diff(times).tolist(), strict=True))
+
+
+def _rgb(frame: NDArray[np.uint8]) -> Any:
+    """What its inferencers take: they know no BGR."""
+    return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+
+
+class _Inferencer(TorchInferencer):  # type: ignore[misc]  # anomalib is not installed here
+    """Its own, without a pickled file."""
+
+    def load_model(self, path: Path) -> Any:
+        return load(path)
+
+
+class CameraTorch(FromFrames):
+    """Its TorchInferencer; autograd, which that leaves on, is off."""
+
+    def __init__(self, folder: Path) -> None:
+        self._inferencer = _Inferencer(folder, "cpu")
+
+    @torch.inference_mode()
+    def decide(self, frame: NDArray[np.uint8]) -> tuple[Any, Any]:
+        """See `FromFrames`."""
+        result = self._inferencer.predict(_rgb(frame))
+        return result.pred_score.numpy(), result.anomaly_map.numpy()[0]
+
+
+class CameraOpenVino(FromFrames):
+    """Its OpenVINOInferencer; precision as for `runtimes.OpenVino`."""
+
+    def __init__(self, folder: Path, file: str, precision: str) -> None:
+        config = {} if precision == "default" else {"INFERENCE_PRECISION_HINT": precision}
+        os.chdir(folder)  # it leaves a cache of compiled models where it is
+        self._inferencer = OpenVINOInferencer(folder / file, "CPU", config)
+
+    def decide(self, frame: NDArray[np.uint8]) -> tuple[Any, Any]:
+        """See `FromFrames`."""
+        result = self._inferencer.predict(_rgb(frame))
+        return result.pred_score, result.anomaly_map[0]
+
+
+class CameraOnnx(FromFrames):
+    """Its ONNX file behind the preprocessing of its OpenVINOInferencer: for ONNX it ships none."""
+
+    def __init__(self, folder: Path, file: str) -> None:
+        self._file = Onnx(folder, file, "plain")
+
+    def decide(self, frame: NDArray[np.uint8]) -> tuple[Any, Any]:
+        """See `FromFrames`."""
+        score, maps = self._file.infer(OpenVINOInferencer.pre_process(_rgb(frame)))
+        return score, maps[0]

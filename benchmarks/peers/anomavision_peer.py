@@ -14,13 +14,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from anomavision import AnodetDataset
 from anomavision.algorithm.padim.padim import Padim
 from anomavision.export import ModelExporter
-from anomavision.utils import adaptive_gaussian_blur
+from anomavision.inference.model.wrapper import ModelWrapper
+from anomavision.utils import adaptive_gaussian_blur, create_image_transform
+from cameras import FromFrames
 from numpy.typing import NDArray
+from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms.functional import normalize
 
@@ -116,3 +120,18 @@ class Torch:
             "distances": measured - extracted,
             "smoothing": time.perf_counter() - measured,
         }
+
+
+class Camera(FromFrames):
+    """What its `detect` does with a camera's frame, whatever the file."""
+
+    def __init__(self, folder: Path, file: str) -> None:
+        self._model = ModelWrapper(str(folder / file), "cpu")
+        self._transform = create_image_transform((224, 224), (224, 224))
+
+    def decide(self, frame: NDArray[np.uint8]) -> tuple[Any, Any]:
+        """See `FromFrames`."""
+        image = Image.fromarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
+        scores, maps = self._model.predict(self._transform(image)[None])
+        blurred = adaptive_gaussian_blur(maps, kernel_size=33, sigma=4)
+        return scores, np.asarray(blurred).reshape(224, 224)

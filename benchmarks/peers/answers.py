@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rows import Row
 from torchvision.transforms.v2.functional import resize
-from workers import Running, make, make_folder, work
+from workers import Running, export_all, make_folder, why_not, work
 
 from padim_edge.detect import metrics
 from padim_edge.export.backbones import load
@@ -29,7 +29,7 @@ from padim_edge.images.masks import load_masks
 from padim_edge.images.preprocess import Preprocess
 from padim_edge.model.file import read
 
-sys.path.append(str(environments.ROOT / "tests"))
+sys.path.append(str(environments.ROOT / "tests" / "support"))
 import reference  # type: ignore[import-not-found]  # the tests' independent judge
 
 SIZE = (224, 224)
@@ -108,7 +108,7 @@ def _compare(
     scores = expected["smoothed"].max((1, 2))
     makers = dict.fromkeys(["ours", *(row.environment for row in rows)])
     fits = {maker: work(maker, "fit", folder) for maker in makers}
-    reasons = make(rows, folder, fits)
+    reasons = why_not(rows, fits, export_all(folder, fits))
     # All smoothed maps are distances in the same unit: one threshold, ours, serves everybody.
     threshold = _threshold(folder)
     result = {"float64 reference": _judged(labels, scores, threshold, masks, expected["smoothed"])}

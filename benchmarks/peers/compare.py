@@ -2,6 +2,10 @@
 
     python benchmarks/peers/compare.py [--backbones resnet18,wide_resnet50_2] [--weights FILE]
                                        [--datasets mvtec/bottle] [--only anomalib] [--rounds 10]
+                                       [--frames 900x900,1920x1080,4000x3000]
+
+Two comparisons: of images that are prepared already, and from a camera's pixels (BGR, width x
+height as cameras say it) to the decision, everybody by the preprocessing that he ships.
 
 Everybody has the same 60 images, backbone weights and channels, an environment of his own, and
 a process of his own that times its own calls. Blocks of at most ten calls take turns, with a
@@ -31,8 +35,8 @@ import answers
 import environments
 import numpy as np
 import tables
-from rows import BARE, MAKERS, OURS, ROWS, Row
-from workers import Running, command, make, make_folder, shown, work
+from rows import BARE, CAMERA_ROWS, MAKERS, OURS, ROWS, Row, at
+from workers import Running, command, export_all, make_folder, shown, why_not, work
 
 from padim_edge.errors import PadimEdgeError
 from padim_edge.images.dataset import test_samples
@@ -41,6 +45,7 @@ from padim_edge.images.find import find_images
 from padim_edge.images.preprocess import Preprocess
 from padim_edge.images.synthetic import make_dataset
 from padim_edge.measure.bare_backbone import bare_backbone
+from padim_edge.measure.camera import Camera, parse_camera
 from padim_edge.measure.report import machine
 from padim_edge.model.file import read
 from padim_edge.system import available_memory
@@ -185,43 +190,33 @@ def sizes(row: Row, folder: Path) -> int:
     return sum(path.stat().st_size for path in files)
 
 
-def compare(
-    backbone: str, rows: list[Row], weights: str, batches: list[int], rounds: int, repeats: int
-) -> dict[str, Any]:
-    """Everything of one backbone."""
-    folder = environments.HOME / "work" / backbone
-    photos = environments.HOME / "photos"
-    if not photos.exists():
-        make_dataset(photos, train=IMAGES, good=1, per_defect=1)
-    prepare = Preprocess.whole((224, 224))
-    frames = [prepare(load_image(path)) for path in find_images(photos / "train")]
-    make_folder(folder, backbone, weights, frames, rows)
-    makers = [name for name in MAKERS if any(row.environment == name for row in rows)]
-    fitted = fits(folder, makers, repeats)
-    if reason := fitted["ours"].get("error"):
-        raise SystemExit(f"our own fit failed: {reason}")
-    bare = bare_backbone(read(folder / "padim.onnx", "padim"))
-    (folder / "bare.onnx").write_bytes(bare.SerializeToString())
-    reasons = make(rows, folder, fitted)
+def side_by_side(
+    rows: list[Row],
+    folder: Path,
+    batches: list[int],
+    rounds: int,
+    repeats: int,
+    reasons: dict[str, str],
+) -> dict[str, dict[str, Any]]:
+    """Starts and latencies of some rows, by name; ``reasons`` say why some cannot be opened."""
     sizes_given = ["--batch", ",".join(map(str, batches))]
     report: dict[str, dict[str, Any]] = {
         row.name: {"command": shown([*command(row, folder, "time"), *sizes_given])} for row in rows
     }
-    for name, reason in reasons.items():
-        report[name]["error"] = reason
+    for row in rows:
+        if row.name in reasons:
+            report[row.name]["error"] = reasons[row.name]
     sound = [row for row in rows if "error" not in report[row.name]]
     for name, found in cold_starts(sound, folder, max(batches), repeats).items():
         report[name] |= found
     sound = [row for row in sound if "error" not in report[row.name]]
-    for row in sound:
-        report[row.name]["file_bytes"] = sizes(row, folder)
-        installed = environments.installed(row.environment, list(row.device))
-        report[row.name]["install"] = asdict(installed)
     needs = {row.name: report[row.name]["need"] for row in sound}
     for number, group in enumerate(groups(sound, needs), 1):
         for batch in batches:
             print(
-                f"{backbone}, batch {batch}: {len(group)} in one run", file=sys.stderr, flush=True
+                f"{folder.name}, batch {batch}: {len(group)} in one run",
+                file=sys.stderr,
+                flush=True,
             )
             measured = interleaved(group, folder, batch, rounds)
             for name, one in measured.items():
@@ -231,7 +226,47 @@ def compare(
                         one[key] = one["infer"] / measured[anchor]["infer"]
                 # The anchors are in every group: the first counts.
                 report[name].setdefault("batches", {}).setdefault(str(batch), one)
-    return {"fit": fitted, "rows": report}
+    return report
+
+
+def compare(
+    backbone: str,
+    rows: list[Row],
+    cameras: dict[Camera, list[Row]],
+    weights: str,
+    batches: list[int],
+    rounds: int,
+    repeats: int,
+) -> dict[str, Any]:
+    """Everything of one backbone."""
+    folder = environments.HOME / "work" / backbone
+    photos = environments.HOME / "photos"
+    if not photos.exists():
+        make_dataset(photos, train=IMAGES, good=1, per_defect=1)
+    prepare = Preprocess.whole((224, 224))
+    frames = [prepare(load_image(path)) for path in find_images(photos / "train")]
+    everybody = [*rows, *(row for of in cameras.values() for row in of)]
+    make_folder(folder, backbone, weights, frames, everybody)
+    makers = [name for name in MAKERS if any(row.environment == name for row in everybody)]
+    fitted = fits(folder, makers, repeats)
+    if reason := fitted["ours"].get("error"):
+        raise SystemExit(f"our own fit failed: {reason}")
+    bare = bare_backbone(read(folder / "padim.onnx", "padim"))
+    (folder / "bare.onnx").write_bytes(bare.SerializeToString())
+    made = export_all(folder, fitted)
+    report = side_by_side(rows, folder, batches, rounds, repeats, why_not(rows, fitted, made))
+    for row in rows:
+        if "error" not in report[row.name]:
+            report[row.name]["file_bytes"] = sizes(row, folder)
+            installed = environments.installed(row.environment, list(row.device))
+            report[row.name]["install"] = asdict(installed)
+    from_cameras = {}
+    for camera, of in cameras.items():
+        name = f"{camera.width}x{camera.height}"
+        np.save(folder / f"frames-{name}.npy", np.stack(camera.frames()))
+        print(f"frames of {name}", file=sys.stderr, flush=True)
+        from_cameras[name] = side_by_side(of, folder, [1], rounds, 1, why_not(of, fitted, made))
+    return {"fit": fitted, "rows": report, "cameras": from_cameras}
 
 
 def main() -> None:
@@ -240,6 +275,8 @@ def main() -> None:
     parser.add_argument("--weights", default="random", help="a file, for ResNet-18")
     parser.add_argument("--datasets", help="in MVTec AD's layout, commas between: same answers?")
     parser.add_argument("--batch", default="1,32")
+    parser.add_argument("--frames", default="900x900,1920x1080,4000x3000",
+                        help="of cameras, width x height; empty for none")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=10, help="blocks of each")
     parser.add_argument("--repeats", type=int, default=3, help="fits and cold starts of each")
     parser.add_argument("--only", default="", help="rows whose names contain this, and ours")
@@ -260,28 +297,33 @@ def main() -> None:
         parser.error("--datasets: what random weights say is worth nothing; give --weights")
     for dataset in datasets:
         test_samples(dataset)
+    sizes_given = [size for size in options.frames.split(",") if size]
+    cameras = {size: parse_camera(size, "bgr") for size in sizes_given}
     skipped = [part for part in options.skip.split(",") if part]
-    rows = [
-        row
-        for row in ROWS
-        if row.name in (OURS, BARE)
-        or (options.only in row.name and not any(part in row.name for part in skipped))
-    ]
-    if options.only and len(rows) == 2:
+
+    def wanted(row: Row) -> bool:
+        return row.name in (OURS, BARE) or (
+            options.only in row.name and not any(part in row.name for part in skipped)
+        )
+
+    rows = [row for row in ROWS if wanted(row)]
+    camera_rows = [row for row in CAMERA_ROWS if wanted(row)]
+    if options.only and len(rows) == len(camera_rows) == 2:
         parser.error(f"--only {options.only}: no row has that in its name")
     failures = {}
-    for name in dict.fromkeys(row.environment for row in rows):
+    for name in dict.fromkeys(row.environment for row in rows + camera_rows):
         if reason := environments.build(name):
             failures[name] = reason
             print(f"environment {name}: {reason}", file=sys.stderr)
     rows = [row for row in rows if row.environment not in failures]
+    camera_rows = [row for row in camera_rows if row.environment not in failures]
     if OURS not in [row.name for row in rows]:
         raise SystemExit("our own environment could not be made: see above")
     report: dict[str, Any] = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": asdict(machine()),
         "versions": {name: environments.versions(name, PACKAGES)
-                     for name in dict.fromkeys(row.environment for row in rows)},
+                     for name in dict.fromkeys(row.environment for row in rows + camera_rows)},
         "missing_environments": failures,
         "images": IMAGES,
         "backbones": {},
@@ -290,8 +332,11 @@ def main() -> None:
     for backbone in backbones:
         weights = options.weights if backbone == "resnet18" else "random"
         batches = [int(size) for size in options.batch.split(",")]
+        at_sizes = {
+            camera: [at(row, size) for row in camera_rows] for size, camera in cameras.items()
+        }
         report["backbones"][backbone] = compare(
-            backbone, rows, weights, batches, options.rounds, options.repeats
+            backbone, rows, at_sizes, weights, batches, options.rounds, options.repeats
         )
         # What is measured is kept, whatever happens to the next.
         options.output.write_text(json.dumps(report, indent=1))

@@ -15,7 +15,7 @@ from packaging.utils import NormalizedName, canonicalize_name
 ROOT = Path(__file__).resolve().parents[2]
 HOME = ROOT / ".peers"
 REQUIREMENTS = {
-    "ours": [f"{ROOT}[cpu,openvino]"],
+    "ours": [f"{ROOT}[cpu,openvino]", "opencv-python-headless"],
     "anomalib": ["anomalib[openvino]==2.7.0", "onnxruntime"],
     "anomavision": ["anomavision[cpu]==3.6.2"],
 }
@@ -51,7 +51,8 @@ def build(name: str) -> str | None:
     commands = [[sys.executable, "-m", "venv", str(folder)], [*install, *wanted]]
     if stamp.exists() and stamp.read_text() == key:
         # Our own code changes from run to run.
-        commands = [[*install, "--no-deps", "--force-reinstall", *wanted]] if name == "ours" else []
+        again = [*install, "--no-deps", "--force-reinstall", wanted[0]]
+        commands = [again] if name == "ours" else []
     for command in commands:
         print("$", *command, file=sys.stderr, flush=True)
         done = subprocess.run(command, capture_output=True, text=True)

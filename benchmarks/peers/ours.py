@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cameras import FromFrames
 from numpy.typing import NDArray
 
 from padim_edge import Detector
@@ -37,6 +38,18 @@ class PadimEdge:
     def stages(self, prepared: NDArray[np.uint8]) -> dict[str, float]:
         """Each stage run alone."""
         return self._engine.stages(prepared)
+
+
+class Camera(FromFrames):
+    """`padim_edge.Detector`, from the camera's pixels."""
+
+    def __init__(self, folder: Path, file: str, engine: str) -> None:
+        self._detector = Detector(folder / file, engine, pixel_format="bgr")
+
+    def decide(self, frame: NDArray[np.uint8]) -> tuple[float, NDArray[np.float32]]:
+        """See `FromFrames`."""
+        result = self._detector(frame)
+        return result.score, result.score_map
 
 
 def fit(folder: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class Row:
         files: patterns of the files that must be on a device.
         export: of `makers`, whose failure is this row's failure; "" for none.
         smoothed: whether its maps are smoothed.
+        images: what it is given: a file in the work folder.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Row:
     files: tuple[str, ...]
     export: str = ""
     smoothed: bool = True
+    images: str = "images.npy"
 
 
 MAKERS = {"ours": "ours", "anomalib": "anomalib_peer", "anomavision": "anomavision_peer"}
@@ -95,3 +97,48 @@ ROWS = [
     _onnx("bare backbone", "ours", "bare.onnx", "normalised"),
     _openvino("bare backbone", "ours", "bare.onnx", "normalised", "f32"),
 ]  # fmt: skip
+
+
+def _camera(name: str, environment: str, place: str, *arguments: str, export: str = "") -> Row:
+    return Row(name, environment, place, arguments, (), (), export)
+
+
+def _shipped(name: str, kind: str, *precision: str) -> Row:
+    """A file of anomalib's, made for frames of one size, behind the inferencer that it ships."""
+    onnx = kind == "onnx"
+    file = "onnx/model.onnx" if onnx else "openvino/model.xml"
+    place = "anomalib_peer:CameraOnnx" if onnx else "anomalib_peer:CameraOpenVino"
+    export = f"{kind}@{{frame}}"
+    arguments = f"anomalib-{export}/weights/{file}", *precision
+    return _camera(f"anomalib, {name}", "anomalib", place, *arguments, export=export)
+
+
+CAMERA_ROWS = [
+    _camera(OURS, "ours", "ours:Camera", "padim.onnx", "ort"),
+    _camera("padim-edge, openvino", "ours", "ours:Camera", "padim.onnx", "openvino"),
+    _camera("padim-edge, openvino-bf16", "ours", "ours:Camera", "padim.onnx", "openvino-bf16"),
+    _camera("OpenCV (INTER_AREA, cvtColor) and padim-edge's file in ONNX Runtime", "ours",
+            "runtimes:OpenCv", "padim.onnx"),
+    _camera("anomalib, torch", "anomalib", "anomalib_peer:CameraTorch"),
+    _shipped("ONNX in ONNX Runtime", "onnx"),
+    _shipped("float32 file in OpenVINO, float32", "openvino", "f32"),
+    _shipped("float32 file in OpenVINO, its default precision", "openvino", "default"),
+    _shipped("int8 weights in OpenVINO, its default precision", "openvino-int8", "default"),
+    _camera("AnomaVision, torch", "anomavision", "anomavision_peer:Camera", "anomavision.pt"),
+    _camera("AnomaVision, ONNX in ONNX Runtime", "anomavision", "anomavision_peer:Camera",
+            "anomavision.onnx", export="onnx"),
+    _camera("AnomaVision, OpenVINO, its default precision", "anomavision",
+            "anomavision_peer:Camera", "anomavision-openvino/anomavision-openvino.xml",
+            export="openvino"),
+    next(row for row in ROWS if row.name == BARE),
+]  # fmt: skip
+"""From a camera's pixels to the decision; the bare backbone, beside them, has its input ready."""
+
+
+def at(row: Row, frame: str) -> Row:
+    """A row of `CAMERA_ROWS` for frames of "1920x1080", width x height."""
+    if row.name == BARE:
+        return row
+    arguments = tuple(argument.format(frame=frame) for argument in row.arguments)
+    export = row.export.format(frame=frame)
+    return replace(row, arguments=arguments, export=export, images=f"frames-{frame}.npy")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cameras import FromFrames
 from numpy.typing import NDArray
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)[:, None, None]
@@ -56,12 +57,31 @@ class Onnx(_File):
             folder / file, options, providers=["CPUExecutionProvider"]
         )
         self._input = self._session.get_inputs()[0].name
+        self.shape = self._session.get_inputs()[0].shape
         self._names = [output.name for output in self._session.get_outputs()]
 
     def infer(self, prepared: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
         """See `worker.Contender`."""
         values = self._session.run(None, {self._input: prepared})
         return self._pick(dict(zip(self._names, values, strict=True)))
+
+
+class OpenCv(FromFrames):
+    """What a user would write around padim-edge's file: OpenCV, and plain ONNX Runtime."""
+
+    def __init__(self, folder: Path, file: str) -> None:
+        import cv2
+
+        self._cv2 = cv2
+        self._file = Onnx(folder, file, "uint8")
+        _, height, width, _ = self._file.shape
+        self._size = width, height
+
+    def decide(self, frame: NDArray[np.uint8]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """See `FromFrames`."""
+        resized = self._cv2.resize(frame, self._size, interpolation=self._cv2.INTER_AREA)
+        rgb = self._cv2.cvtColor(resized, self._cv2.COLOR_BGR2RGB)
+        return self._file.infer(rgb[None])
 
 
 class OpenVino(_File):

@@ -87,10 +87,34 @@ def backbone(name: str, report: dict[str, Any]) -> str:
         parts.append("Failed:\n\n" + "\n".join(f"- {row}: `{error}`" for row, error in failed))
     parts.append(_fits(result["fit"]))
     parts += [one for batch in batches if (one := _stages(rows, batch))]
-    parts.append("Each row by itself:\n\n```sh\n" + "\n".join(
-        [entry["command"] for entry in result["fit"].values()]
-        + [entry["command"] for entry in rows.values()]) + "\n```")  # fmt: skip
+    from_cameras = result.get("cameras", {})
+    if from_cameras:
+        parts += _cameras(from_cameras)
+    commands = [
+        entry["command"]
+        for entries in (result["fit"], rows, *from_cameras.values())
+        for entry in entries.values()
+    ]
+    parts.append("Each row by itself:\n\n```sh\n" + "\n".join(dict.fromkeys(commands)) + "\n```")
     return "\n\n".join(parts) + "\n"
+
+
+def _cameras(sizes: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
+    """From a camera's pixels to the decision: all sizes in one table, and what failed."""
+    header = ["from a camera's frame, BGR, width x height"]
+    for size in sizes:
+        header += [f"{size}: ms (quartiles)", "x padim-edge", "x bare (ORT)"]
+    cells, failed = [], []
+    for row in next(iter(sizes.values())):
+        # The backbone's input is ready: no camera is before it.
+        line = [f"**{row}**" if row == OURS else f"*{row}*" if row == BARE else row]
+        for size, rows in sizes.items():
+            entry = rows[row]
+            line += [_ms(entry, "1"), _ratio(entry, "1", "times_ours"),
+                     _ratio(entry, "1", "times_bare")]  # fmt: skip
+            failed += [f"- {row}, {size}: `{error}`" for error in _errors(entry)]
+        cells.append(line)
+    return [table(header, cells), *(["Failed:\n\n" + "\n".join(failed)] if failed else [])]
 
 
 def _errors(entry: dict[str, Any]) -> list[str]:

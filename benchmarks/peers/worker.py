@@ -5,14 +5,16 @@
     ENV/bin/python benchmarks/peers/worker.py export anomalib_peer --folder F
 
 `serve` in place of `time` reads orders from stdin, one JSON object a line, and answers each with
-one: blocks of calls of several contenders can then take turns. Imports nothing but numpy and the
-standard library, because it runs in the environments of all peers.
+one: blocks of calls of several contenders can then take turns. With `--images frames-1920x1080.npy`
+(see `rows.CAMERA_ROWS`) it is given a camera's frames. Imports nothing but numpy and the standard
+library, because it runs in the environments of all peers.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import json
 import os
 import statistics
@@ -51,16 +53,22 @@ def open_contender(place: str, folder: Path, arguments: list[str]) -> Contender:
     return contender
 
 
-def images_of(folder: Path, batch: int) -> NDArray[np.uint8]:
-    """Some prepared images, uint8 [batch, H, W, 3]."""
-    images: NDArray[np.uint8] = np.load(folder / "images.npy")
-    return np.ascontiguousarray(images[np.arange(batch) % len(images)])
+def batches_of(images: NDArray[np.uint8], batch: int) -> list[NDArray[np.uint8]]:
+    """Images as batches uint8 [batch, H, W, 3], as many different ones as there are.
+
+    They are given in turn: a camera's frames are in no cache when their turn comes.
+    """
+    if batch > len(images):
+        return [images[np.arange(batch) % len(images)]]
+    return [images[start:][:batch] for start in range(0, len(images) - batch + 1, batch)]
 
 
-def block(contender: Contender, images: NDArray[np.uint8], calls: int) -> dict[str, list[float]]:
+def block(
+    contender: Contender, batches: list[NDArray[np.uint8]], calls: int
+) -> dict[str, list[float]]:
     """Seconds of each of some calls, after one uncounted: to prepare and to infer."""
     seconds: dict[str, list[float]] = {"prepare": [], "infer": []}
-    for place in range(calls + 1):
+    for place, images in enumerate(itertools.islice(itertools.cycle(batches), calls + 1)):
         start = time.perf_counter()
         prepared = contender.prepare(images)
         middle = time.perf_counter()
@@ -100,7 +108,9 @@ def peak_memory() -> int:
     raise RuntimeError("no VmHWM in /proc/self/status: run this on Linux")
 
 
-def serve(place: str, folder: Path, arguments: list[str], answers: Any) -> None:
+def serve(
+    place: str, folder: Path, arguments: list[str], images: NDArray[np.uint8], answers: Any
+) -> None:
     """Open, judge one image, say so; then follow orders until stdin ends."""
 
     def answer(value: dict[str, Any]) -> None:
@@ -109,7 +119,7 @@ def serve(place: str, folder: Path, arguments: list[str], answers: Any) -> None:
 
     try:
         contender = open_contender(place, folder, arguments)
-        scores, _ = contender.infer(contender.prepare(images_of(folder, 1)))
+        scores, _ = contender.infer(contender.prepare(images[:1]))
         answer({"score": float(np.asarray(scores).reshape(-1)[0]), "peak": peak_memory()})
     except Exception as error:  # the row says why, whatever it is
         answer({"error": f"{type(error).__name__}: {error}"})
@@ -118,24 +128,31 @@ def serve(place: str, folder: Path, arguments: list[str], answers: Any) -> None:
         order = json.loads(line)
         try:
             if order["do"] == "block":
-                timed = block(contender, images_of(folder, order["batch"]), order["calls"])
+                timed = block(contender, batches_of(images, order["batch"]), order["calls"])
                 answer({**timed, "peak": peak_memory()})
             elif order["do"] == "stages":
-                answer(stages(contender, images_of(folder, order["batch"]), order["calls"]))
+                answer(stages(contender, batches_of(images, order["batch"])[0], order["calls"]))
             else:
                 answer(judge(contender, Path(order["source"]), Path(order["target"])))
         except Exception as error:  # as above
             answer({"error": f"{type(error).__name__}: {error}"})
 
 
-def measure(place: str, folder: Path, arguments: list[str], batches: list[int], calls: int) -> None:
+def measure(
+    place: str,
+    folder: Path,
+    arguments: list[str],
+    images: NDArray[np.uint8],
+    batches: list[int],
+    calls: int,
+) -> None:
     """Time a contender by itself, for whoever doubts a row."""
     contender = open_contender(place, folder, arguments)
     for batch in batches:
-        seconds = block(contender, images_of(folder, batch), max(3, calls // batch))
+        seconds = block(contender, batches_of(images, batch), max(3, calls // batch))
         prepare, infer = (1e3 * statistics.median(seconds[name]) / batch for name in seconds)
         print(f"batch {batch}: {infer:.2f} ms per frame, and {prepare:.2f} to prepare it")
-        parts = stages(contender, images_of(folder, batch), 3)
+        parts = stages(contender, batches_of(images, batch)[0], 3)
         for name, value in parts.items():
             print(f"  {name:<12} {1e3 * value / batch:8.2f} ms per frame")
     print(f"peak memory {peak_memory() / 1e6:.0f} MB")
@@ -147,21 +164,24 @@ def main() -> None:
     parser.add_argument("place", help="module:Class, or for fit and export the module")
     parser.add_argument("arguments", nargs="*", help="of the class, as a file in the folder")
     parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--images", default="images.npy", help="what it is given, in the folder")
     parser.add_argument("--batch", default="1")
     parser.add_argument("--calls", type=int, default=100)
     options = parser.parse_args()
+    folder = options.folder.resolve()
+    images = np.load(folder / options.images)
     if options.do == "time":
         batches = [int(size) for size in options.batch.split(",")]
-        measure(options.place, options.folder, options.arguments, batches, options.calls)
+        measure(options.place, folder, options.arguments, images, batches, options.calls)
         return
     # What libraries print, from C++ too, must not get between the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     if options.do == "serve":
-        serve(options.place, options.folder, options.arguments, answers)
+        serve(options.place, folder, options.arguments, images, answers)
         return
     work = getattr(importlib.import_module(options.place), options.do)
-    result = work(options.folder) or {}
+    result = work(folder) or {}
     print(json.dumps(result | {"peak": peak_memory()}), file=answers, flush=True)
 
 

@@ -40,7 +40,7 @@ class Running:
     """
 
     def __init__(self, row: Row, folder: Path) -> None:
-        self.log = folder / "logs" / f"{row.name}.log"
+        self.log = folder / "logs" / f"{row.name.replace('/', ' ')}.log"
         self.log.parent.mkdir(exist_ok=True)
         start = time.perf_counter()
         with self.log.open("w") as log:
@@ -112,7 +112,8 @@ def command(row: Row, folder: Path, do: str) -> list[str]:
     """How a row's worker is started."""
     worker = str(HERE / "worker.py")
     python = str(environments.python(row.environment))
-    return [python, worker, do, row.place, *row.arguments, "--folder", str(folder)]
+    given = [] if row.images == "images.npy" else ["--images", row.images]
+    return [python, worker, do, row.place, *row.arguments, "--folder", str(folder), *given]
 
 
 def shown(line: list[str]) -> str:
@@ -176,13 +177,13 @@ def make_folder(
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def make(rows: Sequence[Row], folder: Path, fits: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """Everybody's files, after the fits.
+def export_all(folder: Path, fits: dict[str, Any]) -> dict[str, Any]:
+    """Make everybody's files, after the fits; returns what each environment says of its exports."""
+    return {name: work(name, "export", folder) for name in fits if "error" not in fits[name]}
 
-    Returns:
-        By row, why there is nothing to open; rows without trouble are not in it.
-    """
-    made = {name: work(name, "export", folder) for name in fits if "error" not in fits[name]}
+
+def why_not(rows: Sequence[Row], fits: dict[str, Any], made: dict[str, Any]) -> dict[str, str]:
+    """By row, why there is nothing to open; rows without trouble are not in it."""
     reasons = {}
     for row in rows:
         if "bare.onnx" in row.arguments:

@@ -25,6 +25,7 @@ import environments  # noqa: E402
 import picture  # noqa: E402
 import rows  # noqa: E402
 import tables  # noqa: E402
+import worker  # noqa: E402
 import workers  # noqa: E402
 
 
@@ -91,6 +92,51 @@ def test_frames_of_another_size_are_resized_by_us(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("here")
+def test_a_worker_is_given_a_cameras_frames(folder: Path) -> None:
+    frames = np.random.default_rng(5).integers(0, 256, (3, 90, 120, 3), dtype=np.uint8)
+    np.save(folder / "frames-120x90.npy", frames)
+    one = dataclasses.replace(row("ours:Camera", "padim.onnx", "ort"), images="frames-{frame}.npy")
+    with workers.Running(rows.at(one, "120x90"), folder) as running:
+        with Detector(folder / "padim.onnx", "ort") as detector:
+            assert running.first["score"] == pytest.approx(detector(frames[0, ..., ::-1]).score)
+        timed = running.ask(do="block", batch=1, calls=4)
+        assert len(timed["infer"]) == 4
+        assert running.ask(do="stages", batch=1, calls=1) == {}
+
+
+def test_images_come_in_turn_and_are_not_copied() -> None:
+    images = np.zeros((5, 2, 2, 3), np.uint8)
+    batches = worker.batches_of(images, 2)
+    assert [batch.ctypes.data - images.ctypes.data for batch in batches] == [0, 24]
+    assert [batch.shape for batch in batches] == [(2, 2, 2, 3)] * 2
+    (many,) = worker.batches_of(images, 7)
+    assert many.shape == (7, 2, 2, 3)
+
+    given: list[int] = []
+
+    class Contender:
+        def prepare(self, images: np.ndarray) -> np.ndarray:
+            given.append(images.ctypes.data)
+            return images
+
+        def infer(self, _: np.ndarray) -> None: ...
+
+    worker.block(Contender(), worker.batches_of(images, 1), 6)  # type: ignore[arg-type]
+    assert given == [images.ctypes.data + 12 * (place % 5) for place in range(7)]
+
+
+@pytest.mark.usefixtures("here")
+def test_what_a_user_would_write(folder: Path) -> None:
+    cv2 = pytest.importorskip("cv2")
+    frames = np.random.default_rng(6).integers(0, 256, (1, 448, 672, 3), dtype=np.uint8)
+    np.save(folder / "frames-672x448.npy", frames)
+    one = dataclasses.replace(row("runtimes:OpenCv", "padim.onnx"), images="frames-672x448.npy")
+    small = cv2.resize(frames[0], (64, 64), interpolation=cv2.INTER_AREA)[..., ::-1]
+    with workers.Running(one, folder) as running, Detector(folder / "padim.onnx", "ort") as ours:
+        assert running.first["score"] == pytest.approx(ours(small).score, rel=1e-5)
+
+
+@pytest.mark.usefixtures("here")
 def test_a_failing_contender_says_why(folder: Path) -> None:
     with pytest.raises(RuntimeError, match=r"nowhere\.onnx"):
         workers.Running(row("runtimes:Onnx", "nowhere.onnx", "plain"), folder)
@@ -145,12 +191,26 @@ def test_errors_in_one_telling_line() -> None:
 
 
 def test_names_and_makers_are_there() -> None:
-    assert len({one.name for one in rows.ROWS}) == len(rows.ROWS)
-    assert {one.environment for one in rows.ROWS} == set(environments.REQUIREMENTS)
     assert set(rows.MAKERS) == set(environments.REQUIREMENTS)
-    for one in rows.ROWS:
+    for table in (rows.ROWS, rows.CAMERA_ROWS):
+        assert len({one.name for one in table}) == len(table)
+        assert {rows.OURS, rows.BARE} <= {one.name for one in table}
+        assert {one.environment for one in table} == set(environments.REQUIREMENTS)
+    for one in rows.ROWS + rows.CAMERA_ROWS:
         module, _, name = one.place.partition(":")
         assert f"class {name}" in (PEERS / f"{module}.py").read_text()
+
+
+def test_rows_of_a_camera() -> None:
+    named = {one.name: rows.at(one, "640x480") for one in rows.CAMERA_ROWS}
+    onnx = named["anomalib, ONNX in ONNX Runtime"]
+    assert onnx.arguments == ("anomalib-onnx@640x480/weights/onnx/model.onnx",)
+    assert (onnx.export, onnx.images) == ("onnx@640x480", "frames-640x480.npy")
+    line = workers.command(onnx, Path("work"), "time")
+    assert line[-2:] == ["--images", "frames-640x480.npy"]
+    assert named[rows.BARE].images == "images.npy"  # its input is ready
+    assert "--images" not in workers.command(named[rows.BARE], Path("work"), "time")
+    assert not [one for one in named.values() if "{" in str(one)]
 
 
 # --- what must be on a device -----------------------------------------------------------------
@@ -202,6 +262,18 @@ REPORT = {
                 },
                 "broken": {"command": "time broken", "error": "no file"},
             },
+            "cameras": {
+                "640x480": {
+                    rows.OURS: {
+                        "command": "time us --images frames-640x480.npy",
+                        "batches": {"1": {
+                            "prepare": 0.0, "infer": 12.0, "quartiles": [11.5, 12.25],
+                            "times_ours": 1.0, "times_bare": 1.3, "group": 1, "calls": 10,
+                        }},
+                    },
+                    "peer": {"command": "time peer", "error": "no such size"},
+                },
+            },
         }
     },
 }  # fmt: skip
@@ -218,6 +290,11 @@ def test_tables_show_figures_and_failures() -> None:
     assert "- environment anomalib: `ERROR: no such version`" in text
     assert "| other | - | - | exit 1: no memory |" in text
     assert "backbone 8.00, distances 2.00" in text
+    of_ours = ["12.00 (11.50 to 12.25)", "1.00", "1.30"]
+    assert f"| **{rows.OURS}** | {' | '.join(of_ours)} |" in text
+    assert "- peer, 640x480: `no such size`" in text
+    assert "\ntime us --images frames-640x480.npy\n" in text
+    assert text.count("\ntime peer\n") == 1
     for command in ("fit us", "fit them", "time us", "time peer", "time broken"):
         assert f"\n{command}\n" in text
 
@@ -240,7 +317,16 @@ def test_ourselves_alone(
     (tmp_path / "anomavision").symlink_to(sys.prefix)
     monkeypatch.setattr(compare, "IMAGES", 12)
     line = ["compare.py", "--backbones", "resnet18", "--batch", "1,2", "--rounds", "1"]
-    line += ["--repeats", "1", "--only", "AnomaVision, torch", "--output", str(tmp_path / "p.json")]
+    line += [
+        "--frames",
+        "90x60",
+        "--repeats",
+        "1",
+        "--only",
+        "AnomaVision, torch",
+        "--output",
+        str(tmp_path / "p.json"),
+    ]
     monkeypatch.setattr(sys, "argv", line)
     compare.main()
     report = json.loads((tmp_path / "p.json").read_text())
@@ -255,6 +341,11 @@ def test_ourselves_alone(
     assert ours["file_bytes"] == (work / "padim.onnx").stat().st_size
     assert bare["file_bytes"] == (work / "bare.onnx").stat().st_size
     assert "No module named 'anomavision'" in result["rows"]["AnomaVision, torch"]["error"]
+    camera = result["cameras"]["90x60"]
+    assert list(camera) == [rows.OURS, "AnomaVision, torch", rows.BARE]
+    one, bare = (camera[name]["batches"]["1"] for name in (rows.OURS, rows.BARE))
+    assert one["times_bare"] == one["infer"] / bare["infer"]
+    assert "No module named 'anomavision'" in camera["AnomaVision, torch"]["error"]
     assert "No module named 'anomavision'" in capsys.readouterr().out
 
 
