@@ -2,6 +2,7 @@
 
 With i, j counting levels from coarse to fine:
 
+    frame                 uint8 [N, h, w, 3] RGB       input instead of image: fit --frame-input
     image                 uint8 [N, H, W, 3] RGB       input of both files
     normalised            float32 [N, 3, H, W]         what the backbone itself takes
     features.<layer>      float32 [N, d, h, w]         selected maps: where a runtime cuts the graph
