@@ -24,6 +24,7 @@ FILTERS = {
 """Pillow's filters by name. They widen with the scale, and so are antialiased."""
 
 _BAND = 2_000_000  # bytes of a plane, at least: less is not worth another thread
+_APART = 16  # see `filter_taps`
 _STRIP = 400_000  # sums that are at work at one time, so that they stay in a core's cache
 
 
@@ -191,3 +192,41 @@ def _filtered(
     image = Image.frombuffer(mode, (width, height), data, "raw", mode, 0, 1)
     resized = np.asarray(image.resize(size[::-1], resampling, box))
     return resized.reshape(*size, channels)
+
+
+def filter_taps(
+    length: int, block: int, target: int, interpolation: str
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """The filter of `resize` along one direction, for implementations elsewhere.
+
+    Asked of Pillow itself: in its mode of 32 bits, what it makes of a single point of 2^22 is that
+    point's coefficient as its mode of 8 bits has it.
+
+    Args:
+        length: of the plane.
+        block: pixels of a block, max(1, length // target).
+        target: to resize to.
+        interpolation: of `FILTERS`.
+
+    Returns:
+        int32 [taps, target], coefficients times 2^22; and int32 [target], which mean of a block the
+        first of each belongs to: ascending, and all taps are within.
+    """
+    count = -(-length // block)
+    # Blocks are at most twice as many as what becomes of them, so that no filter reaches over
+    # more than 13 of them: points 16 apart do not meet in any result.
+    points = np.arange(count) % _APART == np.arange(_APART)[:, None]
+    image = Image.fromarray(points.astype(np.int32) << 22)
+    box = (0, 0, length / block, _APART)
+    answers = np.asarray(image.resize((target, _APART), FILTERS[interpolation], box))
+    middle = ((np.arange(target) + 0.5) * (length / block / target)).astype(np.int32)
+    around = np.arange(-_APART // 2, _APART // 2, dtype=np.int32)
+    window = np.take_along_axis(answers, (middle + around[:, None]) % _APART, axis=0)
+    used = around[window.any(axis=1)]
+    reach = min(int(used[-1] - used[0]) + 1, count)
+    # At the edges all taps move inwards; what a filter would have beyond is zero in Pillow, too.
+    first = np.clip(middle + used[0], 0, count - reach)
+    position = first + np.arange(reach, dtype=np.int32)[:, None]
+    taps = np.take_along_axis(answers, position % _APART, axis=0)
+    taps[np.abs(position - middle) >= _APART // 2] = 0
+    return taps, first

@@ -20,7 +20,7 @@ from padim_edge.runtime import nvidia
 from padim_edge.runtime.nvidia.smoothing import SmoothingAddresses, pack_smoothing
 from padim_edge.runtime.nvidia.whitening import Whitening, WhiteningAddresses, pack_whitening
 
-KERNELS = Path(nvidia.__file__).with_name("kernels.cu")
+KERNELS = Path(nvidia.__file__).parent  # the folder of the .cu files
 SHIM = Path(__file__).parent / "cuda_shim"
 TOLERANCE = 1e-5  # the reference takes the constants as stored: only float32 arithmetic is left
 
@@ -67,7 +67,7 @@ def build(folder):
         pytest.skip("no C++ compiler (g++ or clang++) on PATH")
     library = folder / "kernels.so"
     options = ["-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"]
-    options += ["-Wno-unknown-pragmas", "-Wno-pass-failed", f'-DKERNELS="{KERNELS}"']
+    options += ["-Wno-unknown-pragmas", "-Wno-pass-failed", f"-I{KERNELS}"]
     # A fortified longjmp refuses to jump to another stack.
     options += ["-U_FORTIFY_SOURCE", "-o", str(library)]
     # A misaligned 16-byte load, a shift or an index out of range ends the process with a message.

@@ -1,6 +1,6 @@
 """The kernels as machine code for the device at hand: compiled once, then kept.
 
-By NVRTC where it is found (a library, and all that kernels.cu needs), else by nvcc, which also
+By NVRTC where it is found (a library, and all that these files need), else by nvcc, which also
 needs a C++ compiler. The code lives in the plan cache and is handed out under the same rules: a
 folder that nobody else can write, a header that names exactly what was asked for.
 """
@@ -47,10 +47,11 @@ class Compiler:
     compile: Callable[[str, str], bytes]
 
 
-def kernels(architecture: str, cache: PlanCache, newest: int | None = None) -> bytes:
-    """The machine code of kernels.cu, from the cache or compiled now.
+def kernels(file: str, architecture: str, cache: PlanCache, newest: int | None = None) -> bytes:
+    """The machine code of a file of kernels, from the cache or compiled now.
 
     Args:
+        file: its name: kernels.cu or prepare.cu.
         architecture: of the device, as in sm_87.
         cache: where it is kept.
         newest: CUDA major version of the driver; it loads no code of a newer compiler.
@@ -58,7 +59,7 @@ def kernels(architecture: str, cache: PlanCache, newest: int | None = None) -> b
     Raises:
         PadimEdgeError: there is no compiler, or none that compiles for this device.
     """
-    source = resources.files(__package__).joinpath("kernels.cu").read_text(encoding="utf-8")
+    source = resources.files(__package__).joinpath(file).read_text(encoding="utf-8")
     reasons = []
     for compiler in compilers(newest):
         file = _kept(cache, source, architecture, compiler.name)

@@ -1,8 +1,9 @@
-"""What kernels.cu and its host have in common: limits, formats, parameter structs, a launch.
+"""What the kernels and their host have in common: limits, formats, parameter structs, a launch.
 
 On one stream, per batch of frames, there are two: first `mahalanobis` (see `whitening`), which
-also sets the scores to 0, then `smooth` (see `smoothing`), which raises them. numpy alone:
-nothing here touches a device.
+also sets the scores to 0, then `smooth` (see `smoothing`), which raises them. Where the frames are
+as a camera gave them, `prepare` (see there) comes before, once a frame. numpy alone: nothing here
+touches a device.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ FORMATS = ("float32", "float16", "int8")
 DEFAULT_SHARED_LIMIT = 48 * 1024
 """Bytes of shared memory that a block gets on every device without being asked for."""
 
-# The structs of kernels.cu, passed by value.
+MOST_PLANES = 3
+MOST_VALUES = 4
+
+# The structs of kernels.cu and prepare.cu, passed by value.
 SOURCE = np.dtype(
     [
         ("maps", np.uint64),
@@ -87,6 +91,44 @@ SMOOTH = np.dtype(
         ("row_count", np.int32),
         ("column_count", np.int32),
         ("plane", PLANE, (MOST_LEVELS,)),
+    ],
+    align=True,
+)
+RAW_PLANE = np.dtype(
+    [
+        ("pixels", np.uint64),
+        ("row_taps", np.uint64),
+        ("column_taps", np.uint64),
+        ("row_first", np.uint64),
+        ("column_first", np.uint64),
+        ("pitch", np.int64),
+        ("height", np.int32),
+        ("width", np.int32),
+        ("channels", np.int32),
+        ("values", np.int32),
+        ("channel", np.int32, (MOST_VALUES,)),
+        ("block_height", np.int32),
+        ("block_width", np.int32),
+        ("row_count", np.int32),
+        ("column_count", np.int32),
+        ("strip", np.int32),
+        ("stride", np.int32),
+    ],
+    align=True,
+)
+PREPARE = np.dtype(
+    [
+        ("image", np.uint64),
+        ("height", np.int32),
+        ("width", np.int32),
+        ("planes", np.int32),
+        ("values", np.int32),
+        ("white", np.uint32),
+        ("means", np.int32),
+        ("narrow", np.int32),
+        ("mixed", np.int32),
+        ("mix", np.int32, (3, MOST_VALUES + 1)),
+        ("plane", RAW_PLANE, (MOST_PLANES,)),
     ],
     align=True,
 )

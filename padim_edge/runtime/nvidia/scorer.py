@@ -99,7 +99,9 @@ class Scorer:
         # The host's copies have done their duty, and a large model's are hundreds of megabytes.
         nothing = self._whitening.lines[:0].copy()
         self._whitening = replace(self._whitening, lines=nothing)
-        self._prepare = device.load(kernels(device.architecture, PlanCache(), device.cuda))
+        self._prepare = device.load(
+            kernels("kernels.cu", device.architecture, PlanCache(), device.cuda)
+        )
         self._launches: dict[tuple[str, int], Callable[[], None]] = {}
         self.distances(1)
         self.smoothing(1)

@@ -114,12 +114,12 @@ def pack_smoothing(
         plane["width"] = level.width
         plane["factor"] = pyramid.width // level.width
         plane["size"] = level.positions
-    window = _widest(row_first, len(row_taps), _TILE_ROWS) + _TILE_ROWS
-    shared_bytes = 4 * window * _widest(column_first, len(column_taps), _TILE_COLUMNS)
+    window = widest(row_first, len(row_taps), _TILE_ROWS) + _TILE_ROWS
+    shared_bytes = 4 * window * widest(column_first, len(column_taps), _TILE_COLUMNS)
     return Smoothing(row_taps, row_first, column_taps, column_first, shared_bytes, parameters)
 
 
-def _widest(first: NDArray[np.int32], taps: int, tile: int) -> int:
+def widest(first: NDArray[np.int32], taps: int, tile: int) -> int:
     """Most rows or columns of the distance map that ``tile`` ones of the map depend on."""
     start = np.arange(0, len(first), tile)
     end = np.minimum(start + tile, len(first)) - 1

@@ -36,19 +36,19 @@ def test_code_is_compiled_once_per_source_architecture_and_compiler(
     use = ["a compiler 1.0"]
     monkeypatch.setattr(compiler, "compilers", lambda _newest: [counting(use[0], calls)])
     for _ in range(2):
-        assert compiler.kernels("sm_87", plans) == b"code"
+        assert compiler.kernels("kernels.cu", "sm_87", plans) == b"code"
     assert calls == ["sm_87"]
-    compiler.kernels("sm_110", plans)
+    compiler.kernels("kernels.cu", "sm_110", plans)
     assert calls == ["sm_87", "sm_110"]
     use[0] = "a compiler 1.1"
-    compiler.kernels("sm_87", plans)
+    compiler.kernels("kernels.cu", "sm_87", plans)
     assert len(calls) == 3
     kept = sorted(plans.folder.glob("*.cubin"))
     assert len(kept) == 2
     assert plans.folder.stat().st_mode & 0o777 == 0o700
     for file in kept:
         file.write_bytes(file.read_bytes()[:-1] + b"?")
-    assert compiler.kernels("sm_87", plans) == b"code"
+    assert compiler.kernels("kernels.cu", "sm_87", plans) == b"code"
     assert len(calls) == 4
 
 
@@ -64,14 +64,14 @@ def test_the_next_compiler_is_asked_when_one_fails(
 ) -> None:
     both = [failing("sm_110 is unknown"), counting("a new one", [])]
     monkeypatch.setattr(compiler, "compilers", lambda _newest: both)
-    assert compiler.kernels("sm_110", plans) == b"code"
+    assert compiler.kernels("kernels.cu", "sm_110", plans) == b"code"
     del both[1]
     (plans.folder / next(plans.folder.glob("*.cubin"))).unlink()
     with pytest.raises(PadimEdgeError, match="for sm_110: an old one: sm_110 is unknown"):
-        compiler.kernels("sm_110", plans)
+        compiler.kernels("kernels.cu", "sm_110", plans)
     both.clear()
     with pytest.raises(PadimEdgeError, match=r"needs NVRTC or nvcc, .* run  sudo apt install"):
-        compiler.kernels("sm_110", plans)
+        compiler.kernels("kernels.cu", "sm_110", plans)
 
 
 def check_nvrtc(folder: str, plans: str) -> str:
@@ -85,9 +85,9 @@ def check_nvrtc(folder: str, plans: str) -> str:
     assert nvrtc.name == "NVRTC 12.9"
     compiler.compilers = lambda _newest: iter([nvrtc])
     cache = PlanCache(Path(plans))
-    assert compiler.kernels("sm_87", cache)[:4] == b"\x7fELF"
+    assert compiler.kernels("kernels.cu", "sm_87", cache)[:4] == b"\x7fELF"
     with pytest.raises(PadimEdgeError, match=r"do not compile for sm_1: NVRTC 12\.9: .*gpu-arch"):
-        compiler.kernels("sm_1", cache)
+        compiler.kernels("kernels.cu", "sm_1", cache)
     with pytest.raises(PadimEdgeError, match=r"error: .*undeclared"):
         nvrtc.compile("__global__ void f() { undeclared = 1; }", "sm_87")
     return ""
@@ -111,9 +111,9 @@ def check_next_nvrtc(folders: list[str], plans: str) -> None:
     assert len(set(names)) == len(names)
     cache = PlanCache(Path(plans))
     # Whatever the loader finds on this machine knows Thor as little as 12.9, or is 13 itself.
-    assert compiler.kernels("sm_110", cache)[:4] == b"\x7fELF"
+    assert compiler.kernels("kernels.cu", "sm_110", cache)[:4] == b"\x7fELF"
     with pytest.raises(PadimEdgeError, match=r"for sm_110: .*NVRTC 12\.9: .*gpu-arch"):
-        compiler.kernels("sm_110", PlanCache(Path(plans) / "other"), newest=12)
+        compiler.kernels("kernels.cu", "sm_110", PlanCache(Path(plans) / "other"), newest=12)
 
 
 def test_the_next_nvrtc_is_asked_when_one_does_not_know_the_device(tmp_path: Path) -> None:

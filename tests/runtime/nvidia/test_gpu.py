@@ -212,7 +212,7 @@ def test_bandwidth(device: Any, name: str, capsys: pytest.CaptureFixture[str]) -
         device.allocate(4 * whitening.squared_floats),
         device.allocate(4),
     )
-    prepare = device.load(kernels(device.architecture, PlanCache(), device.cuda))
+    prepare = device.load(kernels("kernels.cu", device.architecture, PlanCache(), device.cuda))
     launch = prepare(whitening.mahalanobis(1, addresses, shared_limit=device.shared_limit))
     marks = device.events(101)
     for mark in marks:

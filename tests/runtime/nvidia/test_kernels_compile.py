@@ -16,7 +16,9 @@ import wheels
 
 from padim_edge.runtime.nvidia import launch
 
-KERNELS = Path(launch.__file__).with_name("kernels.cu")
+FOLDER = Path(launch.__file__).parent
+KERNELS = FOLDER / "kernels.cu"
+PREPARE = FOLDER / "prepare.cu"
 NAMES = [f"mahalanobis_{format_}_{n}" for format_ in launch.FORMATS for n in launch.FRAMES]
 NVRTC_12 = "nvidia-cuda-nvrtc-cu12==12.9.86"
 NVRTC_13 = "nvidia-cuda-nvrtc==13.0.88"
@@ -98,6 +100,23 @@ def test_compiles_without_warnings_and_spills(requirement, architecture, capsys)
         print(" at 1, 2, 4, 8 frames; shared 0 B static", end="")
 
 
+@pytest.mark.parametrize(
+    ("requirement", "architecture"), ARCHITECTURES, ids=[f"sm_{n}" for _, n in ARCHITECTURES]
+)
+def test_prepare_compiles_without_warnings_and_spills(requirement, architecture, capsys):
+    options = [f"--gpu-architecture=sm_{architecture}", "--ptxas-options=-v"]
+    log, code = compiled(requirement, PREPARE.read_text(), *options)
+    assert not warnings(log)
+    assert code[:4] == b"\x7fELF"
+    kernels = report(log)
+    assert sorted(kernels) == ["prepare_16", "prepare_8"]
+    for name, (registers, *memory) in kernels.items():
+        assert memory == [0, 0, 0], name
+        assert registers <= 64, name  # four blocks of 256 threads on a multiprocessor
+    with capsys.disabled():
+        print(f"\n  registers on sm_{architecture}: {kernels}", end="")
+
+
 def test_spills_and_warnings_would_be_seen():
     source = KERNELS.read_text()
     bounds = "__launch_bounds__(256, blocks)"
@@ -109,16 +128,37 @@ def test_spills_and_warnings_would_be_seen():
     assert report(log)["mahalanobis_float16_8"][2] > 0
 
 
+def bodies_in(source):
+    """PTX of each kernel by its name, for Orin."""
+    _, ptx = compiled(NVRTC_12, source.read_text(), "--gpu-architecture=compute_87", result="PTX")
+    entries = re.split(r"\.visible \.entry ", ptx.decode())[1:]
+    return {entry.split("(", 1)[0]: entry for entry in entries}
+
+
+def parameter_bytes(name, body):
+    (size,) = re.findall(rf"\.param \.align 8 \.b8 {name}_param_0\[(\d+)\]", body)
+    return int(size)
+
+
+def test_parameters_of_prepare_and_width_of_its_loads():
+    """The struct is as large as the host's; rows come in 4 bytes, and by the byte at their ends."""
+    bodies = bodies_in(PREPARE)
+    assert len(bodies) == 2
+    for name, body in bodies.items():
+        assert parameter_bytes(name, body) == launch.PREPARE.itemsize
+        assert set(re.findall(r"ld\.global\.nc\.\S+", body)) == {
+            "ld.global.nc.u32",
+            "ld.global.nc.u8",
+            "ld.global.nc.s32",  # tables
+        }
+
+
 def test_parameters_and_width_of_loads():
     """The structs are as large as the host's; constants (loads with .cs) come in 16 bytes."""
-    options = ["--gpu-architecture=compute_87"]
-    _, ptx = compiled(NVRTC_12, KERNELS.read_text(), *options, result="PTX")
-    entries = re.split(r"\.visible \.entry ", ptx.decode())[1:]
-    bodies = {entry.split("(", 1)[0]: entry for entry in entries}
-    for name, entry in bodies.items():
-        (size,) = re.findall(rf"\.param \.align 8 \.b8 {name}_param_0\[(\d+)\]", entry)
+    bodies = bodies_in(KERNELS)
+    for name, body in bodies.items():
         argument = launch.SMOOTH if name == "smooth" else launch.MAHALANOBIS
-        assert int(size) == argument.itemsize
+        assert parameter_bytes(name, body) == argument.itemsize
     for name in NAMES:
         loads = re.findall(r"ld\.global\.cs\.\S+", bodies[name])
         assert len(loads) >= 4, name

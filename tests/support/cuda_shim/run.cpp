@@ -1,7 +1,8 @@
 // The kernels as a library for ctypes: `run` launches one by name.
 #include "cuda_shim.h"
 
-#include KERNELS
+#include "kernels.cu"
+#include "prepare.cu"
 
 // Dynamic shared memory of the block that runs, and behind it a margin to watch.
 float4 shared[shim::kSharedBytes / sizeof(float4)];
@@ -25,6 +26,7 @@ const Kernel kKernels[] = {
     KERNEL(mahalanobis_int8_1, Mahalanobis),    KERNEL(mahalanobis_int8_2, Mahalanobis),
     KERNEL(mahalanobis_int8_4, Mahalanobis),    KERNEL(mahalanobis_int8_8, Mahalanobis),
     KERNEL(smooth, Smooth),
+    KERNEL(prepare_8, prepare::Frame),         KERNEL(prepare_16, prepare::Frame),
 };
 
 constexpr size_t kMargin = 1024;

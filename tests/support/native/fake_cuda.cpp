@@ -393,7 +393,9 @@ EXPORT int cuModuleUnload(Module* module) {
 EXPORT int cuModuleGetFunction(Function** out, Module* module, const char* name) {
     ENTER("cuModuleGetFunction");
     if (!modules.count(module)) return kInvalidHandle;
-    if (std::strncmp(name, "mahalanobis_", 12) && std::strcmp(name, "smooth")) return kNotFound;
+    if (std::strncmp(name, "mahalanobis_", 12) && std::strcmp(name, "smooth") &&
+        std::strncmp(name, "prepare_", 8))
+        return kNotFound;
     for (auto& function : module->functions)
         if (function.name == name) return *out = &function, kSuccess;
     module->functions.push_back({name});
