@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from padim_edge.errors import UsageError
+from padim_edge.images.device_arrays import DeviceArray, device_array
 from padim_edge.images.formats import PIXEL_FORMATS, PixelFormat, check_pixel_format, refusal
 
 
@@ -21,20 +22,24 @@ class Frame:
     """A frame as it is, before anything is done to it.
 
     Attributes:
-        pixels: of any size and strides, as ``pixel_format`` has them; never written to.
+        pixels: of any size and strides, as ``pixel_format`` has them; never written to. Given as
+            an array of another library in the memory of a GPU, they become a `DeviceArray`.
         pixel_format: a name from `padim_edge.images.formats.PIXEL_FORMATS`.
 
     Raises:
-        UsageError: there is no such format, or the pixels are not of it.
+        UsageError: there is no such format, or the pixels are not of it, or on another GPU.
     """
 
-    pixels: NDArray[Any]
+    pixels: NDArray[Any] | DeviceArray
     pixel_format: str = "rgb"
 
     def __post_init__(self) -> None:
         check_pixel_format(self.pixel_format)
-        if not isinstance(self.pixels, np.ndarray) or not self.format.fits(self.pixels):
-            raise UsageError(refusal(self.pixel_format, self.pixels))
+        on_device = device_array(self.pixels)
+        if on_device is not None:
+            object.__setattr__(self, "pixels", on_device)
+        if not isinstance(self.layout, np.ndarray) or not self.format.fits(self.layout):
+            raise UsageError(refusal(self.pixel_format, self.layout))
 
     @property
     def format(self) -> PixelFormat:
@@ -44,7 +49,26 @@ class Frame:
     @property
     def size(self) -> tuple[int, int]:
         """(h, w) of the picture."""
-        return self.format.size(self.pixels)
+        return self.format.size(self.layout)
+
+    @property
+    def layout(self) -> NDArray[Any]:
+        """An array of the pixels' type, shape and strides, whose elements must not be touched."""
+        return self.pixels.layout if isinstance(self.pixels, DeviceArray) else self.pixels
+
+    def in_host_memory(self) -> NDArray[Any]:
+        """The pixels.
+
+        Raises:
+            UsageError: they are in the memory of a GPU.
+        """
+        if isinstance(self.pixels, DeviceArray):
+            raise UsageError(
+                "a frame in the memory of a GPU is to be prepared on the CPU: bring it to the "
+                "host (of torch, frame.cpu().numpy()), or choose the engine trt or ort-cuda, which "
+                "take frames without gaps between pixels, if the model was fitted with --reduce"
+            )
+        return self.pixels
 
 
 Picture = NDArray[Any] | Image.Image | Frame | str | Path

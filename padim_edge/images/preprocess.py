@@ -217,7 +217,7 @@ class Preprocess:
             the size to resize to is not resampled.
 
         Raises:
-            UsageError: it is none of these.
+            UsageError: it is none of these, or in the memory of a GPU.
             ImageError: it cannot be decoded, cannot become RGB, or does not cover the crop once
                 it is resized. Of a file, the message begins with the path.
         """
@@ -233,10 +233,11 @@ class Preprocess:
 
     def _read(self, frame: Frame) -> Frame:
         """A file's frame, of the bit depth that was said."""
-        if self.bit_depth is None or frame.pixels.dtype != np.uint16:
+        pixels = frame.in_host_memory()
+        if self.bit_depth is None or pixels.dtype != np.uint16:
             return frame
-        said = Frame(frame.pixels, f"grey{self.bit_depth}")
-        brightest = int(said.pixels.max())
+        said = Frame(pixels, f"grey{self.bit_depth}")
+        brightest = int(pixels.max())
         if brightest > said.format.white:
             raise ImageError(
                 f"has values of up to {brightest}, and {self.bit_depth} bits hold up to "
@@ -258,7 +259,7 @@ class Preprocess:
         rows, columns, top, left = self.geometry(width, height)
         seen = slice(top, top + self.size[0]), slice(left, left + self.size[1])
         how = (rows, columns), self.interpolation, self.reduce, frame.format.white, threads
-        planes = frame.format.planes(frame.pixels)
+        planes = frame.format.planes(frame.in_host_memory())
         return frame.format.to_rgb([resize(plane, *how)[seen] for plane in planes])
 
     def mask(self, image: Image.Image) -> NDArray[np.bool_]:

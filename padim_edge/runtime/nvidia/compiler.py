@@ -62,8 +62,8 @@ def kernels(file: str, architecture: str, cache: PlanCache, newest: int | None =
     source = resources.files(__package__).joinpath(file).read_text(encoding="utf-8")
     reasons = []
     for compiler in compilers(newest):
-        file = _kept(cache, source, architecture, compiler.name)
-        code = file.read()
+        kept = _kept(cache, source, architecture, compiler.name)
+        code = kept.read()
         if code is not None:
             return code
         try:
@@ -72,7 +72,7 @@ def kernels(file: str, architecture: str, cache: PlanCache, newest: int | None =
             reasons.append(f"{compiler.name}: {error}")
             continue
         try:
-            file.write(code)
+            kept.write(code)
         except PadimEdgeError as error:
             _logger.warning("the kernels will be compiled again next time: %s", error)
         return code
