@@ -255,6 +255,7 @@ def test_fit_writes_it(
     assert not read(output, "padim").frame_input
 
 
+@pytest.mark.slow  # exports
 def test_a_graph_that_could_not_refuse_a_frame_is_not_written(
     oblong_embedding: Path, photos: Path, tmp_path: Path
 ) -> None:
@@ -296,6 +297,7 @@ REAL = {
 }
 
 
+@pytest.mark.slow  # the judge takes seconds for a photo
 @pytest.mark.parametrize("preprocess", REAL.values(), ids=REAL)
 def test_photos_get_our_score_map(
     preprocess: Preprocess, photo: Image.Image, model_file: Path, tmp_path: Path
@@ -313,6 +315,7 @@ def test_photos_get_our_score_map(
         np.testing.assert_allclose(score_map, expected_map[0], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_openvino_is_within_a_grey_level(photo: Image.Image) -> None:
     """It takes float32 for double: a sum near a half may go the other way."""
     openvino = pytest.importorskip("openvino")
