@@ -22,6 +22,7 @@ from onnx import numpy_helper
 
 from padim_edge import __version__
 from padim_edge.errors import ModelError, PadimEdgeError, first_line
+from padim_edge.model.checksum import add, checksum
 from padim_edge.model.frame_input import drop_frame_input, has_frame_input, with_frame_input
 from padim_edge.model.metadata import COMMANDS, BackboneInfo, DetectorInfo, Metadata
 from padim_edge.model.names import FEATURES
@@ -42,6 +43,8 @@ class Model:
         path: of the file; None before it is written.
         sha256: of the file's bytes; empty before it is written.
         size: of the file in bytes; 0 before it is written.
+        checksum: of the constants, which was found to be right; empty in files from before it, and
+            before the file is written.
         frame_input: whether the file's graph begins at ``frame`` instead, and prepares it.
     """
 
@@ -52,6 +55,7 @@ class Model:
     path: Path | None = None
     sha256: str = ""
     size: int = 0
+    checksum: str = ""
     frame_input: bool = False
 
     def pyramid(self) -> Pyramid:
@@ -85,11 +89,12 @@ def write(stream: BinaryIO, model: Model) -> int:
         PadimEdgeError: the file would exceed the 2 GiB that a single ONNX file can have.
     """
     proto = model.proto
+    constants = checksum(proto.graph.initializer)
     if model.frame_input and model.detector_info:
         proto = with_frame_input(proto, model.detector_info.preprocess)
     proto.producer_name, proto.producer_version = "padim-edge", __version__
     del proto.metadata_props[:]
-    metadata = Metadata(model.backbone_info, model.detector_info, model.extra)
+    metadata = Metadata(model.backbone_info, model.detector_info, model.extra, constants)
     for key, text in metadata.to_props().items():
         proto.metadata_props.add(key=key, value=text)
     size = int(proto.ByteSize())
@@ -128,6 +133,8 @@ def read(path: str | Path, kind: str | None) -> Model:
 
 
 def _checked(path: Path, data: bytes, kind: str | None) -> Model:
+    if not data:
+        raise ModelError(f"{path} is empty: copy it again, or make it again")
     try:
         proto = onnx.load_model_from_string(data)
     except (DecodeError, ValueError, TypeError) as error:
@@ -149,6 +156,7 @@ def _checked(path: Path, data: bytes, kind: str | None) -> Model:
             path,
             size=len(data),
             frame_input=frame_input,
+            checksum=found.checksum,
         )
         _check_graph(model)
     except ModelError as error:
@@ -171,6 +179,7 @@ def _check_graph(model: Model) -> None:
             "file: it was altered; make it again"
         )
     found: dict[str, tuple[int, ...]] = {}
+    value = 0
     for tensor in graph.initializer:
         array = _values(tensor)
         if array.dtype.kind == "f" and not _is_finite(array):
@@ -178,8 +187,21 @@ def _check_graph(model: Model) -> None:
                 f"its constant '{tensor.name}' holds NaN or infinity: make the file again"
             )
         found[tensor.name] = array.shape
-    if not detector_info:
-        return
+        value = add(value, tensor, array)
+    if detector_info:
+        _check_shapes(model, detector_info, found)
+    # A file from before there were checksums has none, and is taken at its word.
+    if model.checksum and model.checksum != f"{value:08x}":
+        raise ModelError(
+            "its constants are not those that were written (the checksum differs): the file was "
+            "damaged or altered; copy it again, or make it again"
+        )
+
+
+def _check_shapes(
+    model: Model, detector_info: DetectorInfo, found: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Refuse a detector that lacks a constant, or has one of another shape."""
     pyramid = model.pyramid()
     height, width = model.backbone_info.image_size
     shapes: dict[str, tuple[int, ...]] = {

@@ -21,6 +21,7 @@ def describe(path: Path) -> dict[str, Any]:
     """
     model = read(path, kind=None)
     fields: dict[str, Any] = {"file": str(path), "sha256": model.sha256}
+    fields["checksum"] = "matches" if model.checksum else "none (written before there were any)"
     fields |= dataclasses.asdict(model.backbone_info)
     if model.detector_info:
         detector_info = dataclasses.asdict(model.detector_info)

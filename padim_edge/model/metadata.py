@@ -28,7 +28,7 @@ PREFIX = "padim_edge."
 COMMANDS = {"embedding": "export", "padim": "fit"}
 """Kind of file -> the command that makes it."""
 
-PRECISIONS = ("float32", "float16")
+PRECISIONS = ("float32", "float16", "int8")
 """Of a backbone."""
 
 CONSTANTS = ("float32", "float16", "int8")
@@ -52,9 +52,10 @@ class BackboneInfo:
         image_size: (H, W) of the input.
         weights: where they come from.
         weights_sha256: of the weights' file; of nothing (empty) for random weights.
-        precision: of the backbone, "float32" or "float16"; everything around it is float32.
+        precision: of the backbone, one of `PRECISIONS`; everything around it is float32.
         mean: subtracted from RGB in 0..1.
         std: what the difference is divided by.
+        quantised_for: of an int8 backbone, which runtimes its graph is made for.
     """
 
     backbone: str
@@ -69,6 +70,7 @@ class BackboneInfo:
     precision: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    quantised_for: str = ""
 
     def selected(self) -> tuple[tuple[int, ...], ...]:
         """Chosen channels of each layer, counted within the layer, in the order of choice."""
@@ -126,18 +128,28 @@ class Metadata:
         backbone_info: what both kinds know.
         detector_info: None for embedding.onnx.
         extra: ``metadata_props`` that this version does not know, key -> text: kept as they are.
+        checksum: of the constants (`padim_edge.model.checksum`); empty in files from before it.
     """
 
     backbone_info: BackboneInfo
     detector_info: DetectorInfo | None
     extra: Mapping[str, str]
+    checksum: str = ""
+
+    @property
+    def kind(self) -> str:
+        """Which of the two files it is."""
+        return "padim" if self.detector_info else "embedding"
 
     def to_props(self) -> dict[str, str]:
         """Key -> text, as `of` reads them."""
         fields = {
             "format": FORMAT,
-            "kind": "padim" if self.detector_info else "embedding",
+            "kind": self.kind,
             "tool_version": __version__,
+            # With the kind: a version that does not know this field hands an embedding's on to the
+            # detector that it makes of it.
+            **({"checksum": f"{self.kind}:{self.checksum}"} if self.checksum else {}),
             **dataclasses.asdict(self.backbone_info),
         }
         if self.detector_info:
@@ -168,10 +180,11 @@ class Metadata:
         _check_fields(backbone_info, detector_info)
         known = {PREFIX + name for name in _HEADER + names}
         extra = {key: text for key, text in props.items() if key not in known}
-        return cls(backbone_info, detector_info, extra)
+        made, _, checksum = str(header.get("checksum", "")).partition(":")
+        return cls(backbone_info, detector_info, extra, checksum if made == header["kind"] else "")
 
 
-_HEADER = ("format", "kind", "tool_version")
+_HEADER = ("format", "kind", "tool_version", "checksum")
 
 
 def _names(cls: type[BackboneInfo | DetectorInfo]) -> tuple[str, ...]:

@@ -196,6 +196,43 @@ def test_a_missing_constant(altered, name):
     refused(altered(drop), name)
 
 
+@pytest.mark.parametrize("name", ["mean.1", "whitening.2.2", "smoothing.rows"])
+def test_a_constant_whose_values_are_not_those_that_were_written(altered, name):
+    def zeros(tensor: onnx.TensorProto) -> None:
+        tensor.raw_data = (
+            bytes(len(tensor.raw_data) // 2) + tensor.raw_data[len(tensor.raw_data) // 2 :]
+        )
+
+    refused(altered(constant(name, zeros)), "checksum", "copy it again")
+
+
+@pytest.mark.parametrize("kind", ["padim", "embedding"])
+def test_zeros_in_the_middle_of_a_file(tmp_path, model_file, embedding_file, kind):
+    path = model_file if kind == "padim" else embedding_file
+    data = bytearray(path.read_bytes())
+    for start in range(len(data) // 10, len(data) - 5000, len(data) // 10):
+        damaged = data.copy()
+        damaged[start : start + 4000] = bytes(4000)
+        (tmp_path / "damaged.onnx").write_bytes(damaged)
+        refused(tmp_path / "damaged.onnx")
+
+
+def test_a_file_that_is_empty(tmp_path):
+    (tmp_path / "empty.onnx").touch()
+    refused(tmp_path / "empty.onnx", "is empty", "copy it again")
+
+
+def test_inspect_says_whether_the_constants_are_those_that_were_written(tmp_path, sound):
+    (tmp_path / "new.onnx").write_bytes(sound)
+    assert "matches" in padim_edge("inspect", tmp_path / "new.onnx").worked().stdout
+    proto = onnx.load_model_from_string(sound)
+    kept = [entry for entry in proto.metadata_props if entry.key != "padim_edge.checksum"]
+    del proto.metadata_props[:]
+    proto.metadata_props.extend(kept)
+    (tmp_path / "old.onnx").write_bytes(proto.SerializeToString())
+    assert "none (written before" in padim_edge("inspect", tmp_path / "old.onnx").worked().stdout
+
+
 def shorten(tensor: onnx.TensorProto) -> None:
     tensor.raw_data = tensor.raw_data[:-4]
 

@@ -41,6 +41,20 @@ def rewritten(path):
     return stream.getvalue()
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_an_old_file_without_a_checksum_is_taken_at_its_word(path, tmp_path):
+    assert read(path, None).checksum == ""
+    (tmp_path / "new.onnx").write_bytes(rewritten(path))
+    assert len(read(tmp_path / "new.onnx", None).checksum) == 8
+
+
+def test_a_checksum_of_an_embedding_that_an_old_version_handed_on_to_a_detector(tmp_path):
+    proto = onnx.load(FOLDER / "float16.onnx")
+    proto.metadata_props.add(key=PREFIX + "checksum", value=json.dumps("embedding:" + "0" * 8))
+    onnx.save(proto, tmp_path / "mixed.onnx")
+    assert read(tmp_path / "mixed.onnx", "padim").checksum == ""
+
+
 def test_every_kind_of_file_is_among_them():
     assert {path.stem for path in FILES} == {*DETECTORS, "embedding", "embedding-float16"}
 
@@ -61,7 +75,13 @@ def test_an_old_file_is_rewritten_without_loss(path):
     new = onnx.load_from_string(rewritten(path))
     before, after = props(old), props(new)
     version = PREFIX + "tool_version"
+    # Fields that came later are added, and change nothing.
+    after = {key: text for key, text in after.items() if key in before}
     assert list(after) == list(before)
+    key = PREFIX + "preprocess"
+    if key in before:  # the same of its fields
+        known, now = json.loads(before.pop(key)), json.loads(after.pop(key))
+        assert {name: now[name] for name in known} == known
     assert before | {version: after[version]} == after
     for proto in (old, new):
         del proto.metadata_props[:]
@@ -112,9 +132,11 @@ def test_another_format_is_refused_by_name(tmp_path):
 
 
 def test_preprocessing_may_lack_what_has_a_default_and_hold_nothing_unknown():
-    value = Preprocess.whole((32, 32)).to_json()
-    del value["interpolation"]
-    assert Preprocess.from_json(value) == Preprocess.whole((32, 32))
+    old = read(FOLDER / "float16.onnx", "padim").detector_info.preprocess
+    value = old.to_json()
+    for name in sorted(value.keys() - {"size", "resize", "crop"}):
+        del value[name]
+        assert Preprocess.from_json(value) == old
     with pytest.raises(ModelError, match="install the padim-edge that the model was made with"):
         Preprocess.from_json(value | {"white": 4095})
     del value["resize"]
@@ -125,7 +147,7 @@ def test_preprocessing_may_lack_what_has_a_default_and_hold_nothing_unknown():
 def test_a_fit_goes_on_from_old_moments_and_keeps_what_an_embedding_says(tmp_path, photos):
     proto = onnx.load(FOLDER / "embedding.onnx")
     images = find_images(photos / "test" / "good")
-    settings = Settings(Preprocess.whole((32, 32)))
+    settings = Settings(read(FOLDER / "float16.onnx", "padim").detector_info.preprocess)
     old = FOLDER / "embedding.onnx"
     fitted = fit_detector(old, images, tmp_path / "a.onnx", settings, update=FOLDER / "moments.npz")
     assert fitted.model.detector_info.images == 12 + len(images)
