@@ -16,7 +16,6 @@ from padim_edge.export import backbones, channels
 from padim_edge.export.trace import assemble
 from padim_edge.files import atomic_write
 from padim_edge.model.file import Model, write
-from padim_edge.model.metadata import PRECISIONS
 from padim_edge.runtime.graphs import open_graph
 
 # Largest difference between graph and network, relative to the largest value of the embedding.
@@ -54,14 +53,19 @@ def export_backbone(
         image_size: (H, W), multiples of 32.
         weights: "default", "random" or a file.
         seed: of the choice of channels and of random weights.
-        precision: of the backbone, one of `PRECISIONS`.
+        precision: of the backbone, one of `TOLERANCES`; int8 is made of a float32 one, on photos.
 
     Raises:
         PadimEdgeError: bad arguments, weights that cannot be had, or a graph that differs from
             the network; nothing is written then.
     """
-    if precision not in PRECISIONS:
-        raise UsageError(f"--precision {precision}: choose {' or '.join(PRECISIONS)}")
+    if precision == "int8":
+        raise UsageError(
+            "--precision int8 needs photos of good parts to calibrate on: export in float32, then "
+            "padim-edge quantize embedding.onnx photos/"
+        )
+    if precision not in TOLERANCES:
+        raise UsageError(f"--precision {precision}: choose {' or '.join(TOLERANCES)}")
     with atomic_write(output) as stream:
         network = backbones.load(backbone, layers, weights, image_size, seed)
         chosen, selection = channels.choose(

@@ -127,7 +127,23 @@ def _opened(path: str | Path) -> Iterator[BinaryIO]:
         ) from error
 
 
-def _decode(stream: BinaryIO, shrink: Shrink | None = None) -> Image.Image:
+def read_head(path: str | Path) -> tuple[int, int, int] | None:
+    """What the head of an image file says, without decoding it.
+
+    Returns:
+        Width and height, upright, in pixels, and how many pictures there are in the file; None
+        where it is none that `load_image` reads.
+    """
+    try:
+        with Path(path).open("rb") as stream:
+            image = _reader(stream)(stream)
+            height, width = _upright_size(image)
+            return width, height, getattr(image, "n_frames", 1)
+    except Exception:  # as in _decode, which is there to say why
+        return None
+
+
+def _reader(stream: BinaryIO) -> type[ImageFile.ImageFile]:
     head = stream.read(16)
     stream.seek(0)
     if not head:
@@ -135,6 +151,11 @@ def _decode(stream: BinaryIO, shrink: Shrink | None = None) -> Image.Image:
     reader = next((r for m, r in _READERS.items() if re.match(m, head, re.DOTALL)), None)
     if reader is None:
         raise ImageError(f"not an image; {_FORMATS} are allowed: convert or remove it")
+    return reader
+
+
+def _decode(stream: BinaryIO, shrink: Shrink | None = None) -> Image.Image:
+    reader = _reader(stream)
     try:
         image = reader(stream)
         if image.width * image.height > MAX_PIXELS:
@@ -221,7 +242,7 @@ def _to_8_bits(image: Image.Image, bit_depth: int | None) -> NDArray[np.uint8]:
     """Scale greyscale of up to 16 bits, shape [h, w], so that white becomes 255."""
     white = 2 ** (bit_depth or (12 if _has_12_bits(image) else 16)) - 1
     scaled = (np.asarray(image, np.uint32) * 255 + white // 2) // white
-    return np.minimum(scaled, 255).astype(np.uint8)
+    return np.asarray(np.minimum(scaled, 255), np.uint8)
 
 
 def _orientation(image: Image.Image) -> Any:

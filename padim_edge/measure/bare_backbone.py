@@ -82,10 +82,12 @@ def _undo_selection(graph: onnx.GraphProto, layers: Mapping[str, int]) -> dict[s
             gathers[name] = node.input[0]
         elif node.op_type == "Conv":
             for key in node.input[1:]:
-                rows = numpy_helper.to_array(weights[key])
-                missing = channels - len(rows)
-                whole = np.pad(rows, [(0, missing)] + [(0, 0)] * (rows.ndim - 1))
-                weights[key].CopyFrom(numpy_helper.from_array(whole, key))
+                # Of an int8 weight: the values, their scales and zero points, one a row.
+                for own in [key] if key in weights else makers[key].input:
+                    rows = numpy_helper.to_array(weights[own])
+                    missing = channels - len(rows)
+                    whole = np.pad(rows, [(0, missing)] + [(0, 0)] * (rows.ndim - 1))
+                    weights[own].CopyFrom(numpy_helper.from_array(whole, own))
         else:
             for source in node.input:
                 restore(source, channels)

@@ -102,6 +102,8 @@ def count(model: Model, batch: int = 1, storage: Storage = CPU) -> list[Work]:
     """
     if model.detector_info is None:
         raise UsageError("the roofline is for a detector (padim.onnx, made by padim-edge fit)")
+    if model.backbone_info.precision == "int8":
+        raise UsageError("the roofline has no rates for an int8 backbone: give a float one")
     if batch < 1:
         raise UsageError(f"a batch of {batch} frames: a number of at least 1 is needed")
     height, width = model.backbone_info.image_size

@@ -112,6 +112,20 @@ def test_backbones_build(
         assert len(tensorrt(build, single)[0]) - len(plan) > 0.4 * len(single)
 
 
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
+def test_int8_backbones_build(
+    tensorrt: Callable[..., Any], exported: Callable[[str, str], Model], backbone: str, good: Any
+) -> None:
+    pytest.importorskip("onnxruntime")
+    from padim_edge.fit.quantised import quantise_embedding
+    from padim_edge.images.preprocess import Preprocess
+
+    whole = exported(backbone, "float32")
+    done = quantise_embedding(whole, good[:4], Preprocess.whole((224, 224)), "tensorrt")
+    plan, _ = tensorrt(build, backbone_graph(done.model))
+    assert len(plan) < 0.6 * len(backbone_graph(whole))  # its weights are int8 in the plan
+
+
 @pytest.mark.parametrize("constants", ["float32", "float16", "int8"])
 def test_whole_models_build(
     tensorrt: Callable[..., Any],

@@ -1,0 +1,61 @@
+"""`padim-edge quantize`: an embedding in int8, calibrated on photos of good parts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from padim_edge.cli.command import command
+from padim_edge.cli.options import NormalDirs, Strict
+from padim_edge.cli.output import Skipped, progress_bars, say
+
+
+@command("quantize", "padim-edge quantize embedding.onnx photos/good/ -o embedding-int8.onnx")
+def quantize(
+    embedding: Annotated[Path, typer.Argument(help="Made by 'padim-edge export', in float32.")],
+    images: Annotated[
+        list[str], typer.Argument(help="Good images to calibrate on: those of the fit.")
+    ],
+    normal_dir: NormalDirs = None,
+    target: Annotated[
+        str,
+        typer.Option(
+            "--for", help="cpu (ONNX Runtime, OpenVINO) or tensorrt: what will run the graph."
+        ),
+    ] = "cpu",
+    strict: Strict = False,
+    output: Annotated[Path, typer.Option("-o", "--output", help="File to write.")] = Path(
+        "embedding-int8.onnx"
+    ),
+) -> None:
+    """Make the backbone int8: a quarter of the size, and faster where the processor has int8.
+
+    Then fit on the new file: means and covariances absorb most of what the rounding does.
+    """
+    from padim_edge.files import atomic_write
+    from padim_edge.fit.quantised import quantise_embedding
+    from padim_edge.images.dataset import Folders, train_images
+    from padim_edge.images.find import places
+    from padim_edge.images.preprocess import Preprocess
+    from padim_edge.model.file import read, write
+
+    model = read(embedding, "embedding")
+    folders = Folders(normal=tuple(normal_dir or ()))
+    paths = list(dict.fromkeys(path for one in images for path in train_images(one, folders)))
+    say(f"images: {places(paths)}")
+    skipped = Skipped(strict)
+    with progress_bars() as progress, atomic_write(output) as stream:
+        done = quantise_embedding(
+            model,
+            paths,
+            Preprocess.whole(model.backbone_info.image_size),
+            target,
+            skipped,
+            progress,
+        )
+        size = write(stream, done.model)
+    skipped.summary()
+    typer.echo(f"{output}: {size / 1e6:.1f} MB")
+    typer.echo(f"  int8        {done.described()}")

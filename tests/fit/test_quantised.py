@@ -1,0 +1,196 @@
+"""An embedding in int8: what is quantised for whom, and that a fit and a bench go on from there."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+
+import numpy as np
+import onnx
+import pytest
+from helpers import in_process, unchanged
+
+from padim_edge.detect.detector import Detector
+from padim_edge.errors import ImageError, PadimEdgeError, UsageError
+from padim_edge.files import atomic_write
+from padim_edge.fit import quantised
+from padim_edge.fit.fit import fit_detector
+from padim_edge.fit.quantised import quantise_embedding
+from padim_edge.fit.settings import Settings
+from padim_edge.images.preprocess import Preprocess
+from padim_edge.measure.bare_backbone import bare_backbone
+from padim_edge.model.file import read, write
+from padim_edge.runtime.graphs import open_graph
+
+onnxruntime = pytest.importorskip("onnxruntime")
+
+WHOLE = Preprocess.whole((64, 64))
+
+
+@pytest.fixture(scope="module", params=["cpu", "tensorrt"])
+def made(request, embedding_file, photos):
+    good = sorted((photos / "train" / "good").iterdir())
+    return quantise_embedding(read(embedding_file, "embedding"), good, WHOLE, request.param)
+
+
+def test_the_graph_is_the_same_but_in_int8(made, embedding_file):
+    whole = read(embedding_file, "embedding")
+    onnx.checker.check_model(made.model.proto, full_check=True)
+    for side in ("input", "output"):
+        names = [[one.name for one in getattr(m.proto.graph, side)] for m in (whole, made.model)]
+        assert names[0] == names[1]
+    sizes = [m.proto.ByteSize() for m in (whole, made.model)]
+    assert sizes[1] < 0.3 * sizes[0]
+    info = made.model.backbone_info
+    assert info.precision == "int8"
+    assert dataclasses.replace(info, precision="float32", quantised_for="") == whole.backbone_info
+    assert made.photos == 12
+
+
+def test_the_maps_are_the_float_ones_to_what_is_said(made, embedding_file, photos):
+    whole = read(embedding_file, "embedding")
+    images = np.stack([WHOLE(path) for path in sorted((photos / "train" / "good").iterdir())[:8]])
+    names = whole.feature_names()
+    found = []
+    for model in (whole, made.model):
+        with open_graph(model.proto.SerializeToString(), "ort") as graph:
+            found.append(graph.run({"image": images}, names))
+    for name, theirs, ours in zip(names, *found, strict=True):
+        change = np.sqrt(np.square(ours - theirs).mean() / np.square(theirs).mean())
+        assert change == pytest.approx(made.difference[name], rel=1e-3)
+        assert 0.001 < change < 0.15
+
+
+def test_what_each_target_wants(made):
+    graph = made.model.proto.graph
+    makers = {node.output[0]: node for node in graph.node}
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    kinds = Counter(node.op_type for node in graph.node)
+
+    def made_by(name):
+        return makers[name].op_type if name in makers else ""
+
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    assert convolutions
+    for node in convolutions:  # activations and weights, each a scale a channel
+        assert [made_by(name) for name in node.input[:2]] == ["DequantizeLinear"] * 2
+        values, scale = makers[node.input[1]].input[:2]
+        assert weights[values].data_type == onnx.TensorProto.INT8
+        assert list(weights[scale].dims) == [weights[values].dims[0]]
+    if made.model.backbone_info.quantised_for == "cpu":
+        zeros = [weights[n.input[2]] for n in graph.node if n.op_type == "QuantizeLinear"]
+        assert {zero.data_type for zero in zeros} == {onnx.TensorProto.UINT8}
+        return
+    # NVIDIA's rules: no Q/DQ on outputs, none on biases, of a sum the identity branch alone.
+    for node in convolutions:
+        assert all(made_by(name) != "DequantizeLinear" for name in node.input[2:])
+    quantised_outputs = {n.input[0] for n in graph.node if n.op_type == "QuantizeLinear"}
+    assert not quantised_outputs & {node.output[0] for node in convolutions}
+    for node in graph.node:
+        if node.op_type == "Add":
+            assert sorted(made_by(name) for name in node.input)[0] == "Conv"
+            assert sum(made_by(name) == "DequantizeLinear" for name in node.input) <= 1
+    assert kinds["Add"]
+    for node in graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and len(node.input) > 2:
+            assert not np.any(onnx.numpy_helper.to_array(weights[node.input[2]]))
+
+
+@pytest.mark.parametrize("engine", ["ort", "openvino"])
+def test_a_fit_goes_on_from_it(made, photos, tmp_path, engine):
+    if engine == "openvino":
+        pytest.importorskip("openvino")
+    with atomic_write(tmp_path / "embedding.onnx") as stream:
+        write(stream, made.model)
+    embedding = read(tmp_path / "embedding.onnx", "embedding")
+    assert embedding.backbone_info == made.model.backbone_info
+    good = sorted((photos / "train" / "good").iterdir())
+    settings = Settings(WHOLE, false_alarm_rate=0.2)
+    fit_detector(embedding, good, tmp_path / "padim.onnx", settings, engine=engine)
+    with Detector(tmp_path / "padim.onnx", engine=engine) as detector:
+        assert detector.backbone_info.precision == "int8"
+        fine = [detector(path).score for path in sorted((photos / "test" / "good").iterdir())]
+        noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+        assert detector(noise).score > max(fine)
+
+
+def test_the_bare_backbone_of_an_int8_detector(embedding_file, photos, tmp_path):
+    output = tmp_path / "padim.onnx"
+    in_process("fit", embedding_file, photos, "--precision", "int8", "-o", output).worked()
+    model = read(output, "padim")
+    bare = bare_backbone(model)
+    onnx.checker.check_model(bare, full_check=True)
+    session = onnxruntime.InferenceSession(bare.SerializeToString())
+    maps = session.run(None, {session.get_inputs()[0].name: np.zeros((2, 3, 64, 64), np.float32)})
+    shapes = [one.shape for one in maps]
+    info = model.backbone_info
+    assert shapes == [
+        (2, channels, *shape)
+        for channels, shape in zip(info.layer_channels, info.layer_shapes, strict=True)
+    ]
+
+
+def test_only_a_float32_embedding_is_quantised(made, good):
+    with pytest.raises(UsageError, match="is in int8; int8 is made of a float32 one"):
+        quantise_embedding(made.model, good, WHOLE, "cpu")
+
+
+def test_an_unknown_target_is_refused_before_the_work(embedding_file):
+    with pytest.raises(UsageError, match="--for gpu: choose cpu or tensorrt"):
+        quantise_embedding(read(embedding_file, "embedding"), [], WHOLE, "gpu")
+
+
+def test_photos_are_taken_evenly_and_bad_ones_left_out(embedding_file, good, tmp_path, monkeypatch):
+    monkeypatch.setattr(quantised, "PHOTOS", 5)
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no image")
+    told: list[tuple[object, ImageError]] = []
+    done = quantise_embedding(
+        read(embedding_file, "embedding"),
+        [bad, *good],
+        WHOLE,
+        "cpu",
+        lambda *what: told.append(what),
+    )
+    assert done.photos == 4
+    assert [path for path, _ in told] == [bad]
+    with pytest.raises(PadimEdgeError, match="no photo to calibrate on"):
+        quantise_embedding(read(embedding_file, "embedding"), [bad], WHOLE, "cpu", lambda *_: None)
+
+
+def test_a_backbone_that_int8_spoils_is_refused(embedding_file, good, monkeypatch):
+    monkeypatch.setattr(quantised, "TOLERANCE", 0.001)
+    with pytest.raises(PadimEdgeError, match=r"int8 changes features.layer. by \d+%"):
+        quantise_embedding(read(embedding_file, "embedding"), good, WHOLE, "cpu")
+
+
+def test_quantize_as_it_is_typed(embedding_file, photos, tmp_path):
+    output = tmp_path / "int8.onnx"
+    done = in_process("quantize", embedding_file, photos, "-o", output).worked()
+    first, second = done.stdout.splitlines()
+    assert first.startswith(f"{output}: ")
+    assert "for cpu, calibrated on 12 images, changes features.layer" in second
+    assert done.stderr == f"images: 12 of {photos / 'train' / 'good'}\n"
+    with unchanged(tmp_path):
+        again = in_process("quantize", output, photos, "-o", tmp_path / "again.onnx")
+        again.failed(2, "is in int8", "--precision float32")
+        in_process("export", "--precision", "int8", "-o", tmp_path / "e.onnx").failed(
+            2, "padim-edge quantize"
+        )
+
+
+def test_fit_in_int8_as_it_is_typed(embedding_file, photos, tmp_path):
+    output = tmp_path / "padim.onnx"
+    fit = ("fit", embedding_file, photos, "-o", output)
+    done = in_process(*fit, "--precision", "int8", "--for", "tensorrt").worked()
+    assert "int8: for tensorrt, calibrated on 12 images" in done.stdout
+    assert read(output, "padim").backbone_info.quantised_for == "tensorrt"
+    shown = in_process("inspect", output).worked().stdout
+    assert "int8" in shown
+    assert "tensorrt" in shown
+    in_process("run", output, photos / "test").worked()
+    in_process("bench", output, "--roofline").failed(2, "no rates for an int8 backbone")
+    with unchanged(tmp_path):
+        moments = ("--save-moments", tmp_path / "m.npz")
+        in_process(*fit, "--precision", "int8", *moments).failed(2, "padim-edge quantize once")
+        in_process(*fit, "--precision", "float16").failed(2, "float16 is for export")
