@@ -29,6 +29,7 @@ SLOW = (
     "runtime/nvidia/test_bare_graphs.py",
     "runtime/nvidia/test_engine.py",
     "runtime/nvidia/test_engine_mistakes.py",
+    "runtime/nvidia/test_frames.py",
     "runtime/nvidia/test_gpu_bench.py",
     "runtime/nvidia/test_kernels_compile.py",
     "runtime/nvidia/test_ort_cuda.py",

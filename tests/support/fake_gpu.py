@@ -149,10 +149,10 @@ def enter(folder: str) -> Gpu:
     """Put this process on the GPU of a folder made by `assemble`."""
     os.environ["XDG_CACHE_HOME"] = str(Path(folder) / "cache")
     gpu = Gpu(Path(folder))
-    import padim_edge.runtime.nvidia.scorer
+    from padim_edge.runtime.nvidia import preparer, scorer
 
     # No compiler here: the fake driver takes anything that looks like machine code.
-    padim_edge.runtime.nvidia.scorer.kernels = lambda *_: b"\x7fELF"
+    preparer.kernels = scorer.kernels = lambda *_: b"\x7fELF"
     return gpu
 
 

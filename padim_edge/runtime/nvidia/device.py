@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import itertools
 import platform
 import threading
@@ -91,7 +92,7 @@ class Device:
 
     def __init__(self, ordinal: int = 0) -> None:
         self._context = _retained(ordinal)
-        self._memory: list[Callable[[], None]] = []
+        self._memory: dict[int, Callable[[], None]] = {}  # address -> what frees it
         self._modules: list[Any] = []
         self._stream: Any = None
         with self.current():
@@ -129,13 +130,13 @@ class Device:
     # Everything below wants `current()`, and the device open.
 
     def allocate(self, nbytes: int) -> int:
-        """Address of new device memory, which stays until the device is closed."""
+        """Address of new device memory, which stays until it is freed or the device closed."""
         allocation = driver.mem_alloc(max(nbytes, 1))
-        self._memory.append(allocation.free)
+        self._memory[int(allocation)] = allocation.free
         return int(allocation)
 
     def upload(self, values: NDArray[Any]) -> int:
-        """Address of a copy of an array, which stays until the device is closed."""
+        """Address of a copy of an array, which stays until it is freed or the device closed."""
         address = self.allocate(values.nbytes)
         whole = np.ascontiguousarray(values)  # alive until the copy is done
         driver.memcpy_htod_async(address, whole, self._stream)
@@ -156,10 +157,23 @@ class Device:
         flags = driver.host_alloc_flags.DEVICEMAP if mapped else 0
         host = driver.pagelocked_empty(shape, dtype, mem_flags=flags)
         # The array does not own the memory: it must be gone before `free` is called.
-        self._memory.append(host.base.free)
+        self._memory[host.ctypes.data] = host.base.free
         if mapped:
             return Staging(host, int(host.base.get_device_pointer()), True)
         return Staging(host, self.allocate(host.nbytes), False)
+
+    def free(self, memory: int | Staging) -> None:
+        """Let go of memory before the device is closed, once all that uses it is done.
+
+        Args:
+            memory: from `allocate`, `upload` or `staging`.
+        """
+        if isinstance(memory, int):
+            self._memory.pop(memory)()
+            return
+        if not memory.mapped:
+            self.free(memory.address)
+        self.free(memory.host.ctypes.data)
 
     def to_device(self, staging: Staging, count: int) -> None:
         """Bring the first ``count`` rows to the device, in the stream's order."""
@@ -182,13 +196,19 @@ class Device:
         """
         module = driver.module_from_buffer(code)
         self._modules.append(module)
+        functions: dict[str, Any] = {}
+        limits: dict[str, int] = {}
 
         def prepared(launch: Launch) -> Callable[[], None]:
-            function = module.get_function(launch.function)
-            if launch.shared_bytes > DEFAULT_SHARED_LIMIT:
+            name = launch.function
+            if name not in functions:
+                functions[name] = module.get_function(name)
+                functions[name].prepare([np.dtype(("V", len(launch.argument)))])
+            function = functions[name]
+            if launch.shared_bytes > limits.get(name, DEFAULT_SHARED_LIMIT):
                 limit = driver.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES
                 function.set_attribute(limit, launch.shared_bytes)
-            function.prepare([np.dtype(("V", len(launch.argument)))])
+                limits[name] = launch.shared_bytes
             return lambda: function.prepared_async_call(
                 launch.grid,
                 launch.block,
@@ -211,6 +231,23 @@ class Device:
     def mark(self, event: Event) -> None:
         """Let an event take the time at which the stream gets here."""
         event.record(self._stream)
+
+    def wait(self, event: Event) -> None:
+        """Wait until the stream has passed a mark, or return at once if there is none."""
+        event.synchronize()
+
+    def wait_for_stream(self, stream: int) -> None:
+        """Wait for all that was enqueued on a stream of another library.
+
+        Args:
+            stream: its handle in this context; 1 and 2 are the default ones.
+        """
+        # pycuda has no name for a stream that it did not make.
+        code = ctypes.CDLL("libcuda.so.1").cuStreamSynchronize(ctypes.c_void_p(stream))
+        if code:
+            raise PadimEdgeError(
+                f"the stream that a frame comes from cannot be waited for (CUDA error {code})"
+            )
 
     def seconds(self, earlier: Event, later: Event) -> float:
         """Time between two marks that the stream has passed."""
@@ -259,7 +296,7 @@ class Device:
             finally:  # after a fault nothing works any more, and is still to be let go
                 self._modules.clear()
                 while self._memory:
-                    self._memory.pop()()
+                    self._memory.popitem()[1]()
                 self._stream = None
 
 

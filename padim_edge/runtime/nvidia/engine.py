@@ -2,7 +2,8 @@
 
     upload -> (backbone -> distances -> smoothing, or whatever a subclass enqueues) -> download
 
-All on one stream, in memory that was taken when the engine was opened, with one wait at the end.
+Prepared images are uploaded as they are; frames of a camera become such images on the device
+(`preparer`). All on one stream, in memory that was taken before, with one wait at the end.
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ import itertools
 import threading
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from padim_edge.errors import PadimEdgeError, UsageError
+from padim_edge.images.frames import Frame
 from padim_edge.model.file import Model
 from padim_edge.runtime.engines import DeviceFigures
 from padim_edge.runtime.nvidia.device import Device, Event
+from padim_edge.runtime.nvidia.preparer import Preparer
 from padim_edge.runtime.nvidia.scorer import Scorer
 
 MOST = 32
@@ -45,6 +48,7 @@ class GpuEngine:
         self._steps: list[tuple[str, Step]] = []
         self._events: list[Event] = []
         self._scorer: Scorer | None = None
+        self._preparer: Preparer | None = None
         self._description = ""
         self._image_shape = (*model.backbone_info.image_size, 3)
         self._device = Device()
@@ -78,6 +82,8 @@ class GpuEngine:
         self, model: Model, outputs: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
     ) -> tuple[dict[str, int], list[tuple[str, Step]]]:
         """Memory for a backbone's outputs, and the stages that make scores of them.
+
+        Where kernels run, frames can be prepared by one, too.
 
         Args:
             model: whose constants.
@@ -114,6 +120,9 @@ class GpuEngine:
             self._scores.address,
         )
         self._scorer = scorer
+        if model.detector_info is not None and model.detector_info.preprocess.reduce:
+            preprocess = model.detector_info.preprocess
+            self._preparer = Preparer(self._device, preprocess, self._images.address)
         return addresses, [("distances", scorer.distances), ("smoothing", scorer.smoothing)]
 
     def _upload(self, count: int) -> None:
@@ -125,20 +134,44 @@ class GpuEngine:
 
     def infer(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Score a batch; see `padim_edge.runtime.engines.Engine`."""
-        scores = np.empty(len(images), np.float32)
-        maps = np.empty((len(images), *self._image_shape[:2]), np.float32)
+
+        def bring(part: slice) -> int:
+            count = self._take(images[part])
+            self._upload(count)
+            return count
+
         with self._lock:
             self._check(images)
-            with self._device.current():
-                for first in range(0, len(images), MOST):
-                    part = slice(first, first + MOST)
-                    with self._drained():
-                        count = self._take(images[part])
-                        for _, step in self._steps:
-                            step(count)
-                        self._device.synchronize()
-                    scores[part] = self._scores.host[:count]
-                    maps[part] = self._maps.host[:count]
+            return self._score_all(len(images), bring)
+
+    def takes(self, frame: Frame) -> bool:
+        """Whether frames like this one are prepared on the device; asked in any thread."""
+        return self._preparer is not None and self._preparer.takes(frame)
+
+    def infer_frames(
+        self, frames: Sequence[Frame]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Score a batch of frames as they are; see `padim_edge.runtime.engines.FrameEngine`."""
+        with self._lock:
+            preparer = self._check_frames(frames)
+            return self._score_all(len(frames), lambda part: preparer.bring(frames[part]))
+
+    def _score_all(
+        self, total: int, bring: Callable[[slice], int]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Scores and maps of ``total`` frames; ``bring`` enqueues how a part of them gets there."""
+        scores = np.empty(total, np.float32)
+        maps = np.empty((total, *self._image_shape[:2]), np.float32)
+        with self._device.current():
+            for first in range(0, total, MOST):
+                part = slice(first, first + MOST)
+                with self._drained():
+                    count = bring(part)
+                    for _, step in self._steps[1:]:
+                        step(count)
+                    self._device.synchronize()
+                scores[part] = self._scores.host[:count]
+                maps[part] = self._maps.host[:count]
         return scores, maps
 
     def stages(self, images: NDArray[np.uint8]) -> dict[str, float]:
@@ -152,15 +185,46 @@ class GpuEngine:
             with self._device.current():
                 for first in range(0, len(images), MOST):
                     count = self._take(images[first : first + MOST])
-                    self._device.mark(self._events[0])
-                    for (_, step), event in zip(self._steps, self._events[1:], strict=True):
-                        step(count)
-                        self._device.mark(event)
-                    self._device.synchronize()
-                    pairs = itertools.pairwise(self._events)
-                    for (name, _), pair in zip(self._steps, pairs, strict=True):
-                        seconds[name] += self._device.seconds(*pair)
+                    self._run_marked(self._steps, count, seconds)
         return dict(seconds)
+
+    def frame_stages(self, frames: Sequence[Frame]) -> dict[str, float]:
+        """As `stages`, of frames as they are: after "upload" comes "prepare", the kernel.
+
+        Copies to page-locked memory are in none, and "upload" is 0 of frames that are there.
+        """
+        seconds = {"upload": 0.0, "prepare": 0.0} | dict.fromkeys(
+            (name for name, _ in self._steps[1:]), 0.0
+        )
+        with self._lock:
+            preparer = self._check_frames(frames)
+            with self._device.current(), self._drained():
+                for first in range(0, len(frames), MOST):
+                    self._run_frames_marked(preparer, frames[first : first + MOST], seconds)
+        return seconds
+
+    def _run_frames_marked(
+        self, preparer: Preparer, frames: Sequence[Frame], seconds: dict[str, float]
+    ) -> None:
+        marks = self._device.events(3 * len(frames))
+        preparer.bring(frames, iter(marks))
+        self._run_marked(self._steps[1:], len(frames), seconds)
+        for start, uploaded, prepared in zip(marks[::3], marks[1::3], marks[2::3], strict=True):
+            seconds["upload"] += self._device.seconds(start, uploaded)
+            seconds["prepare"] += self._device.seconds(uploaded, prepared)
+
+    def _run_marked(
+        self, steps: Sequence[tuple[str, Step]], count: int, seconds: dict[str, float]
+    ) -> None:
+        """Run steps to their end, and add up what each took."""
+        events = self._events[: len(steps) + 1]
+        self._device.mark(events[0])
+        for (_, step), event in zip(steps, events[1:], strict=True):
+            step(count)
+            self._device.mark(event)
+        self._device.synchronize()
+        for (name, _), pair in zip(steps, itertools.pairwise(events), strict=True):
+            seconds[name] += self._device.seconds(*pair)
 
     def figures(self) -> DeviceFigures:
         """The device's part of a benchmark; measures a copy's bandwidth on each call."""
@@ -189,6 +253,17 @@ class GpuEngine:
                 f"{', '.join(map(str, self._image_shape))}) with N of at least 1 are needed"
             )
 
+    def _check_frames(self, frames: Sequence[Frame]) -> Preparer:
+        self._check()
+        if self._preparer is None:
+            raise UsageError(
+                f"the engine {self.name} does not prepare frames of this model: give it images "
+                "that the model's preprocessing made of them"
+            )
+        if not frames:
+            raise UsageError("no frames were given: a batch needs at least one")
+        return self._preparer
+
     @contextlib.contextmanager
     def _drained(self) -> Iterator[None]:
         """On an error wait for what is under way, before its memory is used for something else."""
@@ -216,6 +291,7 @@ class GpuEngine:
                         self._device.synchronize()
                     finally:
                         self._events = []
+                        self._preparer = None
                         self._release()
             finally:
                 self._device.close()

@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import fake_gpu
+import numpy as np
 import pytest
 from fake_gpu import cpu_engine, enter, frames, model
 from wheels import interpreter
@@ -30,7 +32,7 @@ SABOTAGE = {
     "a wrong order of arguments": ("device", "(_COPIES", "(str(_COPIES)"),
     "an address as text": ("device", "(staging.address, staging.host", "(hex(0), staging.host"),
     "a method of another event": ("device", "later.time_since(", "later.elapsed_time("),
-    "no wait": ("engine", "self._device.synchronize()\n                    scores", "scores"),
+    "no wait": ("engine", "self._device.synchronize()\n                scores", "scores"),
     "no upload": ("device", "if not staging.mapped:\n            driver.memcpy_htod", "if 0: x"),
     "a context left behind": (
         "device",
@@ -38,10 +40,16 @@ SABOTAGE = {
         "                pass",
     ),
     "a context nobody made current": ("device", "self._context.push()", "pass"),
-    "memory not freed": ("device", "self._memory.pop()()", "self._memory.pop()"),
+    "memory not freed": ("device", "self._memory.popitem()[1]()", "self._memory.popitem()"),
     "memory too small": ("device", "mem_alloc(max(nbytes, 1))", "mem_alloc(max(nbytes // 2, 1))"),
     "modules kept": ("device", "self._modules.clear()", "driver.kept = self._modules"),
     "the stream kept": ("device", "self._stream = None\n\n\ndef", "pass\n\n\ndef"),
+    "a place filled while it is read": ("preparer", "self._device.wait(self.free)", "pass"),
+    "a place that is never free": ("preparer", "self._device.mark(place.free)", "pass"),
+    "a place too small": ("preparer", "staging((nbytes,)", "staging((nbytes // 2,)"),
+    "a frame not uploaded": ("preparer", "to_device(staging, preparation.nbytes)", "events(1)"),
+    "all frames in one image": ("preparer", "index * self._image_bytes", "0"),
+    "rows of another length": ("preparer", "pitch += -pitch", "pitch -= -pitch"),
     "the default stream": (
         "device",
         "staging.host[:count], self._stream)",
@@ -54,7 +62,7 @@ def journey(folder: str, mistake: tuple[str, str, str] | None) -> str:
     """A batch from opening to closing with a mistake in the product; what came of it."""
     device = enter(folder)
     sources = Path(nvidia.__file__).parent
-    for name in ("device", "scorer", "engine", "ort_cuda"):
+    for name in ("device", "scorer", "preparer", "engine", "ort_cuda"):
         source = (sources / f"{name}.py").read_text()
         if mistake and mistake[0] == name:
             assert mistake[1] in source, "the product was changed: change the sabotage"
@@ -64,7 +72,8 @@ def journey(folder: str, mistake: tuple[str, str, str] | None) -> str:
         sys.modules[module.__name__] = module
         setattr(nvidia, name, module)
         exec(compile(source, f"{name}.py", "exec"), module.__dict__)
-    sys.modules["padim_edge.runtime.nvidia.scorer"].kernels = lambda *_: b"\x7fELF"  # type: ignore[attr-defined]
+    for name in ("scorer", "preparer"):
+        sys.modules[f"{nvidia.__name__}.{name}"].kernels = lambda *_: b"\x7fELF"  # type: ignore[attr-defined]
     from padim_edge.runtime import trial
 
     try:
@@ -72,6 +81,7 @@ def journey(folder: str, mistake: tuple[str, str, str] | None) -> str:
         device.forget()
         trial.check(engine)
         strange = device.count("default stream")
+        check_frames(engine)
         engine.stages(frames(1))
         engine.figures()
         engine.close()
@@ -80,6 +90,20 @@ def journey(folder: str, mistake: tuple[str, str, str] | None) -> str:
     if strange:
         return "work in the default stream"
     return f"left behind: {device.owned()}" if device.owned() else ""
+
+
+def check_frames(engine: Any) -> None:
+    """Frames that the device prepares, of two sizes and more of them than places to be in."""
+    from padim_edge.images.frames import Frame
+    from padim_edge.images.preprocess import Preprocess
+
+    preprocess = Preprocess.whole((32, 32))
+    sizes = [(40, 50)] * 5 + [(80, 70)] * 5
+    shots = [np.random.default_rng(i).integers(0, 256, (*size, 3), dtype=np.uint8)
+             for i, size in enumerate(sizes)]  # fmt: skip
+    _, maps = engine.infer_frames([Frame(shot) for shot in shots])
+    _, wanted = engine.infer(np.stack([preprocess(shot) for shot in shots]))
+    np.testing.assert_array_equal(maps, wanted)
 
 
 def check_mistake(folder: str, mistake: tuple[str, str, str] | None) -> str:
