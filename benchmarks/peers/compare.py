@@ -25,7 +25,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -237,8 +237,9 @@ def compare(
     batches: list[int],
     rounds: int,
     repeats: int,
-) -> dict[str, Any]:
-    """Everything of one backbone."""
+    keep: Callable[[dict[str, Any]], None],
+) -> None:
+    """Everything of one backbone; ``keep`` is given all that is measured so far."""
     folder = environments.HOME / "work" / backbone
     photos = environments.HOME / "photos"
     if not photos.exists():
@@ -260,13 +261,15 @@ def compare(
             report[row.name]["file_bytes"] = sizes(row, folder)
             installed = environments.installed(row.environment, list(row.device))
             report[row.name]["install"] = asdict(installed)
-    from_cameras = {}
+    result: dict[str, Any] = {"fit": fitted, "rows": report, "cameras": {}}
+    keep(result)
     for camera, of in cameras.items():
         name = f"{camera.width}x{camera.height}"
         np.save(folder / f"frames-{name}.npy", np.stack(camera.frames()))
         print(f"frames of {name}", file=sys.stderr, flush=True)
-        from_cameras[name] = side_by_side(of, folder, [1], rounds, 1, why_not(of, fitted, made))
-    return {"fit": fitted, "rows": report, "cameras": from_cameras}
+        reasons = why_not(of, fitted, made)
+        result["cameras"][name] = side_by_side(of, folder, [1], rounds, 1, reasons)
+        keep(result)
 
 
 def main() -> None:
@@ -335,11 +338,13 @@ def main() -> None:
         at_sizes = {
             camera: [at(row, size) for row in camera_rows] for size, camera in cameras.items()
         }
-        report["backbones"][backbone] = compare(
-            backbone, rows, at_sizes, weights, batches, options.rounds, options.repeats
-        )
+
         # What is measured is kept, whatever happens to the next.
-        options.output.write_text(json.dumps(report, indent=1))
+        def keep(result: dict[str, Any], backbone: str = backbone) -> None:
+            report["backbones"][backbone] = result
+            options.output.write_text(json.dumps(report, indent=1))
+
+        compare(backbone, rows, at_sizes, weights, batches, options.rounds, options.repeats, keep)
         print(tables.backbone(backbone, report), flush=True)
     report["answers"] = []
     for dataset in datasets:
