@@ -15,8 +15,10 @@ from padim_edge.model import graph
 from padim_edge.model.names import FEATURES, IR_VERSION, OPSET
 from padim_edge.model.pyramid import Layer, Pyramid
 from padim_edge.model.smoothing import Smoothing
-from padim_edge.runtime.cpu.engine import lifted
+from padim_edge.runtime.cpu import products
+from padim_edge.runtime.cpu.engine import as_inputs, lifted
 from padim_edge.runtime.cpu.ort import Graph as OrtGraph
+from padim_edge.runtime.cpu.products import in_ort_form
 from padim_edge.runtime.graphs import Graph
 
 EPS = 0.01
@@ -98,7 +100,7 @@ def as_file(proto: onnx.ModelProto) -> Graph:
 
 def as_ort(proto: onnx.ModelProto) -> Graph:
     """As engine `ort` opens it."""
-    data, constants = lifted(proto)
+    data, constants = in_ort_form(*lifted(proto))
     return OrtGraph(data, 0, constants)
 
 
@@ -107,8 +109,9 @@ def as_openvino(proto: onnx.ModelProto) -> Graph:
     pytest.importorskip("openvino")
     from padim_edge.runtime.cpu.openvino import Graph as OpenVinoGraph
 
-    data, constants = lifted(proto)
-    return OpenVinoGraph(data, 0, constants)
+    bare, blocks = lifted(proto)
+    constants = {name: block.widened() for name, block in blocks.items()}
+    return OpenVinoGraph(as_inputs(bare, constants), 0, constants)
 
 
 def tree(pyramid, by_name):
@@ -173,25 +176,58 @@ def test_nan_in_one_frame_stays_in_that_frame():
     assert np.array_equal(score[[0, 2]], clean[[0, 2]])
 
 
-@pytest.mark.parametrize("constants", TOLERANCES)
-def test_lifted_whitening_is_that_of_the_graph_bit_by_bit(constants):
-    """Each constant is there once, in float32, and scores are those of the file as it stands."""
+def three_levels(constants):
+    """A graph of three levels, and three frames' features for it."""
     layers = [Layer(f"layer{i}", *s) for i, s in enumerate(SHAPES["three levels"])]
     pyramid = Pyramid.coarse_to_fine(layers)
     by_name = dict(
         zip([layer.name for layer in layers], maps_of(SHAPES["three levels"], 20, 0), strict=True)
     )
     proto = build(pyramid, layers, tree(pyramid, by_name), constants, SIZE)
-    data, lifts = lifted(proto)
+    return proto, {FEATURES + name: maps[:3] for name, maps in by_name.items()}
+
+
+@pytest.mark.parametrize("constants", TOLERANCES)
+def test_lifted_whitening_is_that_of_the_graph_bit_by_bit(constants):
+    """Each constant is there once, in float32, and scores are those of the file as it stands."""
+    proto, feed = three_levels(constants)
+    data, lifts = in_ort_form(*lifted(proto))
     left = onnx.load_model_from_string(data).graph
     assert len(lifts) == 6
     assert all(values.dtype == np.float32 for values in lifts.values())
     assert not [t.name for t in left.initializer if t.name.startswith("whitening")]
     assert not [n.name for n in left.node if n.output[0].startswith("whitening")]
-    assert {value.name for value in left.input} == {FEATURES + n for n in by_name} | lifts.keys()
-    feed = {FEATURES + name: maps[:3] for name, maps in by_name.items()}
+    assert {value.name for value in left.input} == feed.keys() | lifts.keys()
+    # Each product is one node, the first of a level starts the sum and the others add to it.
+    operators = [node.op_type for node in left.node]
+    assert (operators.count("Conv"), operators.count("FusedConv")) == (3, 3)
+    assert not {"MatMul", "Add"} & {n.op_type for n in left.node if "product" in n.name}
     for ours, theirs in zip(as_ort(proto).run(feed), as_file(proto).run(feed), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_large_whitening_stays_float16_and_is_widened_in_runs_of_positions(monkeypatch):
+    proto, feed = three_levels("float16")
+    expected = as_file(proto).run(feed)
+    monkeypatch.setattr(products, "LARGE_BYTES", 0)
+    monkeypatch.setattr(products, "RUN_BYTES", 3000)
+    data, lifts = in_ort_form(*lifted(proto))
+    assert {values.dtype for values in lifts.values()} == {np.dtype(np.float16)}
+    assert max(values.size for values in lifts.values()) * 4 <= 3000
+    assert sum(values.size for values in lifts.values()) == sum(
+        numpy_helper.to_array(t).size
+        for t in proto.graph.initializer
+        if t.data_type == TensorProto.FLOAT16
+    )
+    for ours, theirs in zip(OrtGraph(data, 0, lifts).run(feed), expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_large_whitening_in_int8_or_float32_is_widened_once(monkeypatch):
+    monkeypatch.setattr(products, "LARGE_BYTES", 0)
+    for constants in ("int8", "float32"):
+        _, lifts = in_ort_form(*lifted(three_levels(constants)[0]))
+        assert [values.dtype for values in lifts.values()] == [np.dtype(np.float32)] * 6
 
 
 def test_a_graph_that_does_not_fit_its_constants_is_refused():

@@ -2,16 +2,19 @@
 
 The whitening does not stay in the graph. ONNX Runtime and OpenVINO compute with float32 alone,
 and each would hold the constants several times over while it widens them; half a gigabyte of file
-costs 2 to 3 of memory then. Here they are widened once, and the runtime reads them where they are.
+costs 2 to 3 of memory then. Here they become inputs, and the runtime reads them where they are:
+widened once, or by whoever opens the graph.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -58,8 +61,8 @@ class CpuEngine(ABC):
         self._graph = self._open(*lifted(model.proto))
 
     @abstractmethod
-    def _open(self, data: bytes, constants: Constants) -> Graph:
-        """Open a graph, of whose inputs ``constants`` never change."""
+    def _open(self, proto: onnx.ModelProto, blocks: Mapping[str, Block]) -> Graph:
+        """Open a graph that reads these blocks of whitening; see `lifted`."""
 
     def describe(self) -> str:
         """What runs where, in one line."""
@@ -122,20 +125,51 @@ class CpuEngine(ABC):
         self._parts = []
 
 
-def lifted(proto: onnx.ModelProto) -> tuple[bytes, Constants]:
-    """A graph with its whitening as further inputs, and what they are to be given.
+@dataclass(frozen=True)
+class Block:
+    """A block of the whitening, in the shape in which a product reads it.
 
-    What the graph does with whitening alone (widen, scale, reshape) is done here, bit for bit.
+    Attributes:
+        tensor: the values as the file stores them.
+        shape: [P, rows, columns].
+        scale: of int8, float32 [P, rows, 1]: what the rows are multiplied by; else None.
+    """
+
+    tensor: TensorProto
+    shape: tuple[int, ...]
+    scale: NDArray[np.float32] | None
+
+    @property
+    def wide_bytes(self) -> int:
+        """Of the block as float32."""
+        return 4 * math.prod(self.shape)
+
+    def values(self) -> NDArray[Any]:
+        """The values as they are stored: float32, float16 or int8."""
+        return numpy_helper.to_array(self.tensor).reshape(self.shape)
+
+    def widened(self) -> NDArray[np.float32]:
+        """The whitening as float32, bit for bit what the file's own nodes would make of it."""
+        wide: NDArray[np.float32] = self.values().astype(np.float32, copy=False)
+        if self.scale is not None:
+            wide *= self.scale  # of its own since it was int8
+        return wide
+
+
+def lifted(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Block]]:
+    """A graph without its whitening, which its products read by name.
+
+    What the graph does with whitening alone (widen, scale, reshape) is left to `Block`.
 
     Returns:
-        The graph's bytes, and its new inputs by name, float32 unless the graph leaves them narrow.
+        The graph, in which the blocks are neither constants nor inputs yet; and the blocks.
 
     Raises:
         ModelError: the graph asks for a shape that its constants do not have.
     """
     graph = proto.graph
     tensors = {tensor.name: tensor for tensor in graph.initializer}
-    # What a constant is called after the nodes that were carried out -> itself and those nodes.
+    # What a constant is called after the nodes that were taken out -> itself and those nodes.
     recipes: dict[str, tuple[TensorProto, list[onnx.NodeProto]]] = {
         name: (tensor, [])
         for name, tensor in tensors.items()
@@ -149,7 +183,7 @@ def lifted(proto: onnx.ModelProto) -> tuple[bytes, Constants]:
         else:
             nodes.append(node)
     try:
-        constants = {name: _value(*recipe, tensors) for name, recipe in recipes.items()}
+        blocks = {name: _block(*recipe, tensors) for name, recipe in recipes.items()}
     except ValueError as error:
         raise ModelError(f"its whitening is misshapen ({first_line(error)})") from error
 
@@ -158,30 +192,37 @@ def lifted(proto: onnx.ModelProto) -> tuple[bytes, Constants]:
     bare.graph.node.extend(nodes)
     bare.graph.output.extend(graph.output)
     bare.graph.input.extend(graph.input)
+    used = {name for node in nodes for name in node.input} - blocks.keys()
+    bare.graph.initializer.extend(tensor for name, tensor in tensors.items() if name in used)
+    return bare, blocks
+
+
+def as_inputs(proto: onnx.ModelProto, constants: Constants) -> bytes:
+    """A graph, changed in place, with these further inputs: its bytes."""
     for name, values in constants.items():
         kind = helper.np_dtype_to_tensor_dtype(values.dtype)
-        bare.graph.input.append(helper.make_tensor_value_info(name, kind, values.shape))
-    used = {name for node in nodes for name in node.input} - constants.keys()
-    bare.graph.initializer.extend(tensor for name, tensor in tensors.items() if name in used)
-    return bare.SerializeToString(), constants
+        proto.graph.input.append(helper.make_tensor_value_info(name, kind, values.shape))
+    data: bytes = proto.SerializeToString()
+    return data
 
 
 def _is_known(node: onnx.NodeProto, tensors: Mapping[str, TensorProto]) -> bool:
-    """Whether a node on a constant is one that `_value` carries out."""
+    """Whether a node on a constant is one that a `Block` stands for."""
     if node.op_type == "Cast":
         return bool(node.attribute[0].i == TensorProto.FLOAT)
     return node.op_type in ("Mul", "Reshape") and node.input[1] in tensors
 
 
-def _value(
+def _block(
     tensor: TensorProto, steps: list[onnx.NodeProto], tensors: Mapping[str, TensorProto]
-) -> NDArray[Any]:
-    values = numpy_helper.to_array(tensor)
+) -> Block:
+    shape, scale = tuple(tensor.dims), None
     for node in steps:
-        if node.op_type == "Cast":
-            values = values.astype(np.float32)
-        elif node.op_type == "Mul":
-            values *= numpy_helper.to_array(tensors[node.input[1]])  # of its own since the Cast
-        else:
-            values = values.reshape(numpy_helper.to_array(tensors[node.input[1]]))
-    return values
+        if node.op_type == "Mul":
+            scale = numpy_helper.to_array(tensors[node.input[1]])
+        elif node.op_type == "Reshape":
+            wanted = tuple(int(size) for size in numpy_helper.to_array(tensors[node.input[1]]))
+            if math.prod(wanted) != math.prod(shape):
+                raise ValueError(f"{list(shape)} as {list(wanted)}")
+            shape = wanted
+    return Block(tensor, shape, None if scale is None else scale.reshape(*shape[:2], 1))

@@ -13,11 +13,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from padim_edge.errors import MissingDependencyError, PadimEdgeError, ProcessorError, first_line
 from padim_edge.progress import Progress
-from padim_edge.runtime.cpu.engine import Constants, CpuEngine
+from padim_edge.runtime.cpu.engine import Block, Constants, CpuEngine, as_inputs
 
 # Importing OpenVINO sends a message to its makers and leaves a folder in the user's home. It goes
 # without where its telemetry cannot be imported.
@@ -136,8 +137,9 @@ class OpenVinoEngine(CpuEngine):
     name = "openvino"
     _precision = "f32"
 
-    def _open(self, data: bytes, constants: Constants) -> Graph:
-        return Graph(data, self._threads, constants, self._precision)
+    def _open(self, proto: onnx.ModelProto, blocks: Mapping[str, Block]) -> Graph:
+        constants = {name: block.widened() for name, block in blocks.items()}
+        return Graph(as_inputs(proto, constants), self._threads, constants, self._precision)
 
 
 class OpenVinoBf16Engine(OpenVinoEngine):

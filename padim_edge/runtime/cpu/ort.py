@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import onnx
 from numpy.typing import NDArray
 
 from padim_edge.errors import MissingDependencyError, PadimEdgeError, first_line
 from padim_edge.progress import Progress
-from padim_edge.runtime.cpu.engine import Constants, CpuEngine
+from padim_edge.runtime.cpu.engine import Block, Constants, CpuEngine
+from padim_edge.runtime.cpu.products import in_ort_form
 
 try:
     import onnxruntime
@@ -87,5 +89,6 @@ class OrtEngine(CpuEngine):
 
     name = "ort"
 
-    def _open(self, data: bytes, constants: Constants) -> Graph:
+    def _open(self, proto: onnx.ModelProto, blocks: Mapping[str, Block]) -> Graph:
+        data, constants = in_ort_form(proto, blocks)
         return Graph(data, self._threads, constants)
