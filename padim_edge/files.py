@@ -23,6 +23,34 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         PadimEdgeError: the folder is missing, not writable or full, or ``path`` is a folder,
             a device or a pipe.
     """
+    target = writable(path)
+    # Of a long name the beginning: mkstemp appends 8 letters, and a name has 255 bytes at most.
+    prefix = os.fsencode(f".{target.name}")[:200].decode(errors="ignore")
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f"{prefix}.", dir=target.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        finish(temporary, target)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        # A broken pipe is stdout's, not this file's.
+        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+            raise cannot_write(path, error) from error
+        raise
+
+
+def writable(path: str | Path) -> Path:
+    """The file that is to be written for a path, links followed.
+
+    Raises:
+        PadimEdgeError: it is a folder, a device or a pipe, or the system does not take the name.
+    """
     target = Path(path)
     try:
         if target.is_dir():
@@ -30,32 +58,24 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         if target.exists() and not target.is_file():  # renaming would replace /dev/null itself
             raise PadimEdgeError(f"cannot write {target}: it is a device or a pipe; name a file")
         # Replacing a link would leave the file it points to as it was: follow it.
-        target = Path(os.path.realpath(target))
-        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        return Path(os.path.realpath(target))
     except OSError as error:
-        raise _cannot_write(path, error) from error
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.chmod(_mode(target))
-        temporary.replace(target)
-        _sync_folder(target.parent)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        # A broken pipe is stdout's, not this file's.
-        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
-            raise _cannot_write(path, error) from error
-        raise
+        raise cannot_write(path, error) from error
 
 
-def _cannot_write(path: str | Path, error: OSError) -> PadimEdgeError:
+def cannot_write(path: str | Path, error: OSError) -> PadimEdgeError:
+    """The error that says so, for ``raise``."""
     return PadimEdgeError(
         f"cannot write {path}: {error.strerror or error}; choose a folder that exists, "
         "is writable and has room"
     )
+
+
+def finish(temporary: Path, target: Path) -> None:
+    """Give a file that is written and synced the name of its target, durably."""
+    temporary.chmod(_mode(target))
+    temporary.replace(target)
+    _sync_folder(target.parent)
 
 
 def _mode(target: Path) -> int:

@@ -15,6 +15,9 @@ from padim_edge.errors import PadimEdgeError, first_line
 
 INTERRUPTED = 130
 
+ANOMALIES = 3
+"""What `run --fail-on-anomaly` returns when there are any."""
+
 app = typer.Typer(
     name="padim-edge",
     help="PaDiM anomaly detection: from a folder of good photos to a detector at the edge.",

@@ -23,6 +23,7 @@ from padim_edge.cli.output import (
     open_detector,
     progress_bars,
     say,
+    say_images,
     table,
     write_json,
 )
@@ -45,18 +46,22 @@ def evaluate(
 ) -> None:
     """Measure a detector on images with known defects: AUROC, PRO, F1, false alarms."""
     from padim_edge.detect.evaluation import evaluate_detector
+    from padim_edge.detect.heads import Heads
     from padim_edge.images.dataset import Folders, stray_masks, test_samples
-    from padim_edge.images.find import places
 
     folders = Folders(*map(tuple, (normal_dir or (), abnormal_dir or (), mask_dir or ())))
     samples = test_samples(dataset, folders)
-    say(f"images: {places(sample.path for sample in samples)}")
+    say_images([sample.path for sample in samples])
     if strays := stray_masks(dataset, samples, folders):
         say(f"warning: {len(strays)} mask(s) belong to no image: {listed(strays)}")
     skipped = Skipped(strict)
     with open_detector(model, engine, threads) as detector, progress_bars() as progress:
         metrics = evaluate_detector(detector, samples, batch, skipped, progress)
+        heads = Heads(detector.detector_info, say)
+    for sample in samples:
+        heads(sample.path)
     skipped.summary()
+    heads.summary()
 
     def number(value: float | None) -> str:
         return "no masks" if value is None else f"{value:.4f}"

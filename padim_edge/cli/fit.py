@@ -9,7 +9,7 @@ import typer
 
 from padim_edge.cli.command import command
 from padim_edge.cli.options import AbnormalDirs, MaskDirs, NormalDirs, Strict, Threads
-from padim_edge.cli.output import Skipped, listed, progress_bars, say, say_skipped
+from padim_edge.cli.output import Skipped, listed, progress_bars, say, say_images, say_skipped
 from padim_edge.errors import PadimEdgeError, UsageError
 
 if TYPE_CHECKING:
@@ -80,6 +80,18 @@ def fit(
     sigma: Annotated[
         float, typer.Option("--sigma", help="Of the Gaussian filter, in pixels of the score map.")
     ] = 4.0,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            "--precision",
+            help="int8: make the backbone int8 on these photos first, as padim-edge quantize "
+            "does [default: what the embedding has].",
+        ),
+    ] = None,
+    target: Annotated[
+        str,
+        typer.Option("--for", help="What will run an int8 backbone: cpu or tensorrt."),
+    ] = "cpu",
     constants: Annotated[
         str, typer.Option("--constants", help="Storage: float16, float32 or int8.")
     ] = "float16",
@@ -125,12 +137,18 @@ def fit(
     from padim_edge.fit.fit import fit_detector
     from padim_edge.fit.settings import EPS, Settings
     from padim_edge.images.dataset import Folders, train_images
-    from padim_edge.images.find import places
     from padim_edge.images.preprocess import Preprocess
     from padim_edge.model.file import read
     from padim_edge.runtime.graphs import check_graph_engine
 
     check_graph_engine(engine)
+    if precision not in (None, "int8"):
+        raise UsageError(f"--precision {precision}: int8, or leave it out; float16 is for export")
+    if precision and (update or save_moments):
+        raise UsageError(
+            "--precision int8 makes another backbone each time, and moments belong to one: "
+            "padim-edge quantize once, then fit from its file"
+        )
     model = read(embedding, "embedding")
     if covariance == "ledoit-wolf" and eps is not None:
         raise UsageError(f"--eps {eps}: Ledoit-Wolf chooses its own shrinkage; leave --eps out")
@@ -153,9 +171,17 @@ def fit(
     )
     folders = Folders(*map(tuple, (normal_dir or (), abnormal_dir or (), mask_dir or ())))
     paths = list(dict.fromkeys(path for one in images for path in train_images(one, folders)))
-    say(f"images: {places(paths)}")
+    say_images(paths)
     skipped = Skipped(strict)
     with progress_bars() as progress:
+        if precision:
+            from padim_edge.fit.quantised import quantise_embedding
+
+            # Photos that cannot be read are told of by the fit, which reads them all.
+            made = quantise_embedding(
+                model, paths, settings.preprocess, target, lambda *_: None, progress
+            )
+            model = made.model
         done = fit_detector(
             model,
             paths,
@@ -171,6 +197,8 @@ def fit(
     skipped.summary()
     _say_copies(done)
     say_skipped(done.skipped, done.engine)
+    if precision:
+        typer.echo(f"int8: {made.described()}")
     _print_fit(output, done, default_rate=false_alarm_rate is None)
 
 

@@ -27,6 +27,14 @@ def listed(things: Sequence[object], most: int = 3) -> str:
     return named if len(things) <= most else f"{named} and {len(things) - most} more"
 
 
+def say_images(paths: Sequence[Path]) -> None:
+    """Which images are taken, and what lies beside them and is none."""
+    from padim_edge.images.find import beside, places
+
+    others = beside(paths)
+    say(f"images: {places(paths)}" + (f"; no images: {others}" if others.others else ""))
+
+
 @contextlib.contextmanager
 def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
     """Progress bars on stderr, one per stage; silent when stderr is no terminal."""

@@ -4,21 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from padim_edge.cli.command import command
+from padim_edge.cli.command import ANOMALIES, command
 from padim_edge.cli.options import EngineName, ModelFile, Strict, Threads
 from padim_edge.cli.output import Skipped, open_detector, say
-from padim_edge.errors import PadimEdgeError
+from padim_edge.errors import PadimEdgeError, UsageError
+
+if TYPE_CHECKING:
+    from padim_edge.detect.line_file import LineFile
+    from padim_edge.images.find import Found
 
 
 @command("run", "padim-edge run padim.onnx photos/new/ --save-maps maps/ --jsonl scores.jsonl")
 def run(
     model: ModelFile,
-    source: Annotated[str, typer.Argument(help="An image, a folder, or a pattern in quotes.")],
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="SOURCE...", help="Images, folders, or patterns in quotes."),
+    ] = None,
+    files_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--files-from", help="A list of images, one a line or NUL between; - for stdin."
+        ),
+    ] = None,
     engine: EngineName = "auto",
     save_maps: Annotated[
         Path | None,
@@ -26,49 +41,147 @@ def run(
     ] = None,
     jsonl: Annotated[
         Path | None,
-        typer.Option("--jsonl", help="Write one JSON object per image; - for stdout, no table."),
+        typer.Option(
+            "--jsonl",
+            help="Write one JSON object per image, as they come, to FILE.part, which becomes FILE "
+            "when it is complete; - for stdout, no table.",
+        ),
     ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with the FILE.part of a run that was stopped."),
+    ] = False,
+    fail_on_anomaly: Annotated[
+        bool,
+        typer.Option(
+            "--fail-on-anomaly",
+            help="Exit code 3 if an image is anomalous, else 1 if one could not be judged.",
+        ),
+    ] = False,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Images per run of the engine.")] = 8,
     strict: Strict = False,
     threads: Threads = 0,
 ) -> None:
     """Judge images: score, threshold, decision, and percentile among good images."""
+    from padim_edge.detect.heads import Heads
     from padim_edge.detect.judging import judge
     from padim_edge.detect.overlay_folder import OverlayFolder
     from padim_edge.errors import ImageError
-    from padim_edge.files import atomic_write
-    from padim_edge.images.find import find_images
     from padim_edge.images.frames import files
 
-    paths = find_images(source)
+    found = _found(sources or [], files_from)
     on_stdout = jsonl is not None and str(jsonl) == "-"
+    if resume and (jsonl is None or on_stdout):
+        raise UsageError("--resume goes on with a file: name it with --jsonl")
     skipped = Skipped(strict)
-    anomalous = 0
+    tally = _Tally()
     with contextlib.ExitStack() as stack:
-        lines = stack.enter_context(atomic_write(jsonl)) if jsonl and not on_stdout else None
+        lines = stack.enter_context(_line_file(jsonl, resume)) if jsonl and not on_stdout else None
         detector = stack.enter_context(open_detector(model, engine, threads))
-        overlays = OverlayFolder(detector, save_maps, paths, Path(source)) if save_maps else None
+        paths = _left(found.images, lines, detector.detector_info.threshold)
+        heads = Heads(detector.detector_info, say)
+        overlays = (
+            OverlayFolder(detector, save_maps, found.images, sources or []) if save_maps else None
+        )
+        for record in lines.records.values() if lines else ():
+            tally.add(record)
         if not on_stdout:
             typer.echo(f"{'score':>10}  {'threshold':>10}  {'percentile':>10}  decision   image")
         for path, verdict in zip(paths, judge(detector, files(paths), batch), strict=True):
             if isinstance(verdict.outcome, ImageError):
                 skipped(path, verdict.outcome)
-            else:
-                anomalous += verdict.outcome.is_anomalous
+            heads(path)
+            record = verdict.to_json()
             if overlays:
                 overlays.save(verdict)
-            record = verdict.to_json()
             if lines:
-                lines.write((json.dumps(record) + "\n").encode())
+                lines.write(record)
+            tally.add(record)
             if on_stdout:
                 typer.echo(json.dumps(record))
             elif "error" not in record:
                 typer.echo(_row(record))
     skipped.summary()
-    good = len(paths) - len(skipped.errors) - anomalous
-    say(f"{good} ok, {anomalous} anomalous, {len(skipped.errors)} unreadable")
-    if len(skipped.errors) == len(paths):
-        raise PadimEdgeError(f"none of the {len(paths)} image(s) could be read")
+    heads.summary()
+    if found.others:
+        say(f"not judged, for they are no images: {found}")
+    say(f"{tally.ok} ok, {tally.anomalous} anomalous, {tally.unreadable} unreadable")
+    tally.conclude(fail_on_anomaly)
+
+
+def _found(sources: Sequence[str], files_from: Path | None) -> Found:
+    """The images of all sources and of the list."""
+    from padim_edge.images.find import Found, look, read_list
+
+    if not sources and files_from is None:
+        raise UsageError("no images were given: name files, folders or patterns, or --files-from")
+    found = look(sources)
+    if files_from is None:
+        return found
+    try:
+        text = sys.stdin.buffer.read() if str(files_from) == "-" else files_from.read_bytes()
+    except OSError as error:
+        raise PadimEdgeError(
+            f"cannot read the list {files_from}: {error.strerror}; give a readable file, or -"
+        ) from error
+    images = list(dict.fromkeys([*found.images, *read_list(text)]))
+    if not images:
+        raise PadimEdgeError(f"the list {files_from} names no image: one a line is needed")
+    return Found(images, found.others)
+
+
+@contextlib.contextmanager
+def _line_file(path: Path, resume: bool) -> Iterator[LineFile]:
+    """A file of lines; if the run is stopped, it is said where they are."""
+    from padim_edge.detect.line_file import LineFile
+
+    lines = LineFile(path, resume)
+    if lines.records:
+        say(f"going on: {len(lines.records)} images were judged before")
+    try:
+        with lines:
+            yield lines
+    except BaseException:
+        if count := lines.lines():
+            say(f"not complete: {count} lines are in {lines.part}; go on with --resume")
+        raise
+
+
+def _left(paths: Sequence[Path], lines: LineFile | None, threshold: float) -> list[Path]:
+    """The images that an earlier run has not judged."""
+    records = lines.records if lines else {}
+    for record in records.values():
+        if record.get("threshold", threshold) != threshold:
+            raise UsageError(
+                f"{lines.part if lines else ''} was written by a detector with threshold "
+                f"{record['threshold']}, this one has {threshold}: go on with that one, or remove "
+                "the file"
+            )
+    return [path for path in paths if str(path) not in records]
+
+
+class _Tally:
+    """Counts what became of images."""
+
+    def __init__(self) -> None:
+        self.ok = self.anomalous = self.unreadable = 0
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Count one line."""
+        self.unreadable += "error" in record
+        self.anomalous += record.get("is_anomalous", False)
+        self.ok += not record.get("is_anomalous", True)
+
+    def conclude(self, fail_on_anomaly: bool) -> None:
+        """Leave with the exit code that it deserves."""
+        if fail_on_anomaly and self.anomalous:
+            raise typer.Exit(ANOMALIES)
+        if not self.ok and not self.anomalous:
+            raise PadimEdgeError(f"none of the {self.unreadable} image(s) could be read")
+        if fail_on_anomaly and self.unreadable:
+            raise PadimEdgeError(
+                f"{self.unreadable} image(s) could not be judged, and so are not known to be good"
+            )
 
 
 def _row(record: dict[str, Any]) -> str:

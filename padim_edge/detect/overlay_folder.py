@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import statistics
 from collections import Counter
@@ -17,6 +18,9 @@ from padim_edge.errors import PadimEdgeError, UsageError
 from padim_edge.files import atomic_write
 from padim_edge.images.decode import load_image
 
+LONGEST_NAME = 255
+"""Bytes of a file's name, at most: what Linux's file systems take."""
+
 
 class OverlayFolder:
     """Where the overlays of some files go, the files' own folders kept, no two the same.
@@ -25,17 +29,18 @@ class OverlayFolder:
         detector: whose results are drawn.
         folder: made when the first is saved.
         paths: the files that will be judged.
-        root: folder whose structure is kept; if it is none, that of what all files have in common.
+        sources: where the files were looked for. The structure of a folder that is the only one
+            is kept, otherwise that of what all files have in common.
 
     Raises:
         UsageError: overlays would lie among the images, or replace them.
     """
 
     def __init__(
-        self, detector: Detector, folder: Path, paths: Sequence[Path], root: Path | None = None
+        self, detector: Detector, folder: Path, paths: Sequence[Path], sources: Sequence[str] = ()
     ) -> None:
         self._detector = detector
-        self._targets = _targets(paths, folder, root)
+        self._targets = _targets(paths, folder, [Path(source) for source in sources])
 
     def save(self, verdict: Verdict) -> None:
         """Draw a verdict, if there is a result in it.
@@ -69,31 +74,43 @@ class OverlayFolder:
             picture.save(stream, format="PNG")
 
 
-def _targets(paths: Sequence[Path], folder: Path, root: Path | None) -> dict[Path, Path]:
+def _targets(paths: Sequence[Path], folder: Path, sources: Sequence[Path]) -> dict[Path, Path]:
     """Where each overlay goes: the images' own folders, a .png each, no two the same.
 
     Raises:
         UsageError: overlays would lie among the images, or replace them.
     """
-    base = root if root is not None and root.is_dir() else None
-    if base and folder.resolve().is_relative_to(base.resolve()):
-        raise UsageError(
-            f"--save-maps {folder} lies inside {base}: the next run would take the overlays for "
-            "images; choose a folder outside of it"
-        )
+    for source in sources:
+        if source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
+            raise UsageError(
+                f"--save-maps {folder} lies inside {source}: the next run would take the overlays "
+                "for images; choose a folder outside of it"
+            )
     if any(path.resolve().is_relative_to(folder.resolve()) for path in paths):
         raise UsageError(
             f"--save-maps {folder} holds images to be judged, which overlays might replace: "
             "choose another folder"
         )
-    if base is None:  # a pattern: below the folder that all have in common
-        base = Path(os.path.commonpath([path.parent for path in paths]))
-    relative = {path: path.relative_to(base) for path in paths}
+    if len(sources) == 1 and sources[0].is_dir():
+        relative = {path: path.relative_to(sources[0]) for path in paths}
+    else:  # below the folder that all have in common
+        whole = {path: Path(os.path.abspath(path)) for path in paths}  # noqa: PTH100 - keeps links
+        base = Path(os.path.commonpath([path.parent for path in whole.values()]))
+        relative = {path: one.relative_to(base) for path, one in whole.items()}
     plain = {path: name.with_suffix(".png") for path, name in relative.items()}
     suffixed = {path: Path(f"{name}.png") for path, name in relative.items()}
     count = Counter([*plain.values(), *suffixed.values()])
     return {
         # a.jpg and a.bmp side by side keep their suffix: a.jpg.png and a.bmp.png.
-        path: folder / (plain[path] if count[plain[path]] == 1 else suffixed[path])
+        path: folder / _fitting(plain[path] if count[plain[path]] == 1 else suffixed[path])
         for path in paths
     }
+
+
+def _fitting(path: Path) -> Path:
+    """The same path, its name cut where no system takes one that long, and still no other's."""
+    name = os.fsencode(path.name)
+    if len(name) <= LONGEST_NAME:
+        return path
+    digest = hashlib.sha256(name).hexdigest()[:8]
+    return path.with_name(f"{name[: LONGEST_NAME - 13].decode(errors='ignore')}-{digest}.png")

@@ -18,6 +18,7 @@ def assemble(
     smoothing: Smoothing,
     settings: Settings,
     images: int,
+    aspect_ratios: tuple[float, ...] = (),
 ) -> Model:
     """padim.onnx in memory.
 
@@ -28,6 +29,7 @@ def assemble(
         smoothing: from distances to score maps.
         settings: how it was fitted.
         images: how many good images there are in the fit.
+        aspect_ratios: the smallest and the largest width / height of theirs; none if unknown.
     """
     detector_info = DetectorInfo(
         preprocess=settings.preprocess,
@@ -40,6 +42,7 @@ def assemble(
         false_alarm_rate=calibration.false_alarm_rate,
         calibration=calibration.how,
         good_scores=calibration.good_scores,
+        aspect_ratios=aspect_ratios,
     )
     parts = [
         graph.distances(gaussians.pyramid, gaussians.means, gaussians.whitening),

@@ -15,6 +15,7 @@ from padim_edge.errors import PadimEdgeError
 from padim_edge.fit.copies import Copies
 from padim_edge.fit.moments import Array
 from padim_edge.images.batches import OnError, read_batches, refuse
+from padim_edge.images.decode import read_head
 from padim_edge.images.preprocess import Preprocess
 from padim_edge.model import graph
 from padim_edge.model.file import Model
@@ -61,6 +62,12 @@ class Features:
         groups = len(np.unique(self.groups))
         together = "" if groups == self.count else f" in {groups} groups of nearly equal ones"
         return f"{self.count} images{together}"
+
+    def aspect_ratios(self, earlier: Sequence[float] = ()) -> tuple[float, ...]:
+        """The smallest and the largest width / height of the files, and of ``earlier`` ones."""
+        heads = filter(None, map(read_head, self.paths))
+        ratios = [*earlier, *(width / height for width, height, _ in heads)]
+        return (min(ratios), max(ratios)) if ratios else ()
 
     def firsts(self) -> NDArray[np.intp]:
         """The first image of each group."""

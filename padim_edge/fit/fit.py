@@ -133,14 +133,16 @@ def fit_detector(
         total = features.count + (earlier.moments.count if earlier else 0)
         scores, how = _all_scores(statistics, features, earlier)
         calibration = calibrate(scores, settings.false_alarm_rate, how)
-        model = assemble(embedding, statistics.gaussians, calibration, smoothing, settings, total)
+        ratios = _aspect_ratios(features, earlier)
+        model = assemble(
+            embedding, statistics.gaussians, calibration, smoothing, settings, total, ratios
+        )
         size = write(stream, model)
         finished = time.perf_counter()
         if state_stream and statistics.moments:
             digests = (earlier.digests if earlier else ()) + features.digests
-            SavedMoments(embedding.sha256, settings, statistics.moments, scores, digests).save(
-                state_stream
-            )
+            state = (embedding.sha256, settings, statistics.moments, scores, digests, ratios)
+            SavedMoments(*state).save(state_stream)
     return Fitted(
         model=model,
         size=size,
@@ -184,6 +186,13 @@ def _all_scores(
     scores = np.concatenate([earlier.scores, own])
     count = len(earlier.scores)
     return scores, f"{statistics.how}, and {count} earlier ones as scored in their own fit"
+
+
+def _aspect_ratios(features: Features, earlier: SavedMoments | None) -> tuple[float, ...]:
+    """Of all images; none if those of earlier ones are unknown."""
+    if earlier and not earlier.aspect_ratios:
+        return ()
+    return features.aspect_ratios(earlier.aspect_ratios if earlier else ())
 
 
 def _check_settings(embedding: Model, settings: Settings, moments: bool) -> None:

@@ -50,6 +50,7 @@ class SavedMoments:
         scores: image scores as their own fit gave them, one for each group of nearly equal images.
         digests: of the images (`padim_edge.fit.copies`), [N], so that none is counted twice;
             zeros for those that a version saved which had none.
+        aspect_ratios: the smallest and the largest width / height of the images; none if unknown.
     """
 
     embedding_sha256: str
@@ -57,6 +58,7 @@ class SavedMoments:
     moments: Moments
     scores: Array
     digests: tuple[bytes, ...]
+    aspect_ratios: tuple[float, ...] = ()
 
     def part(self, pyramid: Pyramid, cells: slice) -> Moments:
         """The moments of some cells."""
@@ -76,6 +78,8 @@ class SavedMoments:
         )
         arrays["header"] = np.frombuffer(header.encode(), dtype=np.uint8)
         arrays["digests"] = np.frombuffer(b"".join(self.digests), np.uint8).reshape(-1, DIGEST)
+        if self.aspect_ratios:
+            arrays["aspect_ratios"] = np.array(self.aspect_ratios)
         np.savez(stream, scores=self.scores, **arrays)
 
     @classmethod
@@ -91,6 +95,7 @@ class SavedMoments:
                 moments = _moments(arrays, embedding.pyramid(), count)
                 scores = _scores(arrays, count)
                 digests = _digests(arrays, count)
+                ratios = _array(arrays, "aspect_ratios", 2) if "aspect_ratios" in arrays else ()
         except UsageError:
             raise
         except OSError as error:
@@ -102,7 +107,7 @@ class SavedMoments:
                 f"{path} is not a file of moments of this embedding, or it is damaged: save one "
                 "with padim-edge fit --save-moments"
             ) from error
-        return cls(embedding.sha256, settings, moments, scores, digests)
+        return cls(embedding.sha256, settings, moments, scores, digests, tuple(map(float, ratios)))
 
 
 def _count(arrays: Any, wanted: dict[str, Any], path: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import glob
 import os
@@ -110,6 +111,13 @@ def _look(source: str | Path) -> Found:
     raise PadimEdgeError(f"no such file or folder: {source}; give one, or a pattern like *.png")
 
 
+def read_list(text: bytes) -> list[Path]:
+    """The paths of a list, one a line, or with NUL between them as ``find -print0`` writes it."""
+    separator = b"\0" if b"\0" in text else b"\n"
+    lines = text.removeprefix(codecs.BOM_UTF8).split(separator)
+    return [Path(os.fsdecode(line.rstrip(b"\r"))) for line in lines if line.strip()]
+
+
 @reading_folders()
 def images_under(folder: Path) -> list[Path]:
     """The images in a folder and all folders below it, as :func:`find_images`, or an empty list.
@@ -118,6 +126,15 @@ def images_under(folder: Path) -> list[Path]:
         PadimEdgeError: a folder cannot be read.
     """
     return _sorted_out(_below(folder)).images
+
+
+@reading_folders()
+def beside(paths: Iterable[Path]) -> Found:
+    """What is no image, in the folders that images lie in."""
+    folders = sorted({path.parent for path in paths})
+    found = _sorted_out(path for folder in folders for path in folder.iterdir())
+    del found.others["folder"]  # which are searched, or were not meant
+    return Found([], found.others)
 
 
 def places(paths: Iterable[Path]) -> str:

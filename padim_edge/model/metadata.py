@@ -106,6 +106,8 @@ class DetectorInfo:
         false_alarm_rate: the rate the threshold was set for.
         calibration: how the held-out scores of good images were made.
         good_scores: those scores, sorted; percentiles are taken among them.
+        aspect_ratios: the smallest and the largest width / height of the images; none in files from
+            before they were kept.
     """
 
     preprocess: Preprocess
@@ -118,6 +120,7 @@ class DetectorInfo:
     false_alarm_rate: float
     calibration: str
     good_scores: tuple[float, ...]
+    aspect_ratios: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

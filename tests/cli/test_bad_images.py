@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import zlib
@@ -12,7 +13,7 @@ import pytest
 from helpers import OLD, in_process, link, obeying_permissions, padim_edge, unchanged
 from PIL import Image
 
-SUMMARY = ("0 ok", "1 ok")
+SUMMARY = ("0 ok", "1 ok", "not judged, for they are no images")
 
 
 # --- where there are no images --------------------------------------------------------------------
@@ -77,25 +78,23 @@ def test_fit_takes_no_defective_image(tmp_path, embedding_file, photos):
 def test_images_of_every_kind_in_one_folder(tmp_path, embedding_file, good):
     folder = tmp_path / "mixed"
     folder.mkdir()
-    image = Image.open(good[0]).convert("RGB")
-    grey16 = Image.fromarray(np.asarray(image.convert("L"), np.uint16) * 257)
+    photos = itertools.cycle(Image.open(path).convert("RGB") for path in good)
     exif = Image.Exif()
     exif[0x0112] = 6
-    image.save(folder / "rgb.png")
-    image.resize((640, 200)).save(folder / "wide.jpg")
-    image.resize((33, 500)).save(folder / "tall.webp")
-    image.resize((1, 1)).save(folder / "dot.ppm")
-    image.convert("L").save(folder / "grey.png")
-    image.convert("LA").save(folder / "grey-alpha.png")
-    image.convert("RGBA").save(folder / "alpha.png")
-    image.convert("P").save(folder / "palette.gif")
-    image.convert("1").save(folder / "binary.bmp")
-    image.convert("CMYK").save(folder / "cmyk.jpg")
-    image.convert("CMYK").save(folder / "cmyk.tif")
-    grey16.save(folder / "deep.png")
-    grey16.save(folder / "deep.tif")
-    image.save(folder / "turned.jpg", exif=exif)
-    image.save(folder / "SHOUTED.PNG")
+    next(photos).save(folder / "rgb.png")
+    next(photos).resize((640, 200)).save(folder / "wide.jpg")
+    next(photos).resize((33, 500)).save(folder / "tall.webp")
+    next(photos).resize((1, 1)).save(folder / "dot.ppm")
+    for mode, name in (
+        *(("L", "grey.png"), ("LA", "grey-alpha.png"), ("RGBA", "alpha.png")),
+        *(("P", "palette.gif"), ("1", "binary.bmp"), ("CMYK", "cmyk.jpg"), ("CMYK", "cmyk.tif")),
+    ):
+        next(photos).convert(mode).save(folder / name)
+    for name in ("deep.png", "deep.tif"):
+        grey16 = np.asarray(next(photos).convert("L"), np.uint16) * 257
+        Image.fromarray(grey16).save(folder / name)
+    next(photos).save(folder / "turned.jpg", exif=exif)
+    next(photos).save(folder / "SHOUTED.PNG")
     count = len(list(folder.iterdir()))
     model = tmp_path / "padim.onnx"
 
@@ -103,7 +102,7 @@ def test_images_of_every_kind_in_one_folder(tmp_path, embedding_file, good):
         "fit", embedding_file, folder, "--false-alarm-rate", 0.1, "-o", model
     ).worked()
     assert f"fitted on {count} images" in done.stdout
-    assert done.stderr == f"images: {count} of {folder}\n"
+    assert done.stderr.startswith(f"images: {count} of {folder}\n")
 
     done = padim_edge("run", model, folder, "--jsonl", "-").worked()
     assert len(done.stdout.splitlines()) == count

@@ -147,9 +147,9 @@ def test_what_fit_writes_is_plain_onnx_that_scores_alone(model_file, photos):
     onnxruntime = pytest.importorskip("onnxruntime")
     onnx.checker.check_model(str(model_file), full_check=True)
     path = photos / "test" / "stain" / "000.png"
-    image = Image.open(path).convert("RGB").resize((64, 64), Image.Resampling.LANCZOS)
+    image = read(model_file, "padim").detector_info.preprocess(path)
     session = onnxruntime.InferenceSession(model_file, providers=["CPUExecutionProvider"])
-    scores, maps = session.run(["score", "score_map"], {"image": np.asarray(image)[None]})
+    scores, maps = session.run(["score", "score_map"], {"image": image[None]})
     assert maps.shape == (1, 64, 64)
     assert scores[0] == maps.max()
     done = in_process("run", model_file, path, "--jsonl", "-").worked()

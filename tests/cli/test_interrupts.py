@@ -97,9 +97,12 @@ def test_run_interrupted(tmp_path, model_file, good):
     source = link(good, tmp_path / "many", 1500)
     lines = tmp_path / "scores.jsonl"
     lines.write_bytes(OLD)
-    with unchanged(tmp_path):
-        done = interrupt(
-            ("run", model_file, source, "--jsonl", lines), STAGES["features"], signal.SIGINT
-        )
+    done = interrupt(
+        ("run", model_file, source, "--jsonl", lines), STAGES["features"], signal.SIGINT
+    )
     assert done.code == 130
-    assert done.stderr == "interrupted: no half-written file was left\n"
+    part = tmp_path / "scores.jsonl.part"
+    count = len(part.read_text().splitlines()) if part.exists() else 0
+    told = f"not complete: {count} lines are in {part}; go on with --resume\n" if count else ""
+    assert done.stderr == f"{told}interrupted: no half-written file was left\n"
+    assert lines.read_bytes() == OLD

@@ -22,7 +22,6 @@ EXPORT = ("export", "--weights", "random", "--image-size", "64", "-o", "{new}")
             for name in ("fit", "run", "eval", "inspect")
         ),
         *(((name, "--bogus"), ["--bogus", f"padim-edge {name} --help"]) for name in COMMANDS),
-        ((*RUN, "one more"), ["one more"]),
         (("inspect", "{model}", "--json"), ["--json"]),
         ((*FIT, "--preprocess", "half"), ["half", "whole, reference"]),
         ((*FIT, "--resize", "big"), ["big", "224x448"]),
@@ -52,6 +51,8 @@ EXPORT = ("export", "--weights", "random", "--image-size", "64", "-o", "{new}")
         ),
         ((*RUN, "--engine", "warp"), ["warp", "auto", "ort"]),
         ((*RUN, "--batch", "0"), ["--batch", "1"]),
+        ((*RUN, "--resume"), ["--resume", "--jsonl"]),
+        ((*RUN, "--resume", "--jsonl", "-"), ["--resume", "--jsonl"]),
         ((*RUN, "--batch", "many"), ["--batch"]),
         ((*RUN, "--threads", "99999999999"), ["--threads"]),
         (("eval", "{model}", "{photos}", "--engine", "warp"), ["warp", "auto", "ort"]),
@@ -107,7 +108,7 @@ def test_wrong_use(tmp_path, embedding_file, model_file, photos, arguments, word
 
 
 def test_wrong_use_from_a_shell(model_file, photos):
-    padim_edge("run", model_file).failed(2, "source", "padim-edge run --help")
+    padim_edge("run", model_file).failed(2, "no images were given", "--files-from")
     padim_edge("run", model_file, photos, "--engine", "warp").failed(2, "warp", "auto", "ort")
 
 

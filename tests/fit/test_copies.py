@@ -118,6 +118,24 @@ def test_features_that_do_not_differ_are_refused(tmp_path, embedding_file, cloth
         fit_detector(embedding_file, cloth[:1] * 5, tmp_path / "p.onnx", Settings(WHOLE))
 
 
+def test_aspect_ratios_are_kept_and_go_on(tmp_path, embedding_file, cloth):
+    wide = tmp_path / "wide.png"
+    Image.open(cloth[12]).resize((192, 96)).save(wide)
+    moments, output = tmp_path / "moments.npz", tmp_path / "p.onnx"
+
+    def ratios(images, **options):
+        done = fit_detector(embedding_file, images, output, SETTINGS, **options)
+        return done.model.detector_info.aspect_ratios
+
+    assert ratios(cloth[:12], save_moments=moments) == (1.0, 1.0)
+    assert ratios([*cloth[:12], wide]) == (1.0, 2.0)
+    assert ratios([wide], update=moments) == (1.0, 2.0)
+    with np.load(moments) as arrays:
+        old = {name: arrays[name] for name in arrays if name != "aspect_ratios"}
+    np.savez(moments, **old)
+    assert ratios([wide], update=moments) == ()  # nobody knows those of the others
+
+
 # --- nearly equal -----------------------------------------------------------------------------
 
 

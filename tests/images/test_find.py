@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from padim_edge.errors import PadimEdgeError
-from padim_edge.images.find import find_images, look, places
+from padim_edge.images.find import beside, find_images, look, places, read_list
 
 
 @pytest.fixture
@@ -151,6 +151,23 @@ def test_several_sources_give_each_image_once(tree: Path) -> None:
     assert found.others == {".db": 1}
     with pytest.raises(PadimEdgeError, match=r"no such file or folder: .*missing"):
         look([tree / "sub", tree / "missing"])
+
+
+def test_what_lies_beside_images(tree: Path) -> None:
+    (tree / "sub" / "x.heic").touch()
+    found = beside(find_images(tree))
+    assert str(found) == "1 .db, 1 .heic, 1 .onnx, 1 .txt, 3 hidden"
+
+
+@pytest.mark.parametrize("separator", ["\n", "\r\n", "\0"])
+def test_lists(separator: str) -> None:
+    wanted = [Path("a.png"), Path("with space.png"), Path("ü.png")]
+    text = separator.join(map(str, wanted)).encode()
+    for data in (text, text + separator.encode(), b"\xef\xbb\xbf" + text):
+        assert read_list(data) == wanted
+    assert read_list(b"") == []
+    assert read_list(b"a\nb.png\0c.png") == [Path("a\nb.png"), Path("c.png")]
+    assert os.fsencode(read_list(b"\xff.png")[0]) == b"\xff.png"
 
 
 def test_where_files_lie_in_words() -> None:

@@ -1,0 +1,104 @@
+"""JSON lines that are kept as they come, whatever stops the run."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from padim_edge.errors import PadimEdgeError, UsageError
+from padim_edge.files import cannot_write, finish, writable
+
+PART = ".part"
+"""What the name of a file ends in that is not complete."""
+
+
+class LineFile:
+    """A file of JSON lines, under its name once it is complete and as ``<name>.part`` until then.
+
+    Each line is written at once and whole: what a full disk cut off is cut back, and what a crash
+    cut off when the run goes on. Leaving the block with an error leaves the part behind.
+
+    Attributes:
+        part: the incomplete file.
+        records: lines of the run that goes on, by their path; none in a new run.
+
+    Args:
+        path: the file to write; what is there already stays until the new one is complete.
+        resume: go on with the part that an earlier run left, if there is one.
+
+    Raises:
+        UsageError: an earlier run left a part, and ``resume`` is not wanted.
+        PadimEdgeError: the file cannot be written, or the part is no such file.
+    """
+
+    def __init__(self, path: Path, resume: bool = False) -> None:
+        self._path = path
+        self._target = writable(path)
+        self.part = self._target.with_name(self._target.name + PART)
+        writable(self.part)
+        self.records: dict[str, dict[str, Any]] = {}
+        try:
+            known = self.part.read_bytes() if self.part.exists() else b""
+            if known and not resume:
+                count = known.count(b"\n")
+                raise UsageError(
+                    f"{self.part} holds {count} lines of a run that was stopped: go on "
+                    "with --resume, or remove it"
+                )
+            self._size = self._read(known)
+            self._file = os.open(self.part, os.O_WRONLY | os.O_CREAT, 0o666)
+            os.ftruncate(self._file, self._size)
+            os.lseek(self._file, self._size, os.SEEK_SET)
+        except OSError as error:
+            raise cannot_write(path, error) from error
+
+    def _read(self, known: bytes) -> int:
+        """Take the whole lines of a part; returns where they end."""
+        whole = known[: known.rfind(b"\n") + 1]
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                record = json.loads(line)
+                self.records[record["path"]] = record
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
+                raise PadimEdgeError(
+                    f"line {number} of {self.part} is none of padim-edge run: remove the file, and "
+                    "run without --resume"
+                ) from error
+        return len(whole)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append a line.
+
+        Raises:
+            PadimEdgeError: it cannot be written; no half of it is left.
+        """
+        line = (json.dumps(record) + "\n").encode()
+        try:
+            written = 0
+            while written < len(line):
+                written += os.write(self._file, line[written:])
+        except OSError as error:
+            os.ftruncate(self._file, self._size)
+            raise cannot_write(self._path, error) from error
+        self._size += len(line)
+
+    def __enter__(self) -> LineFile:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                os.fsync(self._file)
+                finish(self.part, self._target)
+            elif not self._size:
+                self.part.unlink(missing_ok=True)
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
+        finally:
+            os.close(self._file)
+
+    def lines(self) -> int:
+        """How many lines there are in the part; 0 once it is complete or was removed."""
+        return self.part.read_bytes().count(b"\n") if self.part.exists() else 0
