@@ -106,7 +106,8 @@ class Detector:
 
         Args:
             frame: pixels of any size and strides, a `Frame`, an image file's path, or a Pillow
-                image. A file is prepared as fit does it; a Pillow image as it was decoded.
+                image. A file is prepared as fit does it; a Pillow image as it was decoded. The
+                engines trt and ort-cuda take pixels in the memory of the GPU, too (see `Frame`).
             pixel_format: of bare pixels, if not the detector's own.
 
         Raises:

@@ -7,6 +7,7 @@ Written on a machine without a GPU; not yet executed on one.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import itertools
@@ -19,6 +20,8 @@ import pytest
 from small_backbone import embedding
 
 from padim_edge.errors import PadimEdgeError
+from padim_edge.images.formats import PIXEL_FORMATS
+from padim_edge.images.frames import Frame
 from padim_edge.model.file import Model, read
 from padim_edge.runtime.engines import NVIDIA, open_engine
 from padim_edge.runtime.nvidia.launch import FORMATS
@@ -145,6 +148,68 @@ def test_parity_with_the_cpu(engine_name: str, models: dict[str, Model], constan
             assert np.abs(value - want).max() <= ENGINE * want.max()
     engine.close()
     reference.close()
+
+
+@pytest.fixture
+def preparing(engine_name: str, models: dict[str, Model]) -> Iterator[tuple[Any, Any]]:
+    """An engine that prepares frames itself, and how the CPU does it."""
+    engine: Any = open_engine(engine_name, models["float16"])
+    prepare = models["float16"].detector_info.preprocess  # type: ignore[union-attr]
+    if not engine.takes(Frame(np.zeros((64, 64, 3), np.uint8))):
+        engine.close()
+        pytest.skip(f"{engine_name} prepares no frames")
+    yield engine, prepare
+    engine.close()
+
+
+@pytest.mark.parametrize("pixel_format", PIXEL_FORMATS)
+def test_frames_are_prepared_bit_for_bit(preparing: tuple[Any, Any], pixel_format: str) -> None:
+    engine, prepare = preparing
+    form = PIXEL_FORMATS[pixel_format]
+    shots = []
+    for height, width in ((1080, 1920), (34, 50), (64, 64), (200, 2), (122, 246)):
+        shape = (height * 3 // 2 if form.thirds else height, width, *form.pixel[0])
+        generator = np.random.default_rng(height)
+        shots.append(generator.integers(0, form.white + 1, shape, dtype=form.dtype))
+    frames = [Frame(shot, pixel_format) for shot in shots]
+    _, maps = engine.infer_frames(frames)
+    images = np.stack([prepare(frame) for frame in frames])
+    np.testing.assert_array_equal(maps, engine.infer(images)[1])
+
+
+def test_frames_on_the_device_stay_there(preparing: tuple[Any, Any]) -> None:
+    """Of whatever library is here; CuPy and torch by DLPack, PyCUDA by the other interface."""
+    engine, prepare = preparing
+    shot = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    want = engine.infer(prepare(shot)[None])[1]
+    import pycuda.autoprimaryctx  # noqa: F401
+    from pycuda import gpuarray
+
+    given = [gpuarray.to_gpu(shot)]
+    for name in ("cupy", "torch"):
+        with contextlib.suppress(ImportError):
+            library = __import__(name)
+            given.append(library.asarray(shot, **({"device": "cuda"} if name == "torch" else {})))
+    for one in given:
+        np.testing.assert_array_equal(engine.infer_frames([Frame(one)])[1], want)
+
+
+@pytest.mark.parametrize("pixel_format", ["bgr", "nv12"])
+def test_frames_and_bandwidth(
+    preparing: tuple[Any, Any], pixel_format: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine, _ = preparing
+    shape = (1620, 1920) if pixel_format == "nv12" else (1080, 1920, 3)
+    frame = Frame(np.zeros(shape, np.uint8), pixel_format)
+    rows = [engine.frame_stages([frame]) for _ in range(50)]
+    with capsys.disabled():
+        for stage in ("upload", "prepare"):
+            seconds = float(np.median([row[stage] for row in rows]))
+            rate = frame.layout.nbytes / seconds / 1e9
+            print(
+                f"\n  {pixel_format} 1080p, {stage}: {1e6 * seconds:.0f} us, {rate:.1f} GB/s",
+                end="",
+            )
 
 
 def test_opened_and_closed_without_growth(engine_name: str, models: dict[str, Model]) -> None:

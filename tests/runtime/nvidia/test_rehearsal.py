@@ -11,6 +11,8 @@ import fake_gpu
 import pytest
 from helpers import blocking
 
+from padim_edge.images.formats import PIXEL_FORMATS
+
 HERE = Path(__file__).parent
 SUPPORT = Path(fake_gpu.__file__).parent
 
@@ -39,11 +41,14 @@ device = fake_gpu.enter({folder!r})
 from padim_edge.runtime.nvidia import ort_cuda
 ort_cuda.OrtCudaEngine = fake_gpu.cpu_engine(device)
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "--require-gpu",
-                      "-k", "test_kernels or test_parity", {str(HERE / "test_gpu.py")!r}]))
+                      "-k", "test_kernels or test_parity or test_frames_are",
+                      {str(HERE / "test_gpu.py")!r}]))
 """
     ended, said = python(code)
     assert ended == 0, said
-    assert "39 passed, 6 skipped" in said  # 36 of kernels, 3 of ort-cuda; TensorRT is not here
+    formats = len(PIXEL_FORMATS)
+    passed = 36 + 3 + formats  # of kernels, and of ort-cuda; TensorRT is not here
+    assert f"{passed} passed, {2 * (3 + formats)} skipped" in said
 
 
 RAN = """
