@@ -71,6 +71,17 @@ def embedding_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def whole_embedding(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with all channels, as the whitened presets need it. Read only."""
+    pytest.importorskip("torch")
+    from padim_edge.export.export import export_backbone
+
+    path = tmp_path_factory.mktemp("whole") / "embedding.onnx"
+    export_backbone(path, "resnet18", dims="all", image_size=(64, 64), weights="random")
+    return path
+
+
+@pytest.fixture(scope="session")
 def real_embedding(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An embedding.onnx with the defaults and real weights. Read only."""
     pytest.importorskip("torch")
@@ -121,9 +132,12 @@ def model_file(
 
 @pytest.fixture(scope="session")
 def detectors(
-    embedding_file: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory
+    embedding_file: Path,
+    whole_embedding: Path,
+    photos: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, str]:
-    """Detectors of every kind of constants, and a dense one."""
+    """Detectors of every kind of constants, a dense one, and one of each whitened preset."""
     from padim_edge.fit.fit import fit_detector
     from padim_edge.fit.settings import Settings
     from padim_edge.images.dataset import train_images
@@ -137,10 +151,12 @@ def detectors(
     }
     if importlib.util.find_spec("sklearn"):
         kinds["dense"] = Settings(whole, covariance="ledoit-wolf")
+    kinds |= {name: Settings(whole, preset=name) for name in ("whitened", "whitened-fine")}
     files = {}
     for name, settings in kinds.items():
         files[name] = str(place / f"{name}.onnx")
-        fit_detector(embedding_file, train_images(photos), Path(files[name]), settings)
+        embedding = embedding_file if settings.preset == "reference" else whole_embedding
+        fit_detector(embedding, train_images(photos), Path(files[name]), settings)
     return files
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from padim_edge.cli.command import command
 from padim_edge.cli.options import integers, names_of
 from padim_edge.cli.output import say
+
+if TYPE_CHECKING:
+    from padim_edge.export.channels import Dims
 
 
 @command(
@@ -27,7 +30,9 @@ def export(
     dims: Annotated[
         str | None,
         typer.Option(
-            "--dims", help="Channels to choose: 100 of all at random, or 6,28,66 per layer."
+            "--dims",
+            help="Channels to choose: 100 of all at random, 6,28,66 per layer, or all, which fit "
+            "--preset whitened needs.",
         ),
     ] = None,
     channels: Annotated[
@@ -67,7 +72,8 @@ def export(
     from padim_edge.images.preprocess import parse_size
 
     size = parse_size(image_size)
-    names, numbers = names_of(layers), integers("--dims", dims)
+    names = names_of(layers)
+    numbers: Dims = "all" if dims == "all" else integers("--dims", dims)
     with _export_extra():
         from padim_edge.export.export import export_backbone
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from padim_edge.cli.command import command
-from padim_edge.cli.options import AbnormalDirs, MaskDirs, NormalDirs, Strict, Threads
+from padim_edge.cli.options import AbnormalDirs, MaskDirs, NormalDirs, Strict, Threads, number
 from padim_edge.cli.output import Skipped, listed, progress_bars, say, say_images, say_skipped
 from padim_edge.errors import PadimEdgeError, UsageError
 
@@ -62,6 +62,38 @@ def fit(
             "--bit-depth",
             help="Of grey files of 16 bits: 10, 12 or 14, if the camera fills no more "
             "[default: 16, or what the file says].",
+        ),
+    ] = None,
+    preset: Annotated[
+        str,
+        typer.Option(
+            "--preset",
+            help="reference: chosen channels, as in the paper. whitened, whitened-fine: layers "
+            "pooled on a coarse or fine grid, and projected; needs export --dims all.",
+        ),
+    ] = "reference",
+    dims: Annotated[
+        int | None,
+        typer.Option(
+            "--dims",
+            help="Directions of a whitened preset [default: 100; whitened-fine: 128]; of "
+            "reference, channels to draw from an embedding that has all.",
+        ),
+    ] = None,
+    grid: Annotated[
+        str | None,
+        typer.Option(
+            "--grid",
+            help="Positions of a whitened preset, N or HxW [default: a sixteenth of the image; "
+            "whitened-fine: an eighth].",
+        ),
+    ] = None,
+    shrinkage: Annotated[
+        str | None,
+        typer.Option(
+            "--shrinkage",
+            help="Weight of the covariance of all positions in each position's, 0 to 1, of a "
+            "whitened preset [default: auto, the likeliest].",
         ),
     ] = None,
     covariance: Annotated[
@@ -137,7 +169,7 @@ def fit(
     from padim_edge.fit.fit import fit_detector
     from padim_edge.fit.settings import EPS, Settings
     from padim_edge.images.dataset import Folders, train_images
-    from padim_edge.images.preprocess import Preprocess
+    from padim_edge.images.preprocess import Preprocess, parse_size
     from padim_edge.model.file import read
     from padim_edge.runtime.graphs import check_graph_engine
 
@@ -152,6 +184,8 @@ def fit(
     model = read(embedding, "embedding")
     if covariance == "ledoit-wolf" and eps is not None:
         raise UsageError(f"--eps {eps}: Ledoit-Wolf chooses its own shrinkage; leave --eps out")
+    if preset != "reference" and eps is not None:
+        raise UsageError(f"--eps {eps}: of a whitened preset, --shrinkage takes its place")
     settings = Settings(
         Preprocess.choose(
             model.backbone_info.image_size,
@@ -168,6 +202,10 @@ def fit(
         sigma,
         false_alarm_rate,
         frame_input,
+        preset,
+        dims,
+        None if grid is None else parse_size(grid),
+        number("--shrinkage", shrinkage),
     )
     folders = Folders(*map(tuple, (normal_dir or (), abnormal_dir or (), mask_dir or ())))
     paths = list(dict.fromkeys(path for one in images for path in train_images(one, folders)))
@@ -241,6 +279,12 @@ def _print_fit(output: Path, done: Fitted, default_rate: bool) -> None:
         f"  threshold   {detector_info.threshold:.3f} for a false-alarm rate of "
         f"{detector_info.false_alarm_rate:.3g} ({detector_info.calibration})"
     )
+    if detector_info.preset != "reference":
+        level = done.model.pyramid().levels[0]
+        typer.echo(
+            f"  preset      {detector_info.preset}: {done.model.backbone_info.selection}, "
+            f"{level.height} x {level.width}, shrinkage {detector_info.shrinkage:g}"
+        )
     typer.echo(f"  engine      {done.engine}")
     typer.echo(
         f"  seconds     {done.seconds_features:.1f} features, {done.seconds_statistics:.1f} "

@@ -49,6 +49,16 @@ def names_of(text: str | None) -> tuple[str, ...] | None:
     return None if text is None else tuple(part.strip() for part in text.split(","))
 
 
+def number(option: str, text: str | None) -> float | None:
+    """'0.03' as a number, 'auto' as None."""
+    if text in (None, "auto"):
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(f"{option} {text}: auto, or a number, is needed") from None
+
+
 def integers(option: str, text: str | None) -> tuple[int, ...] | None:
     """'6,28,66' as integers."""
     if text is None:

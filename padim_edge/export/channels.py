@@ -6,13 +6,17 @@ import json
 import random
 import re
 from pathlib import Path
+from typing import Literal
 
 from padim_edge.errors import UsageError
+
+Dims = tuple[int, ...] | Literal["all"] | None
+"""Channels to choose: in all (one number), per layer, or every one; None for the default."""
 
 
 def choose(
     available: tuple[int, ...],
-    dims: tuple[int, ...] | None,
+    dims: Dims,
     file: Path | None,
     seed: int,
     default: int,
@@ -21,7 +25,8 @@ def choose(
 
     Args:
         available: channels per layer, in the order of the concatenation.
-        dims: one number for the whole (the reference's draw), or one per layer; None: default.
+        dims: one number for the whole (the reference's draw), one per layer, or "all"; None:
+            default.
         file: a list of indices instead of a draw.
         seed: of the draw.
         default: number of channels where neither is given.
@@ -37,6 +42,8 @@ def choose(
         if dims is not None:
             raise UsageError("--channels and --dims exclude each other: give one of them")
         return _read(file, total), f"listed in {file.name}"
+    if dims == "all":
+        return tuple(range(total)), f"all {total}"
     if dims is None or len(dims) == 1:
         count = dims[0] if dims else min(default, total)
         if not 1 <= count <= total:

@@ -35,7 +35,7 @@ def export_backbone(
     output: str | Path,
     backbone: str = "resnet18",
     layers: tuple[str, ...] | None = None,
-    dims: tuple[int, ...] | None = None,
+    dims: channels.Dims = None,
     channels_file: Path | None = None,
     image_size: tuple[int, int] = (224, 224),
     weights: str = "default",
@@ -48,7 +48,7 @@ def export_backbone(
         output: the file to write.
         backbone: a network of `sources.SOURCES`.
         layers: its nodes to use; None for the defaults.
-        dims: channels to choose, in all (one number) or per layer; None for the default.
+        dims: channels to choose, in all (one number), per layer, or "all"; None for the default.
         channels_file: an explicit list of channels instead.
         image_size: (H, W), multiples of 32.
         weights: "default", "random" or a file.

@@ -14,7 +14,7 @@ CHANNELWISE = {"Relu", "LeakyRelu", "Clip", "HardSwish", "HardSigmoid", "Sigmoid
 
 
 def select_channels(
-    graph: onnx.GraphProto, wanted: list[tuple[str, NDArray[np.int64], str]]
+    graph: onnx.GraphProto, wanted: list[tuple[str, NDArray[np.int64] | None, str]]
 ) -> None:
     """Make channels of tensors available under names of their own, and compute no others.
 
@@ -24,13 +24,17 @@ def select_channels(
 
     Args:
         graph: changed in place; weights of which nothing is used any more stay in it.
-        wanted: (tensor [N, C, h, w], its channels, name of the result) of each.
+        wanted: (tensor [N, C, h, w], its channels, name of the result) of each; None for all
+            channels in their order.
     """
     selector = _Selector(graph)
     selector.readers.update(tensor for tensor, _, _ in wanted)
     for tensor, channels, name in wanted:
-        made = selector.select(tensor, channels, name)
-        selector.makers[made].output[0] = name
+        if channels is None:
+            selector.rename(tensor, name)
+        else:
+            made = selector.select(tensor, channels, name)
+            selector.makers[made].output[0] = name
     nodes = _sorted(list(graph.node))
     del graph.node[:]
     graph.node.extend(nodes)
@@ -50,11 +54,19 @@ class _Selector:
         self.weights = {tensor.name: tensor for tensor in graph.initializer}
         self.readers = Counter(name for node in graph.node for name in node.input)
 
+    def rename(self, tensor: str, name: str) -> None:
+        """Give a tensor another name, for all its readers."""
+        self.makers[name] = self.makers.pop(tensor)
+        self.makers[name].output[0] = name
+        self.readers[name] = self.readers.pop(tensor)
+        for node in self.graph.node:
+            node.input[:] = [name if source == tensor else source for source in node.input]
+
     def select(self, tensor: str, channels: NDArray[np.int64], reader: str) -> str:
         """The channels of a tensor that ``reader`` wants; returns the name that holds them."""
         node = self.makers.get(tensor)
         if node is not None and self.readers[tensor] == 1:
-            if node.op_type == "Conv" and group(node) == 1:
+            if node.op_type == "Conv" and group(node) == 1 and self._has_weights(node):
                 for place in range(1, len(node.input)):
                     rows = f"{tensor}.rows.{place}"  # weights may be shared, their rows are not
                     node.input[place] = self._rows(node.input[place], channels, rows)
@@ -77,6 +89,10 @@ class _Selector:
         self.graph.node.append(gather)
         self.makers[name] = self.graph.node[-1]  # append copies
         return name
+
+    def _has_weights(self, node: onnx.NodeProto) -> bool:
+        """Whether all weights are constants: those of an int8 convolution are made of others."""
+        return all(name in self.weights for name in node.input[1:])
 
     def _rows(self, weight: str, channels: NDArray[np.int64], name: str) -> str:
         """A weight or bias reduced to the output channels that are used, as a new constant."""

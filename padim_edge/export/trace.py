@@ -42,9 +42,13 @@ def assemble(
     select_channels(
         traced,
         [
-            (output.name, np.array(indices, dtype=np.int64), FEATURES + name)
-            for name, output, indices in zip(
-                info.layers, traced.output, info.selected(), strict=True
+            (
+                output.name,
+                None if indices == tuple(range(total)) else np.array(indices, dtype=np.int64),
+                FEATURES + name,
+            )
+            for name, output, indices, total in zip(
+                info.layers, traced.output, info.selected(), info.layer_channels, strict=True
             )
             if indices
         ],

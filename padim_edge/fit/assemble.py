@@ -43,6 +43,8 @@ def assemble(
         calibration=calibration.how,
         good_scores=calibration.good_scores,
         aspect_ratios=aspect_ratios,
+        preset=settings.preset,
+        shrinkage=settings.shrinkage or 0.0,
     )
     parts = [
         graph.distances(gaussians.pyramid, gaussians.means, gaussians.whitening),

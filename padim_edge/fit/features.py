@@ -134,7 +134,7 @@ def extract(
         (len(images), pyramid.cells, pyramid.positions_per_cell(index) * level.channels)
         for index, level in enumerate(pyramid.levels)
     ]
-    levels = _store(shapes)
+    levels = store(shapes)
     count = read = brightest = 0
     paths: list[Path] = []
     copies = Copies(earlier)
@@ -184,7 +184,7 @@ def extract(
     )
 
 
-def _store(shapes: Sequence[tuple[int, ...]]) -> list[NDArray[np.float32]]:
+def store(shapes: Sequence[tuple[int, ...]]) -> list[NDArray[np.float32]]:
     """Arrays in memory, or in a temporary file that vanishes with them."""
     sizes = [4 * int(np.prod(shape)) for shape in shapes]
     if sum(sizes) <= STORE_IN_MEMORY:

@@ -1,6 +1,7 @@
 """Fit: from embedding.onnx and good images to padim.onnx, in bounded memory and without torch.
 
 1. `features.extract`             images through the backbone; selected maps go to a store
+                                  (whitened presets: pooled ones, then projected by `basis`)
 2. `statistics.estimate`          a run of cells at a time: moments of the images
 3. `whitening`, `held_out`        what each run's moments become: constants, leave-one-out distances
                                   (2 and 3 otherwise: `ledoit_wolf`)
@@ -15,6 +16,7 @@ temporary file. Everything after that needs only a few cells at a time.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +27,9 @@ import numpy as np
 from padim_edge.errors import PadimEdgeError, UsageError
 from padim_edge.files import atomic_write
 from padim_edge.fit.assemble import assemble
+from padim_edge.fit.basis import find_basis
 from padim_edge.fit.calibrate import calibrate
+from padim_edge.fit.chosen import check_whole, with_chosen
 from padim_edge.fit.features import Features, extract
 from padim_edge.fit.ledoit_wolf import estimator, ledoit_wolf_statistics
 from padim_edge.fit.moments import Array
@@ -34,6 +38,7 @@ from padim_edge.fit.settings import Settings
 from padim_edge.fit.statistics import Statistics, sample_statistics
 from padim_edge.images.batches import OnError, refuse
 from padim_edge.model.file import Model, read, write
+from padim_edge.model.pooling import check_head, with_pooled, with_projection
 from padim_edge.model.smoothing import Smoothing
 from padim_edge.model.threshold import threshold_for
 from padim_edge.progress import Progress, silent
@@ -104,6 +109,8 @@ def fit_detector(
     if not isinstance(embedding, Model):
         embedding = read(embedding, "embedding")
     _check_settings(embedding, settings, moments=bool(update or save_moments))
+    if settings.preset == "reference" and settings.dims is not None:
+        embedding = with_chosen(embedding, settings.dims)
     earlier = SavedMoments.load(update, embedding, settings) if update else None
     _check_count(len(images), earlier, settings)
     _check_distinct(embedding=embedding.path, output=Path(output), moments=save_moments)
@@ -114,8 +121,9 @@ def fit_detector(
         state_stream = files.enter_context(atomic_write(save_moments)) if save_moments else None
         stream = files.enter_context(atomic_write(output))
         start = time.perf_counter()
+        head = settings.head()
         features = extract(
-            embedding,
+            with_pooled(embedding, head) if head else embedding,
             images,
             settings.preprocess,
             engine,
@@ -126,22 +134,28 @@ def fit_detector(
         )
         extracted = time.perf_counter()
         _check_count(len(features.firsts()), earlier, settings, features)
+        backbone, used, basis = embedding, settings, earlier.basis if earlier else None
+        if head:
+            basis = basis or find_basis(features, head, settings.shrinkage, threads, progress)
+            features = basis(features, head)
+            backbone = with_projection(embedding, head, basis.directions, basis.offset)
+            used = dataclasses.replace(settings, eps=basis.eps, shrinkage=basis.shrinkage)
         smoothing = Smoothing.of(features.pyramid, settings.preprocess.size, settings.sigma)
         statistics = _statistics(
-            features, settings, smoothing, earlier, bool(save_moments), threads, progress
+            features, used, smoothing, earlier, bool(save_moments), threads, progress
         )
         total = features.count + (earlier.moments.count if earlier else 0)
         scores, how = _all_scores(statistics, features, earlier)
         calibration = calibrate(scores, settings.false_alarm_rate, how)
         ratios = _aspect_ratios(features, earlier)
         model = assemble(
-            embedding, statistics.gaussians, calibration, smoothing, settings, total, ratios
+            backbone, statistics.gaussians, calibration, smoothing, used, total, ratios
         )
         size = write(stream, model)
         finished = time.perf_counter()
         if state_stream and statistics.moments:
             digests = (earlier.digests if earlier else ()) + features.digests
-            state = (embedding.sha256, settings, statistics.moments, scores, digests, ratios)
+            state = (embedding.sha256, settings, statistics.moments, scores, digests, ratios, basis)
             SavedMoments(*state).save(state_stream)
     return Fitted(
         model=model,
@@ -202,6 +216,11 @@ def _check_settings(embedding: Model, settings: Settings, moments: bool) -> None
             f"the preprocessing gives {settings.preprocess.size}, the graph takes "
             f"{embedding.backbone_info.image_size}"
         )
+    head = settings.head()
+    if head:
+        check_head(embedding.backbone_info, head)
+    else:
+        check_whole(embedding, settings.dims)
     if settings.covariance == "ledoit-wolf":
         if moments:
             raise UsageError(

@@ -16,8 +16,9 @@ from padim_edge.fit import gaussian
 from padim_edge.fit.features import Features
 from padim_edge.fit.held_out import image_scores
 from padim_edge.fit.moments import Array, Blocks, Moments
+from padim_edge.fit.runs import in_threads
 from padim_edge.fit.settings import Settings
-from padim_edge.fit.statistics import Statistics, in_threads
+from padim_edge.fit.statistics import Statistics
 from padim_edge.fit.whitening import Whitening
 from padim_edge.model.pyramid import Pyramid
 from padim_edge.model.smoothing import Smoothing

@@ -10,12 +10,14 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from padim_edge.errors import ModelError, PadimEdgeError, UsageError
+from padim_edge.fit.basis import Basis
 from padim_edge.fit.copies import DIGEST
 from padim_edge.fit.moments import Array, Moments, empty_moments
 from padim_edge.fit.settings import Settings
 from padim_edge.images.preprocess import Preprocess
 from padim_edge.model.file import Model
-from padim_edge.model.pyramid import Pyramid
+from padim_edge.model.pooling import pooled_layers
+from padim_edge.model.pyramid import Layer, Pyramid
 
 
 class Keeper:
@@ -51,6 +53,7 @@ class SavedMoments:
         digests: of the images (`padim_edge.fit.copies`), [N], so that none is counted twice;
             zeros for those that a version saved which had none.
         aspect_ratios: the smallest and the largest width / height of the images; none if unknown.
+        basis: of a whitened preset, the one that the moments are in: kept by whatever goes on.
     """
 
     embedding_sha256: str
@@ -59,6 +62,7 @@ class SavedMoments:
     scores: Array
     digests: tuple[bytes, ...]
     aspect_ratios: tuple[float, ...] = ()
+    basis: Basis | None = None
 
     def part(self, pyramid: Pyramid, cells: slice) -> Moments:
         """The moments of some cells."""
@@ -80,6 +84,10 @@ class SavedMoments:
         arrays["digests"] = np.frombuffer(b"".join(self.digests), np.uint8).reshape(-1, DIGEST)
         if self.aspect_ratios:
             arrays["aspect_ratios"] = np.array(self.aspect_ratios)
+        if self.basis:
+            arrays["basis.directions"] = self.basis.directions
+            arrays["basis.offset"] = self.basis.offset
+            arrays["basis.shrinkage"] = np.array([self.basis.shrinkage])
         np.savez(stream, scores=self.scores, **arrays)
 
     @classmethod
@@ -89,13 +97,16 @@ class SavedMoments:
         Raises:
             PadimEdgeError: the file cannot be read, is damaged or is of another fit.
         """
+        head = settings.head()
+        pyramid = Pyramid.coarse_to_fine([head]) if head else embedding.pyramid()
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 count = _count(arrays, _identity(embedding.sha256, settings), path)
-                moments = _moments(arrays, embedding.pyramid(), count)
+                moments = _moments(arrays, pyramid, count)
                 scores = _scores(arrays, count)
                 digests = _digests(arrays, count)
                 ratios = _array(arrays, "aspect_ratios", 2) if "aspect_ratios" in arrays else ()
+                basis = _basis(arrays, embedding, head) if head else None
         except UsageError:
             raise
         except OSError as error:
@@ -107,7 +118,8 @@ class SavedMoments:
                 f"{path} is not a file of moments of this embedding, or it is damaged: save one "
                 "with padim-edge fit --save-moments"
             ) from error
-        return cls(embedding.sha256, settings, moments, scores, digests, tuple(map(float, ratios)))
+        aspect_ratios = tuple(map(float, ratios))
+        return cls(embedding.sha256, settings, moments, scores, digests, aspect_ratios, basis)
 
 
 def _count(arrays: Any, wanted: dict[str, Any], path: Path) -> int:
@@ -116,6 +128,7 @@ def _count(arrays: Any, wanted: dict[str, Any], path: Path) -> int:
     count: int = header.pop("count")
     # Fields that came later have the defaults that are true of older moments.
     header["preprocess"] = Preprocess.from_json(header["preprocess"]).to_json()
+    header = {"preset": "reference", "dims": None} | header
     different = [key for key in wanted if header.get(key) != wanted[key]]
     if different:
         raise UsageError(
@@ -159,6 +172,15 @@ def _digests(arrays: Any, count: int) -> tuple[bytes, ...]:
     return tuple(row.tobytes() for row in digests)
 
 
+def _basis(arrays: Any, embedding: Model, head: Layer) -> Basis:
+    channels = sum(layer.channels for layer in pooled_layers(embedding.backbone_info))
+    return Basis(
+        _array(arrays, "basis.directions", channels, head.channels),
+        _array(arrays, "basis.offset", head.channels),
+        float(_array(arrays, "basis.shrinkage", 1)[0]),
+    )
+
+
 def _array(arrays: Any, name: str, *shape: int) -> Array:
     """An array of float64 of this shape, finite."""
     values: Array = arrays[name]
@@ -171,9 +193,20 @@ def _array(arrays: Any, name: str, *shape: int) -> Array:
 
 def _identity(embedding_sha256: str, settings: Settings) -> dict[str, Any]:
     """What two fits must share for their moments to be added."""
+    head = settings.head()
     return {
         "embedding": embedding_sha256,
         "preprocess": settings.preprocess.to_json(),
         "eps": settings.eps,
         "sigma": settings.sigma,
+        "preset": settings.preset,
+        **(
+            {
+                "dims": head.channels,
+                "grid": [head.height, head.width],
+                "shrinkage": settings.shrinkage,
+            }
+            if head
+            else {"dims": settings.dims}
+        ),
     }

@@ -8,21 +8,17 @@ themselves, to be saved (`saved`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-
-from threadpoolctl import threadpool_limits
 
 from padim_edge.fit.features import Features
 from padim_edge.fit.held_out import HeldOut
 from padim_edge.fit.moments import Array, Moments, merge, moments_of
+from padim_edge.fit.runs import in_threads
 from padim_edge.fit.saved import Keeper, SavedMoments
 from padim_edge.fit.settings import Settings
 from padim_edge.fit.whitening import Gaussians, Whitening
 from padim_edge.model.smoothing import Smoothing
 from padim_edge.progress import Progress
-from padim_edge.system import available_cores
 
 
 @dataclass(frozen=True)
@@ -100,19 +96,3 @@ def estimate(
     own = features.of(cells)
     moments = moments_of(own)
     return own, merge(earlier.part(features.pyramid, cells), moments) if earlier else moments
-
-
-def in_threads(
-    task: Callable[[slice], None], runs: list[slice], cells: int, threads: int, progress: Progress
-) -> None:
-    """Do a task for each run of cells, one thread per core, each with a single BLAS thread.
-
-    The matrices are small: BLAS threads would spend their time waiting for one another.
-    """
-    progress("statistics", 0, cells)
-    with threadpool_limits(1), ThreadPoolExecutor(threads or available_cores()) as pool:
-        try:
-            for run, _ in zip(runs, pool.map(task, runs), strict=True):
-                progress("statistics", run.stop, cells)
-        finally:
-            pool.shutdown(cancel_futures=True)

@@ -16,7 +16,7 @@ from padim_edge.model.names import FEATURES, NORMALISED
 
 def has_bare_backbone(model: Model) -> bool:
     """Whether the file holds all layers: one without a chosen channel was left out by export."""
-    return {FEATURES + name for name in model.backbone_info.layers} == set(model.feature_names())
+    return bool(model.backbone_info.source_layers) or all(model.backbone_info.selected())
 
 
 def bare_backbone(model: Model) -> onnx.ModelProto:
@@ -32,13 +32,14 @@ def bare_backbone(model: Model) -> onnx.ModelProto:
     Raises:
         PadimEdgeError: the file does not hold it; see `has_bare_backbone`.
     """
-    info = model.backbone_info
-    names = [FEATURES + name for name in info.layers]
+    layers = model.backbone_info.backbone_layers()
+    names = [FEATURES + layer.name for layer in layers]
     if not has_bare_backbone(model):
         raise PadimEdgeError("a layer has no chosen channel, so its bare form is not in the file")
     proto = subgraph(model.proto, [NORMALISED], names)
     graph = proto.graph
-    gathers = _undo_selection(graph, dict(zip(names, info.layer_channels, strict=True)))
+    channels = [layer.channels for layer in layers]
+    gathers = _undo_selection(graph, dict(zip(names, channels, strict=True)))
     kept = []
     for node in graph.node:
         if node.output[0] not in gathers:
@@ -47,9 +48,11 @@ def bare_backbone(model: Model) -> onnx.ModelProto:
             kept.append(node)
     outputs = [
         helper.make_tensor_value_info(
-            gathers.get(name, name), onnx.TensorProto.FLOAT, ["N", channels, *shape]
+            gathers.get(name, name),
+            onnx.TensorProto.FLOAT,
+            ["N", layer.channels, layer.height, layer.width],
         )
-        for name, channels, shape in zip(names, info.layer_channels, info.layer_shapes, strict=True)
+        for name, layer in zip(names, layers, strict=True)
     ]
     used = {source for node in kept for source in node.input}
     constants = [tensor for tensor in graph.initializer if tensor.name in used]

@@ -242,6 +242,7 @@ def detector(
     """The whole padim.onnx: the backbone of embedding.onnx, then the scoring parts (emptied)."""
     layers = embedding.pyramid_layers()
     features = [FEATURES + layer.name for layer in layers]
+    features += [FEATURES + name for name in embedding.source_layers]
     finest = max(layers, key=lambda layer: layer.height)
     base = subgraph(embedding_proto, ["image"], features).graph
     height, width = embedding.image_size

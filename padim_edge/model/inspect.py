@@ -10,7 +10,12 @@ from typing import Any
 
 from padim_edge.model.file import read
 
-PARTS = {"mean.": "means", "whitening.": "whitening", "smoothing.": "smoothing"}
+PARTS = {
+    "projection.": "projection",
+    "mean.": "means",
+    "whitening.": "whitening",
+    "smoothing.": "smoothing",
+}
 
 
 def describe(path: Path) -> dict[str, Any]:

@@ -37,6 +37,9 @@ CONSTANTS = ("float32", "float16", "int8")
 COVARIANCES = ("sample", "ledoit-wolf")
 """Estimators of the covariance."""
 
+PRESETS = ("reference", "whitened", "whitened-fine")
+"""What the Gaussians are of: chosen channels, as in the paper, or pooled and projected layers."""
+
 
 @dataclass(frozen=True)
 class BackboneInfo:
@@ -56,6 +59,10 @@ class BackboneInfo:
         mean: subtracted from RGB in 0..1.
         std: what the difference is divided by.
         quantised_for: of an int8 backbone, which runtimes its graph is made for.
+        source_layers: of a whitened detector, the backbone's layers that its only layer is made
+            of; whole. Empty where ``layers`` are the backbone's own.
+        source_channels: channels of each.
+        source_shapes: (h, w) of each.
     """
 
     backbone: str
@@ -71,6 +78,9 @@ class BackboneInfo:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     quantised_for: str = ""
+    source_layers: tuple[str, ...] = ()
+    source_channels: tuple[int, ...] = ()
+    source_shapes: tuple[tuple[int, int], ...] = ()
 
     def selected(self) -> tuple[tuple[int, ...], ...]:
         """Chosen channels of each layer, counted within the layer, in the order of choice."""
@@ -90,6 +100,14 @@ class BackboneInfo:
             if chosen
         ]
 
+    def backbone_layers(self) -> list[Layer]:
+        """The layers as the backbone gives them, before any selection."""
+        if self.source_layers:
+            parts = (self.source_layers, self.source_channels, self.source_shapes)
+        else:
+            parts = (self.layers, self.layer_channels, self.layer_shapes)
+        return [Layer(name, count, *shape) for name, count, shape in zip(*parts, strict=True)]
+
 
 @dataclass(frozen=True)
 class DetectorInfo:
@@ -108,6 +126,8 @@ class DetectorInfo:
         good_scores: those scores, sorted; percentiles are taken among them.
         aspect_ratios: the smallest and the largest width / height of the images; none in files from
             before they were kept.
+        preset: what the Gaussians are of.
+        shrinkage: of a whitened preset, alpha, from which eps = alpha / (1 - alpha); else 0.
     """
 
     preprocess: Preprocess
@@ -121,6 +141,8 @@ class DetectorInfo:
     calibration: str
     good_scores: tuple[float, ...]
     aspect_ratios: tuple[float, ...] = ()
+    preset: str = "reference"
+    shrinkage: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -153,10 +175,10 @@ class Metadata:
             # With the kind: a version that does not know this field hands an embedding's on to the
             # detector that it makes of it.
             **({"checksum": f"{self.kind}:{self.checksum}"} if self.checksum else {}),
-            **dataclasses.asdict(self.backbone_info),
+            **_written(self.backbone_info),
         }
         if self.detector_info:
-            fields |= dataclasses.asdict(self.detector_info)
+            fields |= _written(self.detector_info)
             fields["preprocess"] = self.detector_info.preprocess.to_json()
         return {PREFIX + name: json.dumps(value) for name, value in fields.items()} | dict(
             self.extra
@@ -188,6 +210,16 @@ class Metadata:
 
 
 _HEADER = ("format", "kind", "tool_version", "checksum")
+
+
+def _written(info: BackboneInfo | DetectorInfo) -> dict[str, Any]:
+    """Fields by name, without those that say what a file without them says."""
+    defaults = {field.name: field.default for field in dataclasses.fields(info)}
+    return {
+        name: value
+        for name, value in dataclasses.asdict(info).items()
+        if defaults[name] is dataclasses.MISSING or value != defaults[name]
+    }
 
 
 def _names(cls: type[BackboneInfo | DetectorInfo]) -> tuple[str, ...]:
@@ -238,6 +270,11 @@ def _check_fields(info: BackboneInfo, detector_info: DetectorInfo | None) -> Non
         (channels and len(set(channels)) == len(channels), "channels"),
         (all(0 <= channel < total for channel in channels), "channels"),
         (info.precision in PRECISIONS, "precision"),
+        (
+            len(info.source_layers) == len(info.source_channels) == len(info.source_shapes),
+            "source_layers",
+        ),
+        (not detector_info or detector_info.preset in PRESETS, "preset"),
         (not detector_info or detector_info.covariance in COVARIANCES, "covariance"),
         (not detector_info or detector_info.constants in CONSTANTS, "constants"),
         (not detector_info or detector_info.preprocess.size == info.image_size, "preprocess"),

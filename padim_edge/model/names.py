@@ -7,6 +7,9 @@ With i, j counting levels from coarse to fine:
     normalised            float32 [N, 3, H, W]         what the backbone itself takes
     features.<layer>      float32 [N, d, h, w]         selected maps: where a runtime cuts the graph
     embedding             float32 [N, d, h, w]         output of embedding.onnx
+    features.whitened     float32 [N, d, h, w]         the only selected map of a whitened detector
+    projection.<layer>    float32 [d, c, 1, 1]         of which it is made, of each pooled layer
+    projection.offset     float32 [d]
     mean.i                float32 [1, d_i, h_i, w_i]
     whitening.i.j         [P_i, d_i, d_j], tree order  rows of level i, columns of level j <= i
     whitening.i.j.scale   float32 [P_i, d_i, 1]        int8 constants only

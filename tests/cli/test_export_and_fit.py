@@ -71,6 +71,28 @@ def test_fit_with_every_option(tmp_path, embedding_file, photos):
     assert sorted(os.listdir(tmp_path)) == ["moments.npz", "padim.onnx"]  # noqa: PTH208
 
 
+def test_fit_with_a_whitened_preset(tmp_path, whole_embedding, photos):
+    output = tmp_path / "padim.onnx"
+    fit = ("fit", whole_embedding, photos, "-o", output)
+    done = padim_edge(*fit, "--preset", "whitened-fine", "--dims", 7, "--grid", 4).worked()
+    preset = next(line for line in done.stdout.splitlines() if line.split()[0] == "preset")
+    info = read(output, "padim").detector_info
+    assert preset == (
+        "  preset      whitened-fine: 7 principal directions of layer2, layer3, 4 x 4, "
+        f"shrinkage {info.shrinkage:g}"
+    )
+    done = in_process("inspect", output).worked()
+    assert "['whitened: 7 x 4 x 4']" in done.stdout
+    assert "projection" in done.stdout
+    in_process("run", output, photos / "test").worked()
+    in_process(*fit, "--preset", "whitened", "--shrinkage", 0.25).worked()
+    assert read(output, "padim").detector_info.shrinkage == 0.25
+    in_process(*fit, "--preset", "whitened", "--shrinkage", "auto").worked()
+    in_process(*fit).failed(2, "all 448 channels", "--dims 100", "--preset")
+    in_process(*fit, "--dims", 9).worked()
+    assert len(read(output, "padim").backbone_info.channels) == 9
+
+
 def test_a_camera_that_fills_12_of_16_bits(tmp_path, embedding_file, photos):
     """The photos in grey: of 8 bits, and as a camera's Mono12 writes them. One is as the other."""
     for kind in ("8", "12"):

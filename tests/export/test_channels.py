@@ -126,6 +126,29 @@ def test_any_split_equals_torch(dims: tuple[int, ...], resnet18: State, tmp_path
     assert read(path, "embedding").backbone_info.channels == chosen
 
 
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_all_channels_are_the_layers_themselves(
+    precision: str, resnet18: State, tmp_path: Path
+) -> None:
+    path = tmp_path / "embedding.onnx"
+    exported = export_backbone(
+        path,
+        layers=RESNET[:2],
+        dims="all",
+        weights=save(tmp_path, resnet18),
+        image_size=SMALL,
+        precision=precision,
+    )
+    info = exported.model.backbone_info
+    assert (info.channels, info.selection) == (tuple(range(192)), "all 192")
+    makers = {node.output[0]: node.op_type for node in exported.model.proto.graph.node}
+    expected = {"float32": "Relu", "float16": "Cast"}[precision]
+    assert [makers[f"features.{layer}"] for layer in RESNET[:2]] == [expected] * 2
+    if precision == "float32":
+        maps = feature_maps("resnet18", resnet18, RESNET[:2], noise(2, SMALL))
+        assert_close(run(path, noise(2, SMALL))["embedding"], embedding_of(maps, info.channels))
+
+
 def test_listed_channels_keep_their_order(resnet18: State, tmp_path: Path) -> None:
     chosen = [191, 0, 64, 3, 63, 65]
     (tmp_path / "list.json").write_text(json.dumps(chosen))

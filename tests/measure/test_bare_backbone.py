@@ -51,7 +51,12 @@ def random_network(name: str) -> torch.nn.Module:
     return network
 
 
-def fitted(folder: Path, name: str, weights: Path, **options: Any) -> Model:
+SETTINGS = Settings(Preprocess.whole(SIZE))
+
+
+def fitted(
+    folder: Path, name: str, weights: Path, settings: Settings = SETTINGS, **options: Any
+) -> Model:
     """A padim.onnx of four photos of nothing."""
     export_backbone(
         folder / "embedding.onnx", name, weights=str(weights), image_size=SIZE, **options
@@ -61,7 +66,6 @@ def fitted(folder: Path, name: str, weights: Path, **options: Any) -> Model:
     for index in range(4):
         photos.append(folder / f"{index}.png")
         Image.fromarray(rng.integers(0, 256, (*SIZE, 3), np.uint8)).save(photos[-1])
-    settings = Settings(Preprocess.whole(SIZE))
     fit_detector(folder / "embedding.onnx", photos, folder / "padim.onnx", settings)
     return read(folder / "padim.onnx", "padim")
 
@@ -200,6 +204,21 @@ def test_skip_with_a_convolution(resnet18_weights: Path, tmp_path: Path) -> None
     onnxruntime.InferenceSession(bare.SerializeToString()).run(
         None, {"normalised": np.zeros((2, 3, *SIZE), np.float32)}
     )
+
+
+@pytest.mark.parametrize("dims", ["all", (0, 128, 256)])
+def test_of_a_whitened_detector(resnet18_weights: Path, tmp_path: Path, dims: Any) -> None:
+    """The backbone as far as the layers that were pooled, whether or not they were permuted."""
+    settings = Settings(Preprocess.whole(SIZE), preset="whitened", dims=9)
+    model = fitted(tmp_path, "resnet18", resnet18_weights, settings, dims=dims)
+    assert has_bare_backbone(model)
+    bare = bare_backbone(model)
+    assert not {node.op_type for node in bare.graph.node} - {"Conv", "Relu", "Add", "MaxPool"}
+    session = onnxruntime.InferenceSession(bare.SerializeToString())
+    maps = session.run(None, {"normalised": np.zeros((2, 3, *SIZE), np.float32)})
+    assert [m.shape for m in maps] == [(2, 128, 8, 8), (2, 256, 4, 4)]
+    theirs = convolutions(bare_backbone(fitted(tmp_path, "resnet18", resnet18_weights)))
+    assert Counter(convolutions(bare)) == Counter(theirs)
 
 
 def test_layer_without_a_chosen_channel(resnet18_weights: Path, tmp_path: Path) -> None:

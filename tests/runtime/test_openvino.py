@@ -63,6 +63,17 @@ def judged(embedding: Path, good: np.ndarray, test: np.ndarray, shrunk: bool) ->
     return reference.score_maps(reference.distances(new, mean, inverse), test.shape[1:3])
 
 
+@pytest.mark.parametrize("kind", ["whitened", "whitened-fine"])
+def test_whitened_as_onnx_runtime(detectors, kind):
+    model = read(Path(detectors[kind]), "padim")
+    images = np.random.default_rng(3).integers(0, 256, (3, 64, 64, 3), np.uint8)
+    engines = [open_engine(name, model) for name in ("openvino", "ort")]
+    for ours, theirs in zip(*(each.infer(images) for each in engines), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+    for each in engines:
+        each.close()
+
+
 @pytest.mark.parametrize(
     ("constants", "covariance", "shape"),
     [

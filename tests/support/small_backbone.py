@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -29,7 +30,10 @@ INFO = BackboneInfo(
 )
 
 
-def embedding() -> Model:
+WHOLE = dataclasses.replace(INFO, channels=tuple(range(72)), selection="all")
+
+
+def embedding(info: BackboneInfo = INFO) -> Model:
     """What a device's part of embedding.onnx computes: uint8 images in, selected maps out.
 
     Three layers as in a ResNet, each with a skip connection, from pixels a quarter, an eighth and
@@ -52,9 +56,9 @@ def embedding() -> Model:
     nodes.add("Sub", ["image.channels_first", nodes.constant("centre", centre)], "shifted")
     nodes.add("Mul", ["shifted", nodes.constant("scale", scale)], NORMALISED)
     source = nodes.add("Relu", [convolution(NORMALISED, "stem", 3, 16, 7, 2)], "stem.relu")
-    chosen = INFO.selected()
-    widths = itertools.pairwise((16, *INFO.layer_channels))
-    for name, (inputs, width), kept in zip(INFO.layers, widths, chosen, strict=True):
+    chosen = info.selected()
+    widths = itertools.pairwise((16, *info.layer_channels))
+    for name, (inputs, width), kept in zip(info.layers, widths, chosen, strict=True):
         skip = convolution(source, f"{name}.skip", inputs, width, 1, 2)
         first = convolution(source, f"{name}.first", inputs, width, 3, 2)
         relu = nodes.add("Relu", [first], f"{name}.relu")
@@ -62,8 +66,8 @@ def embedding() -> Model:
         source = nodes.add("Relu", [nodes.add("Add", [second, skip], f"{name}.sum")], name)
         indices = nodes.constant(f"{name}.kept", np.array(kept, np.int64))
         nodes.add("Gather", [source, indices], FEATURES + name, axis=1)
-    image, outputs = graph.image_input(INFO.image_size), graph.feature_outputs(INFO)
+    image, outputs = graph.image_input(info.image_size), graph.feature_outputs(info)
     proto = graph.as_model(
         helper.make_graph(nodes.nodes, "small", [image], outputs, nodes.constants)
     )
-    return Model(proto, INFO)
+    return Model(proto, info)

@@ -15,7 +15,8 @@ def backbone_graph(model: Model) -> bytes:
     """The part of a model from image to selected maps, as ONNX.
 
     It depends on the backbone and the chosen channels alone, not on the fit: a device that is
-    fitted again keeps its plan.
+    fitted again keeps its plan. (The projection of a whitened detector is part of it, and changes
+    with a new fit, but not with an update.)
     """
     return _bare(subgraph(model.proto, ["image"], model.feature_names()))
 

@@ -35,7 +35,9 @@ def check_parity(folder: str, path: str, half: bool) -> None:
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["float32 maps", "float16 maps"])
-@pytest.mark.parametrize("constants", ["float32", "float16", "int8", "dense"])
+@pytest.mark.parametrize(
+    "constants", ["float32", "float16", "int8", "dense", "whitened", "whitened-fine"]
+)
 def test_parity(
     gpu: ProcessPoolExecutor, folder: str, detectors: dict[str, str], constants: str, half: bool
 ) -> None:

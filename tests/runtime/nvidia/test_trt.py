@@ -72,9 +72,12 @@ def check_trt(folder: str, path: str, name: str) -> None:
         device.set("memory", 2**30)
 
 
+@pytest.mark.parametrize("kind", ["float16", "whitened-fine"])
 @pytest.mark.parametrize("name", ["trt", "trt/graph"])
-def test_trt(trt: ProcessPoolExecutor, folder: str, detectors: dict[str, str], name: str) -> None:
-    trt.submit(check_trt, folder, detectors["float16"], name).result(timeout=300)
+def test_trt(
+    trt: ProcessPoolExecutor, folder: str, detectors: dict[str, str], name: str, kind: str
+) -> None:
+    trt.submit(check_trt, folder, detectors[kind], name).result(timeout=300)
 
 
 def one_batch(model: Any) -> None:

@@ -1,0 +1,73 @@
+"""Chosen channels of an embedding that has all of them: the draw of `export`, made when fitting."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+
+from padim_edge.errors import UsageError
+from padim_edge.export.channels import choose
+from padim_edge.export.select import select_channels
+from padim_edge.model import graph
+from padim_edge.model.file import Model
+from padim_edge.model.names import FEATURES
+
+SEED = 1024
+"""Of the draw, as in the reference."""
+
+
+def check_whole(embedding: Model, dims: int | None) -> None:
+    """Refuse to draw where channels lack, and not to draw where all are there in their order.
+
+    Raises:
+        UsageError: either.
+    """
+    info = embedding.backbone_info
+    total = sum(info.layer_channels)
+    if dims is None and info.channels == tuple(range(total)):
+        raise UsageError(
+            f"this embedding has all {total} channels of its layers: say how many to draw, as in "
+            "the paper (--dims 100 for resnet18, 550 for wide_resnet50_2), or choose another "
+            "--preset"
+        )
+    if dims is not None and len(info.channels) < total:
+        raise UsageError(
+            f"--dims {dims}: channels are drawn from all {total}, and this embedding has "
+            f"{len(info.channels)}: leave --dims out to take those, or make one with padim-edge "
+            "export --dims all"
+        )
+
+
+def with_chosen(embedding: Model, dims: int) -> Model:
+    """An embedding, not to be written, with as many channels as if it had been exported so.
+
+    Args:
+        embedding: with all channels of all layers.
+        dims: how many to draw; see `check_whole`.
+
+    Raises:
+        UsageError: there are fewer.
+    """
+    info = embedding.backbone_info
+    chosen, selection = choose(info.layer_channels, (dims,), None, SEED, dims)
+    own = dataclasses.replace(info, channels=chosen, selection=selection)
+    names = [FEATURES + name for name in info.layers]
+    proto = graph.subgraph(embedding.proto, ["image"], names)
+    whole = {name: f"whole.{name}" for name in names}
+    for node in proto.graph.node:
+        node.input[:] = [whole.get(name, name) for name in node.input]
+        node.output[:] = [whole.get(name, name) for name in node.output]
+    wanted: list[tuple[str, NDArray[np.int64] | None, str]] = []
+    for name, have, want in zip(names, info.selected(), own.selected(), strict=True):
+        places = np.argsort(have)[list(want)].astype(np.int64)  # all are there, in any order
+        if want:
+            wanted.append((whole[name], places, name))
+    select_channels(proto.graph, wanted)
+    del proto.graph.output[:], proto.graph.value_info[:]
+    proto.graph.output.extend(graph.feature_outputs(own))
+    outputs = [value.name for value in proto.graph.output]
+    return dataclasses.replace(
+        embedding, proto=graph.subgraph(proto, ["image"], outputs), backbone_info=own
+    )
