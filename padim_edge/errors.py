@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 def first_line(error: BaseException) -> str:
     """What an error says, in one line; its kind where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def listed(things: Sequence[object], most: int = 3) -> str:
+    """Some of many, in one line: "a, b, c and 60 more"."""
+    named = ", ".join(map(str, things[:most]))
+    return named if len(things) <= most else f"{named} and {len(things) - most} more"
 
 
 class PadimEdgeError(Exception):

@@ -102,7 +102,7 @@ def _compare(
     np.save(folder / "test.npy", np.stack(test))
     channels = list(read(folder / "embedding.onnx", "embedding").backbone_info.channels)
     expected = judge(_pixels(train), _pixels(test), folder / "weights.pth", channels)
-    masks = [Preprocess.whole(SIZE).mask(Image.fromarray(load_masks(sample.masks)))
+    masks = [Preprocess.whole(SIZE).mask(Image.fromarray(load_masks(sample.masks, sample.path)))
              if sample.masks else None for sample in samples]  # fmt: skip
     labels = np.array([sample.is_anomalous for sample in samples])
     scores = expected["smoothed"].max((1, 2))

@@ -19,7 +19,6 @@ from padim_edge.cli.options import (
 )
 from padim_edge.cli.output import (
     Skipped,
-    listed,
     open_detector,
     progress_bars,
     say,
@@ -27,6 +26,7 @@ from padim_edge.cli.output import (
     table,
     write_json,
 )
+from padim_edge.errors import listed
 
 
 @command("eval", "padim-edge eval padim.onnx mvtec/bottle --json bottle.json")
@@ -56,7 +56,9 @@ def evaluate(
         say(f"warning: {len(strays)} mask(s) belong to no image: {listed(strays)}")
     skipped = Skipped(strict)
     with open_detector(model, engine, threads) as detector, progress_bars() as progress:
-        metrics = evaluate_detector(detector, samples, batch, skipped, progress)
+        metrics = evaluate_detector(
+            detector, samples, batch, skipped, progress, lambda text: say(f"warning: {text}")
+        )
         heads = Heads(detector.detector_info, say)
     for sample in samples:
         heads(sample.path)

@@ -9,8 +9,8 @@ import typer
 
 from padim_edge.cli.command import command
 from padim_edge.cli.options import AbnormalDirs, MaskDirs, NormalDirs, Strict, Threads, number
-from padim_edge.cli.output import Skipped, listed, progress_bars, say, say_images, say_skipped
-from padim_edge.errors import PadimEdgeError, UsageError
+from padim_edge.cli.output import Skipped, progress_bars, say, say_images, say_skipped
+from padim_edge.errors import PadimEdgeError, UsageError, listed
 
 if TYPE_CHECKING:
     from padim_edge.fit.fit import Fitted

@@ -21,12 +21,6 @@ def say(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def listed(things: Sequence[object], most: int = 3) -> str:
-    """Some of many, in one line: "a, b, c and 60 more"."""
-    named = ", ".join(map(str, things[:most]))
-    return named if len(things) <= most else f"{named} and {len(things) - most} more"
-
-
 def say_images(paths: Sequence[Path]) -> None:
     """Which images are taken, and what lies beside them and is none."""
     from padim_edge.images.find import beside, places

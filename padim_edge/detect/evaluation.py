@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from padim_edge.detect.detector import Detector
 from padim_edge.detect.judging import judge
 from padim_edge.detect.metrics import Metrics, compute_metrics, require_eval_extra
-from padim_edge.errors import ImageError, PadimEdgeError
+from padim_edge.errors import ImageError, PadimEdgeError, listed
 from padim_edge.images.batches import OnError
 from padim_edge.images.dataset import Sample
 from padim_edge.images.frames import files
@@ -24,6 +25,7 @@ def evaluate_detector(
     batch: int,
     on_error: OnError,
     progress: Progress = silent,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> Metrics:
     """Metrics of a detector on a test set.
 
@@ -36,13 +38,16 @@ def evaluate_detector(
         batch: images per run of the engine.
         on_error: told of each file that cannot be used; may raise to stop.
         progress: called as work goes on.
+        warn: takes a sentence about masks that seem to be wrong.
 
     Raises:
-        PadimEdgeError: no good or no defective image is left, or a score is not finite.
+        PadimEdgeError: no good or no defective image is left, a score is not finite, or the mask
+            of a good image marks something.
     """
     require_eval_extra()  # now, not after the last image
     preprocess = detector.detector_info.preprocess
     labels, scores, maps, masks = [], [], [], []
+    checks = _MaskChecks()
     verdicts = judge(detector, files(sample.path for sample in samples), batch)
     for done, (sample, verdict) in enumerate(zip(samples, verdicts, strict=True), start=1):
         progress("images", done, len(samples))
@@ -50,18 +55,19 @@ def evaluate_detector(
             on_error(sample.path, verdict.outcome)
             continue
         try:
-            mask = (
-                preprocess.mask(Image.fromarray(load_masks(sample.masks))) if sample.masks else None
-            )
+            marked = load_masks(sample.masks, sample.path) if sample.masks else None
         except ImageError as error:
             on_error(sample.path, error)
             continue
+        if marked is not None:
+            checks(sample, marked)
         labels.append(sample.is_anomalous)
         scores.append(verdict.outcome.score)
         maps.append(verdict.outcome.score_map)
-        masks.append(mask)
+        masks.append(None if marked is None else preprocess.mask(Image.fromarray(marked)))
     if not maps:
         raise PadimEdgeError("no image of the test set could be read")
+    checks.conclude(warn)
     return compute_metrics(
         np.array(labels),
         np.array(scores),
@@ -69,3 +75,44 @@ def evaluate_detector(
         masks,
         np.stack(maps),
     )
+
+
+class _MaskChecks:
+    """Looks at masks as they come, for what no metric shows."""
+
+    def __init__(self) -> None:
+        self._masks = 0
+        self._large: list[str] = []
+        self._empty: list[str] = []
+
+    def __call__(self, sample: Sample, marked: NDArray[np.bool_]) -> None:
+        """Look at what the masks of a sample mark together.
+
+        Raises:
+            PadimEdgeError: it is a good one, and they mark something.
+        """
+        names = ", ".join(map(str, sample.masks))
+        if not sample.is_anomalous:
+            if marked.any():
+                raise PadimEdgeError(
+                    f"{sample.path} is labelled good, and {names} marks a defect in it: correct "
+                    "the label or the mask"
+                )
+            return
+        self._masks += 1
+        if not marked.any():
+            self._empty.append(names)
+        elif marked.mean() > 0.5:
+            self._large.append(names)
+
+    def conclude(self, warn: Callable[[str], None]) -> None:
+        """Say what was seen."""
+        if self._empty:
+            warn(f"{len(self._empty)} mask(s) mark nothing: {listed(self._empty)}")
+        if self._large:
+            all_of_them = 2 * len(self._large) > self._masks
+            warn(
+                f"{len(self._large)} of {self._masks} masks mark more than half of their image"
+                f"{', so they seem to be inverted (what is not black is marked)' * all_of_them}: "
+                f"{listed(self._large)}"
+            )

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from padim_edge.errors import ImageError
-from padim_edge.images.decode import load_image
+from padim_edge.images.decode import load_frame, read_head
 
 _WORD = r"(?:masks?|gt|ground[_-]?truth|labels?|seg)"
 _AFTER = re.compile(rf"(?P<stem>.+?)[_. -]{_WORD}(?:[_. -]?\d+)?", re.IGNORECASE)
@@ -63,28 +63,64 @@ def masks_by_image(
     return found
 
 
-def _marked(path: Path) -> NDArray[np.bool_]:
-    return np.asarray(np.asarray(load_image(path)).any(axis=2))
+def load_mask(path: Path) -> NDArray[np.bool_]:
+    """What a mask marks.
 
-
-def load_masks(paths: Sequence[Path]) -> NDArray[np.bool_]:
-    """What the masks of one image mark together.
+    A pixel is marked where its value is not 0, whatever its colour, bits and white. In files that
+    were compressed with loss, which have no exact values, where one is above half of white.
 
     Args:
-        paths: at least one; any colour but black marks.
+        path: an image file as `padim_edge.images.decode.load_frame` reads it.
 
     Returns:
         bool [h, w].
 
     Raises:
-        ImageError: one cannot be read, or they differ in size.
+        ImageError: it cannot be read.
     """
-    first, *others = (_marked(path) for path in paths)
-    for path, other in zip(paths[1:], others, strict=True):
-        if other.shape != first.shape:
+    values = np.asarray(load_frame(path).pixels)
+    marked: NDArray[np.bool_] = values > (np.iinfo(values.dtype).max // 2 if _is_lossy(path) else 0)
+    return marked if marked.ndim == 2 else np.asarray(marked.any(axis=2))
+
+
+def _is_lossy(path: Path) -> bool:
+    with path.open("rb") as stream:
+        head = stream.read(16)
+    return head.startswith(b"\xff\xd8\xff") or head[8:16] == b"WEBPVP8 "
+
+
+def load_masks(paths: Sequence[Path], image: Path) -> NDArray[np.bool_]:
+    """What the masks of one image mark together.
+
+    Args:
+        paths: at least one.
+        image: the file that they belong to. They may be larger or smaller, but of the same shape.
+
+    Returns:
+        bool [h, w].
+
+    Raises:
+        ImageError: one cannot be read, has another aspect ratio than the image, or another size
+            than the others.
+    """
+    together: NDArray[np.bool_] | None = None
+    head = read_head(image)
+    for path in paths:
+        marked = load_mask(path)
+        height, width = marked.shape
+        # Resizing rounds to whole pixels.
+        if head and abs(width * head[1] - height * head[0]) > max(head[0], head[1]):
             raise ImageError(
-                f"{path}: {other.shape[1]} x {other.shape[0]} pixels, where {paths[0].name} has "
-                f"{first.shape[1]} x {first.shape[0]}; the masks of an image must be of one size"
+                f"{path}: {width} x {height} pixels, and its image {head[0]} x {head[1]}: a mask "
+                "needs the aspect ratio of its image, or its marks lie elsewhere"
             )
-        first |= other
-    return first
+        if together is not None and marked.shape != together.shape:
+            raise ImageError(
+                f"{path}: {width} x {height} pixels, where {paths[0].name} has "
+                f"{together.shape[1]} x {together.shape[0]}; the masks of an image must be of one "
+                "size"
+            )
+        together = marked if together is None else together | marked
+    if together is None:
+        raise ValueError("no mask was given")
+    return together

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import in_process, unchanged
 from PIL import Image
@@ -81,3 +82,36 @@ def test_five_equal_photos(tmp_path, real_embedding, bottle):
     with unchanged(tmp_path):
         done = in_process("fit", real_embedding, tmp_path, "-o", tmp_path / "padim.onnx")
     done.failed(1, "1 usable image given, 4 equal to others", "at least 3 good images")
+
+
+# --- masks ------------------------------------------------------------------------------------
+
+
+def test_masks_as_people_store_them(tmp_path, real_embedding, bottle):
+    """16 bits with 0 and 1 were no masks; JPEG's noise was marked, PRO .870 instead of .953."""
+    model = tmp_path / "padim.onnx"
+    in_process("fit", real_embedding, bottle, *LANCZOS, "-o", model).worked()
+    pro = {}
+    for kind in ("png", "deep", "jpeg", "inverted"):
+        folder = tmp_path / kind
+        for path in sorted((bottle / "ground_truth").rglob("*.png")):
+            values = np.asarray(Image.open(path).convert("L"))
+            target = folder / path.relative_to(bottle / "ground_truth")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if kind == "deep":
+                Image.fromarray((values > 0).astype(np.uint16)).save(target)
+            elif kind == "jpeg":
+                Image.fromarray(values).save(target.with_suffix(".jpg"), quality=75)
+            else:
+                Image.fromarray(255 - values if kind == "inverted" else values).save(target)
+        done = in_process(
+            "eval", model, bottle, "--mask-dir", folder, "--json", tmp_path / "e.json"
+        ).worked()
+        metrics = json.loads((tmp_path / "e.json").read_text())
+        pro[kind] = metrics["pro"]
+        assert metrics["images_without_mask"] == 0
+        said = [line for line in done.warnings() if "inverted" in line]
+        assert len(said) == (kind == "inverted")
+    assert pro["png"] == pytest.approx(0.953, abs=0.002)
+    assert pro["deep"] == pro["png"]
+    assert pro["jpeg"] == pytest.approx(pro["png"], abs=0.003)

@@ -122,7 +122,7 @@ def test_commands_are_found_wherever_they_stand():
 @pytest.mark.parametrize(
     "wrong",
     [
-        "run padim.onnx", "run a b --nope", "nope", "bench --calls x", "run a b --engine x",
+        "eval padim.onnx", "run a b --nope", "nope", "bench --calls x", "run a b --engine x",
         "bench --engine x",
     ],
 )  # fmt: skip
