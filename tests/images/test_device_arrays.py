@@ -101,3 +101,28 @@ def test_reading_a_capsule_leaves_it_to_its_maker():
     for _ in range(3):
         device_array(shared)
     assert shared.freed == 3
+
+
+class Disguised:
+    """A real library's array, on the CPU, said to be on a GPU."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __dlpack_device__(self):
+        return 2, 0
+
+    def __dlpack__(self, *, stream=None):
+        return self.array.__dlpack__()
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_capsules_of_real_libraries(library):
+    array = np.arange(2 * 30 * 40, dtype=np.uint8).reshape(30, 80)[:, 5:60]
+    given = array
+    if library == "torch":
+        given = pytest.importorskip("torch").from_numpy(array)
+    found = device_array(Disguised(given))
+    assert found.address == array.ctypes.data
+    assert (found.shape, found.dtype) == (array.shape, array.dtype)
+    assert found.layout.strides == array.strides
