@@ -74,7 +74,7 @@ def choose(
 def _read(file: Path, total: int) -> tuple[int, ...]:
     """Indices from a file: a JSON list, or integers between commas, spaces and lines."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")  # Windows editors put a mark first
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--channels {file}: cannot be read as text ({error})") from error
     try:

@@ -344,13 +344,18 @@ def parse_size(text: str) -> tuple[int, int]:
     """(H, W) from "224", a square, or "224x448", height x width.
 
     Raises:
-        UsageError: the text is neither.
+        UsageError: the text is neither, or there are too many pixels.
     """
-    match = re.fullmatch(r"\s*([0-9]{1,6})(?:x([0-9]{1,6}))?\s*", text.lower())
+    match = re.fullmatch(r"\s*([0-9]{1,9})(?:x([0-9]{1,9}))?\s*", text.lower())
     if match:
         size = int(match[1]), int(match[2] or match[1])
         if _is_size(size):
             return size
+        if all(size):
+            raise UsageError(
+                f"{text} is too large: {_text(size)} are {size[0] * size[1]:,} pixels, and at most "
+                f"{MAX_PIXELS:,} are allowed: give a size like 224 or 224x448"
+            )
     raise UsageError(
         f"{text!r} is not a size; give one number (224) or height x width (224x448), in pixels"
     )

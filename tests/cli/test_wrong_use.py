@@ -90,6 +90,8 @@ EXPORT = ("export", "--weights", "random", "--image-size", "64", "-o", "{new}")
         ((*EXPORT, "--dims", "0,0,0"), ["--dims 0,0,0"]),
         ((*EXPORT, "--image-size", "100"), ["100", "multiples of 32"]),
         ((*EXPORT, "--image-size", "0"), ["0"]),
+        ((*EXPORT, "--image-size", "100000"), ["100000 is too large", "178,956,970 are allowed"]),
+        ((*FIT, "--resize", "99999x99999"), ["99999x99999 is too large", "9,999,800,001 pixels"]),
         ((*EXPORT, "--image-size", "64x64x3"), ["64x64x3", "224x448"]),
         ((*EXPORT, "--seed", "-1"), ["--seed"]),
         ((*EXPORT, "--seed", "1" * 30), ["--seed"]),

@@ -51,7 +51,16 @@ def test_draw_per_layer() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["[7, 0, 447]", " [\n7,\n0,447 ]\n", "7,0,447", "7\n0\n447\n", "7 0\t447", " 7, 0,\r\n447,"],
+    [
+        "[7, 0, 447]",
+        " [\n7,\n0,447 ]\n",
+        "7,0,447",
+        "7\n0\n447\n",
+        "7 0\t447",
+        " 7, 0,\r\n447,",
+        "\ufeff7,0,447",
+        "\ufeff[7, 0, 447]\r\n",
+    ],
 )
 def test_listed_channels(text: str, tmp_path: Path) -> None:
     file = tmp_path / "list.txt"
