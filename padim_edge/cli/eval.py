@@ -16,6 +16,7 @@ from padim_edge.cli.options import (
     NormalDirs,
     Strict,
     Threads,
+    Threshold,
 )
 from padim_edge.cli.output import (
     Skipped,
@@ -40,6 +41,7 @@ def evaluate(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the results as JSON.")
     ] = None,
+    threshold: Threshold = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Images per run of the engine.")] = 8,
     strict: Strict = False,
     threads: Threads = 0,
@@ -55,7 +57,7 @@ def evaluate(
     if strays := stray_masks(dataset, samples, folders):
         say(f"warning: {len(strays)} mask(s) belong to no image: {listed(strays)}")
     skipped = Skipped(strict)
-    with open_detector(model, engine, threads) as detector, progress_bars() as progress:
+    with open_detector(model, engine, threads, threshold) as detector, progress_bars() as progress:
         metrics = evaluate_detector(
             detector, samples, batch, skipped, progress, lambda text: say(f"warning: {text}")
         )

@@ -41,6 +41,13 @@ MaskDirs = Annotated[
     typer.Option("--mask-dir", help="Folder of masks of defective images; may be repeated."),
 ]
 
+Threshold = Annotated[
+    float | None,
+    typer.Option(
+        "--threshold", help="Score above which an image is anomalous [default: the file's]."
+    ),
+]
+
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first unreadable image.")]
 
 

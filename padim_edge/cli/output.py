@@ -51,12 +51,14 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
 
 
 @contextlib.contextmanager
-def open_detector(model: Path, engine: str, threads: int) -> Iterator[Detector]:
+def open_detector(
+    model: Path, engine: str, threads: int, threshold: float | None = None
+) -> Iterator[Detector]:
     """A detector; what takes long shows its progress, and with engine auto the choice is said."""
     from padim_edge.detect.detector import Detector
 
     with progress_bars() as progress:
-        detector = Detector(model, engine, threads, progress)
+        detector = Detector(model, engine, threads, progress, threshold=threshold)
     with detector:
         say_skipped(detector.skipped, detector.engine.name)
         yield detector

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from padim_edge.cli.command import ANOMALIES, command
-from padim_edge.cli.options import EngineName, ModelFile, Strict, Threads
+from padim_edge.cli.options import EngineName, ModelFile, Strict, Threads, Threshold
 from padim_edge.cli.output import Skipped, open_detector, say
 from padim_edge.errors import PadimEdgeError, UsageError
 
@@ -58,6 +58,7 @@ def run(
             help="Exit code 3 if an image is anomalous, else 1 if one could not be judged.",
         ),
     ] = False,
+    threshold: Threshold = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Images per run of the engine.")] = 8,
     strict: Strict = False,
     threads: Threads = 0,
@@ -77,8 +78,8 @@ def run(
     tally = _Tally()
     with contextlib.ExitStack() as stack:
         lines = stack.enter_context(_line_file(jsonl, resume)) if jsonl and not on_stdout else None
-        detector = stack.enter_context(open_detector(model, engine, threads))
-        paths = _left(found.images, lines, detector.detector_info.threshold)
+        detector = stack.enter_context(open_detector(model, engine, threads, threshold))
+        paths = _left(found.images, lines, detector.threshold)
         heads = Heads(detector.detector_info, say)
         overlays = (
             OverlayFolder(detector, save_maps, found.images, sources or []) if save_maps else None

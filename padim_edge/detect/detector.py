@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +35,8 @@ class Result:
 
     Attributes:
         score: maximum of the score map; a smoothed Mahalanobis distance, not normalised.
-        threshold: the model's; a good frame exceeds it at the model's false-alarm rate.
+        threshold: the detector's. The file's own is exceeded by a good frame at the false-alarm
+            rate of the fit.
         is_anomalous: score > threshold.
         percentile: per cent of the good images of the fit (each scored as if left out of it)
             that score no higher.
@@ -61,6 +64,7 @@ class Detector:
         skipped: with engine "auto", why those before the chosen one do not run here, a line
             each.
         pixel_format: of frames that are bare arrays.
+        threshold: a frame whose score exceeds it is anomalous.
 
     Args:
         path: a file made by ``padim-edge fit``.
@@ -69,9 +73,10 @@ class Detector:
         progress: called while the engine is prepared, where that takes long.
         pixel_format: of frames that are bare arrays, from
             `padim_edge.images.formats.PIXEL_FORMATS`.
+        threshold: instead of the file's own, which its false-alarm rate was set for.
 
     Raises:
-        UsageError: there is no such pixel format or engine.
+        UsageError: there is no such pixel format or engine, or a threshold is not positive.
         PadimEdgeError: the file is not such a model, or the engine does not run here.
     """
 
@@ -82,14 +87,21 @@ class Detector:
         threads: int = 0,
         progress: Progress | None = None,
         pixel_format: str = "rgb",
+        threshold: float | None = None,
     ) -> None:
         check_pixel_format(pixel_format)
         self.pixel_format = pixel_format
+        if not isinstance(path, str | os.PathLike):
+            raise UsageError(f"a detector is opened from a file's path; {path!r} was given")
+        if threshold is not None and not 0 < threshold < math.inf:
+            raise UsageError(f"a threshold of {threshold} makes no sense: a positive number is one")
         model = read(path, "padim")
         if model.detector_info is None:
             raise ModelError(f"{path} is no detector")
         self.backbone_info = model.backbone_info
         self.detector_info = model.detector_info
+        self.threshold = self.detector_info.threshold if threshold is None else float(threshold)
+        self._closed = False
         reasons: list[str] = []
         self.engine = open_engine(
             engine,
@@ -117,13 +129,31 @@ class Detector:
         return self.batch([frame], pixel_format)[0]
 
     def batch(self, frames: Sequence[Picture], pixel_format: str | None = None) -> list[Result]:
-        """Judge several frames, of any sizes, in one run of the engine."""
-        if not len(frames):
+        """Judge several frames, of any sizes, in one run of the engine.
+
+        Args:
+            frames: at least one, each as in a call; an array of them is as good as a list.
+            pixel_format: of bare pixels, if not the detector's own.
+
+        Raises:
+            UsageError: these are no frames, or none.
+            ImageError: as in a call.
+        """
+        if isinstance(frames, str | bytes | Path | Frame | Image.Image) or not isinstance(
+            frames, Iterable
+        ):
+            raise UsageError(
+                f"a batch is a list of frames, and a {type(frames).__name__} was given: call the "
+                "detector itself with a single frame"
+            )
+        frames = list(frames)
+        if not frames:
             raise UsageError("no frames were given: a batch needs at least one")
         return self.judge_prepared([self.prepare(frame, pixel_format) for frame in frames])
 
     def prepare(self, frame: Picture, pixel_format: str | None = None) -> Prepared:
         """Bring a frame into the form that the engine takes; in any thread. Raises as a call."""
+        self._check_open()
         if not isinstance(frame, Frame | Image.Image | str | Path):
             frame = Frame(frame, pixel_format or self.pixel_format)
         engine = self.engine
@@ -136,6 +166,7 @@ class Detector:
 
         In one run of the engine; in two if it takes some of them as they are and others not.
         """
+        self._check_open()
         arrays = [one for one in prepared if isinstance(one, np.ndarray)]
         frames = [one for one in prepared if isinstance(one, Frame)]
         results: dict[type, list[Result]] = {}
@@ -151,7 +182,10 @@ class Detector:
         Raises:
             UsageError: another type or shape, or no frame at all.
         """
+        self._check_open()
         shape = (*self.backbone_info.image_size, 3)
+        if not isinstance(images, np.ndarray):
+            raise UsageError(f"prepared frames are an array; a {type(images).__name__} was given")
         if images.dtype != np.uint8 or images.shape[1:] != shape or not len(images):
             raise UsageError(
                 f"prepared frames of type {images.dtype} and shape {images.shape} were given: "
@@ -160,7 +194,7 @@ class Detector:
         return self._results(*self.engine.infer(images))
 
     def _results(self, scores: NDArray[np.float32], maps: NDArray[np.float32]) -> list[Result]:
-        limit = self.detector_info.threshold
+        limit = self.threshold
         return [
             Result(
                 score=float(score),
@@ -177,8 +211,13 @@ class Detector:
         """(left, top, right, bottom) of what the graph sees of a frame of this size."""
         return self.detector_info.preprocess.region(width, height)
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError("this detector is closed: open another, or judge before it is closed")
+
     def close(self) -> None:
         """Free the engine. Closing twice is harmless."""
+        self._closed = True
         self.engine.close()
         self._threads.close()
 

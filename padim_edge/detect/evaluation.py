@@ -71,7 +71,7 @@ def evaluate_detector(
     return compute_metrics(
         np.array(labels),
         np.array(scores),
-        detector.detector_info.threshold,
+        detector.threshold,
         masks,
         np.stack(maps),
     )

@@ -279,6 +279,7 @@ def _check_fields(info: BackboneInfo, detector_info: DetectorInfo | None) -> Non
         (not detector_info or detector_info.constants in CONSTANTS, "constants"),
         (not detector_info or detector_info.preprocess.size == info.image_size, "preprocess"),
         (not detector_info or detector_info.good_scores, "good_scores"),
+        (not detector_info or detector_info.threshold > 0, "threshold"),
     ):
         if not fits:
             raise ModelError(f"its metadata has a wrong '{name}': make the file again")

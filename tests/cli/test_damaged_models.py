@@ -93,6 +93,8 @@ def test_damaged_metadata(altered, value):
         ("threshold", "1e999"),
         ("threshold", "1" * 400),
         ("threshold", "true"),
+        ("threshold", "0.0"),
+        ("threshold", "-1.0"),
         ("images", "1.5"),
         ("good_scores", "[]"),
         ("good_scores", '["a"]'),

@@ -265,3 +265,20 @@ def test_a_list_from_find(tmp_path, model_file, photos):
         capture_output=True,
     )
     assert len(done.stdout.splitlines()) == 2
+
+
+# --- a threshold of one's own ---------------------------------------------------------------------
+
+
+def test_a_threshold_of_ones_own(tmp_path, model_file, photos):
+    own = ("--threshold", 0.5)
+    done = in_process("run", model_file, photos / "test", *own, "--save-maps", tmp_path / "maps")
+    assert "0 ok, 10 anomalous, 0 unreadable" in done.worked().stderr
+    pytest.importorskip("sklearn")
+    in_process("eval", model_file, photos, *own, "--json", tmp_path / "e.json").worked()
+    metrics = json.loads((tmp_path / "e.json").read_text())
+    assert [metrics[name] for name in ("threshold", "recall", "false_alarm_rate")] == [0.5, 1, 1]
+    for wrong in ("0", "-1", "nan"):
+        in_process("run", model_file, photos / "test", "--threshold", wrong).failed(
+            2, f"a threshold of {float(wrong)}", "a positive number"
+        )

@@ -175,3 +175,68 @@ def test_public_names():
         assert getattr(padim_edge, name)
     with pytest.raises(AttributeError, match="nothing"):
         _ = padim_edge.nothing
+
+
+# --- what is no frame, no file, or no longer open ---------------------------------------------
+
+
+@pytest.mark.parametrize("given", [None, b"bytes", 3, [1, 2], {}])
+def test_what_is_no_frame(detector, given):
+    with pytest.raises(UsageError, match=f"a frame is a {type(given).__name__}"):
+        detector(given)
+
+
+def test_a_path_simply_works(detector, good):
+    for path in (good[0], str(good[0])):
+        assert detector(path).score == pytest.approx(detector(Image.open(good[0])).score)
+    with pytest.raises(ImageError, match=r"nowhere.png: cannot be read"):
+        detector("nowhere.png")
+
+
+def test_a_batch_is_anything_that_gives_frames(detector):
+    frames = np.stack([frame(64, 64, seed) for seed in range(3)])
+    expected = [result.score for result in map(detector, frames)]
+    for batch in (frames, list(frames), tuple(frames), (one for one in frames)):
+        assert [result.score for result in detector.batch(batch)] == pytest.approx(expected)
+    for wrong in ([], (), iter(()), frames[:0]):
+        with pytest.raises(UsageError, match="at least one"):
+            detector.batch(wrong)
+    for wrong in (None, 3, "a.png", Image.new("RGB", (8, 8)), Frame(frames[0])):
+        with pytest.raises(UsageError, match="a batch is a list of frames"):
+            detector.batch(wrong)
+    with pytest.raises(UsageError, match="a frame is an array"):
+        detector.batch(frames[0])  # one frame: its rows are none
+
+
+def test_a_closed_detector_says_so(model_file):
+    detector = Detector(model_file, "ort")
+    prepared = detector.prepare(frame(64, 64))
+    detector.close()
+    detector.close()
+    for use in (
+        lambda: detector(frame(64, 64)),
+        lambda: detector.batch([frame(64, 64)]),
+        lambda: detector.judge(prepared[None]),
+        lambda: detector.judge_prepared([prepared]),
+    ):
+        with pytest.raises(UsageError, match="this detector is closed"):
+            use()
+
+
+@pytest.mark.parametrize("path", [None, 3, b"padim.onnx"])
+def test_what_is_no_path_of_a_model(path):
+    with pytest.raises(UsageError, match="opened from a file's path"):
+        Detector(path)
+
+
+def test_a_threshold_of_ones_own(model_file, good):
+    with Detector(model_file, "ort") as usual, Detector(model_file, "ort", threshold=1e-3) as own:
+        assert usual.threshold == usual.detector_info.threshold
+        for path in good:
+            one, other = usual(path), own(path)
+            assert (other.score, other.threshold) == (one.score, 1e-3)
+            assert other.is_anomalous
+            assert other.percentile == one.percentile
+    for wrong in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(UsageError, match="a positive number"):
+            Detector(model_file, "ort", threshold=wrong)
