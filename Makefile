@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo check test test-gpu lint docs dist bench bench-peers bench-curves clean
+.PHONY: help demo check test test-gpu lint docs dist fuzz bench bench-peers bench-curves clean
 
 help:                         ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ bench: $(VENV)/.ready         ## the figures of benchmarks/README.md
 # Environments of the peers go to .peers (20 GB). More: make bench-peers PEERS="--datasets ..."
 bench-peers: $(VENV)/.ready   ## anomalib, AnomaVision, plain runtimes and us, in one run
 	$(BIN)/python benchmarks/peers/compare.py $(PEERS)
+
+fuzz: $(VENV)/.ready          ## 10,000 damaged files, read by everything that reads files
+	$(BIN)/python tests/support/hostile.py
 
 bench-curves: $(VENV)/.ready  ## latency, size, time and memory over everything that sets them
 	$(BIN)/python benchmarks/curves.py
