@@ -94,6 +94,18 @@ def real_embedding(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="session")
+def whole_real_embedding(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with all channels. Read only."""
+    pytest.importorskip("torch")
+    from padim_edge.export.export import export_backbone
+
+    path = tmp_path_factory.mktemp("whole_real") / "embedding.onnx"
+    weights = data / "weights" / "resnet18-imagenet1k-v1-to-layer3.pth"
+    export_backbone(path, dims="all", weights=str(weights))
+    return path
+
+
+@pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """12 good synthetic photos to fit, 4 good and 2 of each of 3 defects to test. Read only."""
     from padim_edge.images.synthetic import make_dataset

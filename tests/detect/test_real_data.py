@@ -38,6 +38,27 @@ def test_auroc(data, real_embedding, tmp_path, dataset, preset):
     assert metrics["recall"] >= 0.5
 
 
+# What docs/figures.md says of our own presets: image and pixel AUROC, and PRO.
+WHITENED = {
+    ("mvtec-256/bottle", "whitened"): (0.9992, 0.9743, 0.878),
+    ("magnetic-tile", "whitened"): (0.9452, 0.8299, 0.704),
+    ("hazelnut_toy", "whitened-fine"): (1.0, 0.9846, 0.930),
+}
+
+
+@pytest.mark.parametrize(("dataset", "preset"), WHITENED, ids=[" ".join(key) for key in WHITENED])
+def test_auroc_of_whitened_presets(data, whole_real_embedding, tmp_path, dataset, preset):
+    folder = data / "data" / dataset
+    model, results = tmp_path / "padim.onnx", tmp_path / "results.json"
+    command("fit", whole_real_embedding, folder, "--preset", preset, "-o", model)
+    command("eval", model, folder, "--json", results)
+    metrics = json.loads(results.read_text())
+    image, pixel, pro = WHITENED[dataset, preset]
+    assert metrics["image_auroc"] == pytest.approx(image, abs=TOLERANCE)
+    assert metrics["pixel_auroc"] == pytest.approx(pixel, abs=TOLERANCE)
+    assert metrics["pro"] == pytest.approx(pro, abs=0.01)
+
+
 @pytest.mark.parametrize("constants", ["float32", "int8"])
 def test_auroc_is_that_of_float16_with_other_constants(data, real_embedding, tmp_path, constants):
     folder = data / "data" / "hazelnut_toy"
