@@ -16,7 +16,8 @@ from padim_edge.model.names import FEATURES, NORMALISED
 
 def has_bare_backbone(model: Model) -> bool:
     """Whether the file holds all layers: one without a chosen channel was left out by export."""
-    return bool(model.backbone_info.source_layers) or all(model.backbone_info.selected())
+    made = {name for node in model.proto.graph.node for name in node.output}
+    return {FEATURES + layer.name for layer in model.backbone_info.backbone_layers()} <= made
 
 
 def bare_backbone(model: Model) -> onnx.ModelProto:

@@ -126,6 +126,17 @@ def test_int8_backbones_build(
     assert len(plan) < 0.6 * len(backbone_graph(whole))  # its weights are int8 in the plan
 
 
+@pytest.mark.parametrize("preset", ["whitened", "whitened-fine"])
+def test_whitened_models_build(
+    tensorrt: Callable[..., Any], detectors: dict[str, str], preset: str
+) -> None:
+    """Pooling whose border is not counted, bilinear resizing, and both parts of the cut."""
+    model = read(detectors[preset], "padim")
+    for graph in (backbone_graph(model), whole_graph(model)):
+        plan, _ = tensorrt(build, graph)
+        assert len(plan) > 0.9 * len(graph)
+
+
 @pytest.mark.parametrize("constants", ["float32", "float16", "int8"])
 def test_whole_models_build(
     tensorrt: Callable[..., Any],
