@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from padim_edge.errors import PadimEdgeError
+from padim_edge.errors import PadimEdgeError, UsageError
 
 
 @contextlib.contextmanager
@@ -43,6 +43,22 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
             raise cannot_write(path, error) from error
         raise
+
+
+def check_distinct(**files: Path | None) -> None:
+    """Refuse to write one file over another.
+
+    Args:
+        files: by what they are called; None for what is not asked for.
+
+    Raises:
+        UsageError: two of them are the same file.
+    """
+    places = [path.resolve() for path in files.values() if path]
+    if len(set(places)) < len(places):
+        raise UsageError(
+            f"{', '.join(files)} must be different files; {', '.join(map(str, places))} were given"
+        )
 
 
 def writable(path: str | Path) -> Path:

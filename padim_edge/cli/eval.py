@@ -49,8 +49,10 @@ def evaluate(
     """Measure a detector on images with known defects: AUROC, PRO, F1, false alarms."""
     from padim_edge.detect.evaluation import evaluate_detector
     from padim_edge.detect.heads import Heads
+    from padim_edge.files import check_distinct
     from padim_edge.images.dataset import Folders, stray_masks, test_samples
 
+    check_distinct(model=model, json=json_file)
     folders = Folders(*map(tuple, (normal_dir or (), abnormal_dir or (), mask_dir or ())))
     samples = test_samples(dataset, folders)
     say_images([sample.path for sample in samples])

@@ -8,8 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from padim_edge.cli.command import command
-from padim_edge.cli.options import AbnormalDirs, MaskDirs, NormalDirs, Strict, Threads, number
-from padim_edge.cli.output import Skipped, progress_bars, say, say_images, say_skipped
+from padim_edge.cli.options import (
+    AbnormalDirs,
+    BitDepth,
+    MaskDirs,
+    NormalDirs,
+    Strict,
+    Threads,
+    number,
+)
+from padim_edge.cli.output import Skipped, progress_bars, say, say_if_dark, say_images, say_skipped
 from padim_edge.errors import PadimEdgeError, UsageError, listed
 
 if TYPE_CHECKING:
@@ -56,14 +64,7 @@ def fit(
             "times faster from large frames [default: reduce; no-reduce for reference].",
         ),
     ] = None,
-    bit_depth: Annotated[
-        int | None,
-        typer.Option(
-            "--bit-depth",
-            help="Of grey files of 16 bits: 10, 12 or 14, if the camera fills no more "
-            "[default: 16, or what the file says].",
-        ),
-    ] = None,
+    bit_depth: BitDepth = None,
     preset: Annotated[
         str,
         typer.Option(
@@ -121,9 +122,11 @@ def fit(
         ),
     ] = None,
     target: Annotated[
-        str,
-        typer.Option("--for", help="What will run an int8 backbone: cpu or tensorrt."),
-    ] = "cpu",
+        str | None,
+        typer.Option(
+            "--for", help="What will run an int8 backbone: cpu or tensorrt [default: cpu]."
+        ),
+    ] = None,
     constants: Annotated[
         str, typer.Option("--constants", help="Storage: float16, float32 or int8.")
     ] = "float16",
@@ -176,6 +179,8 @@ def fit(
     check_graph_engine(engine)
     if precision not in (None, "int8"):
         raise UsageError(f"--precision {precision}: int8, or leave it out; float16 is for export")
+    if target and not precision:
+        raise UsageError(f"--for {target} is of an int8 backbone: give --precision int8 with it")
     if precision and (update or save_moments):
         raise UsageError(
             "--precision int8 makes another backbone each time, and moments belong to one: "
@@ -214,10 +219,12 @@ def fit(
     with progress_bars() as progress:
         if precision:
             from padim_edge.fit.quantised import quantise_embedding
+            from padim_edge.images.batches import refuse
 
             # Photos that cannot be read are told of by the fit, which reads them all.
+            quiet = refuse if strict else lambda *_: None
             made = quantise_embedding(
-                model, paths, settings.preprocess, target, lambda *_: None, progress
+                model, paths, settings.preprocess, target or "cpu", quiet, progress
             )
             model = made.model
         done = fit_detector(
@@ -269,10 +276,11 @@ def _print_fit(output: Path, done: Fitted, default_rate: bool) -> None:
             f"({images_needed(DEFAULT_FALSE_ALARM_RATE)} are needed): "
             f"the threshold is set for {detector_info.false_alarm_rate:.3g}"
         )
-    if done.brightest < 16:
+    say_if_dark(done.brightest)
+    if done.new_images < done.wanted:
         say(
-            f"warning: nothing in these images is brighter than {done.brightest} of 255; if their "
-            "16 bits hold fewer, as a camera's 12, say so with --bit-depth"
+            f"warning: {done.new_images} images are too few for the basis of this preset, and the "
+            f"threshold is too low: give {done.wanted} or more, or take --preset reference"
         )
     typer.echo(f"{output}: {done.size / 1e6:.1f} MB, fitted on {detector_info.images} images")
     typer.echo(

@@ -48,6 +48,15 @@ Threshold = Annotated[
     ),
 ]
 
+BitDepth = Annotated[
+    int | None,
+    typer.Option(
+        "--bit-depth",
+        help="Of grey files of 16 bits: 10, 12 or 14, if the camera fills no more "
+        "[default: 16, or what the file says].",
+    ),
+]
+
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first unreadable image.")]
 
 

@@ -115,3 +115,12 @@ def write_json(path: Path, value: Any) -> None:
 def json_bytes(value: Any) -> bytes:
     """Plain values as the text of a JSON file."""
     return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def say_if_dark(brightest: int) -> None:
+    """Warn of images that are nearly black, as a camera's 12 bits are where 16 are meant."""
+    if brightest < 16:
+        say(
+            f"warning: nothing in these images is brighter than {brightest} of 255; if their 16 "
+            "bits hold fewer, as a camera's 12, say so with --bit-depth"
+        )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from padim_edge.cli.command import command
-from padim_edge.cli.options import NormalDirs, Strict
-from padim_edge.cli.output import Skipped, progress_bars, say
+from padim_edge.cli.options import BitDepth, NormalDirs, Strict
+from padim_edge.cli.output import Skipped, progress_bars, say_if_dark, say_images
 
 
 @command("quantize", "padim-edge quantize embedding.onnx photos/good/ -o embedding-int8.onnx")
@@ -25,6 +26,7 @@ def quantize(
             "--for", help="cpu (ONNX Runtime, OpenVINO) or tensorrt: what will run the graph."
         ),
     ] = "cpu",
+    bit_depth: BitDepth = None,
     strict: Strict = False,
     output: Annotated[Path, typer.Option("-o", "--output", help="File to write.")] = Path(
         "embedding-int8.onnx"
@@ -34,28 +36,30 @@ def quantize(
 
     Then fit on the new file: means and covariances absorb most of what the rounding does.
     """
-    from padim_edge.files import atomic_write
+    from padim_edge.files import atomic_write, check_distinct
     from padim_edge.fit.quantised import quantise_embedding
     from padim_edge.images.dataset import Folders, train_images
-    from padim_edge.images.find import places
     from padim_edge.images.preprocess import Preprocess
     from padim_edge.model.file import read, write
 
+    check_distinct(embedding=embedding, output=output)
     model = read(embedding, "embedding")
+    whole = Preprocess.whole(model.backbone_info.image_size)
     folders = Folders(normal=tuple(normal_dir or ()))
     paths = list(dict.fromkeys(path for one in images for path in train_images(one, folders)))
-    say(f"images: {places(paths)}")
+    say_images(paths)
     skipped = Skipped(strict)
     with progress_bars() as progress, atomic_write(output) as stream:
         done = quantise_embedding(
             model,
             paths,
-            Preprocess.whole(model.backbone_info.image_size),
+            dataclasses.replace(whole, bit_depth=bit_depth),
             target,
             skipped,
             progress,
         )
         size = write(stream, done.model)
     skipped.summary()
+    say_if_dark(done.brightest)
     typer.echo(f"{output}: {size / 1e6:.1f} MB")
     typer.echo(f"  int8        {done.described()}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from padim_edge.cli.output import Skipped, open_detector, say
 from padim_edge.errors import PadimEdgeError, UsageError
 
 if TYPE_CHECKING:
+    from padim_edge.detect.detector import Detector
     from padim_edge.detect.line_file import LineFile
     from padim_edge.images.find import Found
 
@@ -68,10 +70,12 @@ def run(
     from padim_edge.detect.judging import judge
     from padim_edge.detect.overlay_folder import OverlayFolder
     from padim_edge.errors import ImageError
+    from padim_edge.files import check_distinct
     from padim_edge.images.frames import files
 
     found = _found(sources or [], files_from)
     on_stdout = jsonl is not None and str(jsonl) == "-"
+    check_distinct(model=model, jsonl=None if on_stdout else jsonl)
     if resume and (jsonl is None or on_stdout):
         raise UsageError("--resume goes on with a file: name it with --jsonl")
     skipped = Skipped(strict)
@@ -79,7 +83,9 @@ def run(
     with contextlib.ExitStack() as stack:
         lines = stack.enter_context(_line_file(jsonl, resume)) if jsonl and not on_stdout else None
         detector = stack.enter_context(open_detector(model, engine, threads, threshold))
-        paths = _left(found.images, lines, detector.threshold)
+        if lines:
+            _check_same(detector, lines)
+        paths = _left(found.images, lines)
         heads = Heads(detector.detector_info, say)
         overlays = (
             OverlayFolder(detector, save_maps, found.images, sources or []) if save_maps else None
@@ -138,7 +144,9 @@ def _line_file(path: Path, resume: bool) -> Iterator[LineFile]:
 
     lines = LineFile(path, resume)
     if lines.records:
-        say(f"going on: {len(lines.records)} images were judged before")
+        failed = sum("error" in record for record in lines.records.values())
+        unread = f"; {failed} of them could not be read, and are not tried again" if failed else ""
+        say(f"going on: {len(lines.records)} images were judged before{unread}")
     try:
         with lines:
             yield lines
@@ -148,16 +156,37 @@ def _line_file(path: Path, resume: bool) -> Iterator[LineFile]:
         raise
 
 
-def _left(paths: Sequence[Path], lines: LineFile | None, threshold: float) -> list[Path]:
+def _check_same(detector: Detector, lines: LineFile) -> None:
+    """Refuse to go on with lines of another detector: its threshold differs, or its scores.
+
+    Raises:
+        UsageError: they do.
+    """
+    judged = [record for record in lines.records.values() if "error" not in record]
+    for record in judged:
+        if record["threshold"] != detector.threshold:
+            raise UsageError(
+                f"{lines.part} was written by a detector with threshold {record['threshold']}, "
+                f"this one has {detector.threshold}: go on with that one, or remove the file"
+            )
+    again = next((one for one in reversed(judged) if one["score"] is not None), None)
+    if again is None or not Path(again["path"]).exists():
+        return
+    score = detector(again["path"]).score
+    # Engines differ by up to 1.3 % of a score.
+    if not math.isclose(score, again["score"], rel_tol=0.02):
+        raise UsageError(
+            f"{lines.part} was written by another detector: of {again['path']} it says "
+            f"{again['score']:.3f}, this one {score:.3f}; go on with that one, or remove the file"
+        )
+
+
+def _left(paths: Sequence[Path], lines: LineFile | None) -> list[Path]:
     """The images that an earlier run has not judged."""
     records = lines.records if lines else {}
-    for record in records.values():
-        if record.get("threshold", threshold) != threshold:
-            raise UsageError(
-                f"{lines.part if lines else ''} was written by a detector with threshold "
-                f"{record['threshold']}, this one has {threshold}: go on with that one, or remove "
-                "the file"
-            )
+    others = len(records.keys() - set(map(str, paths)))
+    if others:
+        say(f"warning: {others} of the lines of the earlier run are of images not given now")
     return [path for path in paths if str(path) not in records]
 
 

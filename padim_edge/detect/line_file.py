@@ -60,8 +60,10 @@ class LineFile:
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
                 record = json.loads(line)
+                if not _is_record(record):
+                    raise ValueError("fields of other types")
                 self.records[record["path"]] = record
-            except (ValueError, TypeError, KeyError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:
                 raise PadimEdgeError(
                     f"line {number} of {self.part} is none of padim-edge run: remove the file, and "
                     "run without --resume"
@@ -102,3 +104,18 @@ class LineFile:
     def lines(self) -> int:
         """How many lines there are in the part; 0 once it is complete or was removed."""
         return self.part.read_bytes().count(b"\n") if self.part.exists() else 0
+
+
+def _is_record(record: Any) -> bool:
+    """Whether it is what `padim_edge.detect.judging.Verdict.to_json` makes of a file."""
+    if not isinstance(record, dict) or not isinstance(record.get("path"), str):
+        return False
+    if "error" in record:
+        return isinstance(record["error"], str)
+    number = (int, float)
+    return (
+        isinstance(record.get("score"), (*number, type(None)))
+        and isinstance(record.get("threshold"), number)
+        and isinstance(record.get("percentile"), number)
+        and isinstance(record.get("is_anomalous"), bool)
+    )

@@ -91,7 +91,11 @@ def _targets(paths: Sequence[Path], folder: Path, sources: Sequence[Path]) -> di
             f"--save-maps {folder} holds images to be judged, which overlays might replace: "
             "choose another folder"
         )
-    if len(sources) == 1 and sources[0].is_dir():
+    if (
+        len(sources) == 1
+        and sources[0].is_dir()
+        and all(path.is_relative_to(sources[0]) for path in paths)
+    ):
         relative = {path: path.relative_to(sources[0]) for path in paths}
     else:  # below the folder that all have in common
         whole = {path: Path(os.path.abspath(path)) for path in paths}  # noqa: PTH100 - keeps links

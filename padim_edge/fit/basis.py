@@ -17,6 +17,7 @@ projection y = Q^T (x - mean) is the fit of one ordinary level with that eps.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,13 @@ from padim_edge.progress import Progress, silent
 
 RIDGE = 1e-3
 """Of the mean eigenvalue: what no direction's variance is taken to be below."""
+
+
+SAMPLES = 4
+"""Positions x (images - 1), times this many a channel, that a basis should be made of. With fewer a
+left-out image has bent the basis towards itself, and scores lower than a new one: ResNet-18 (384
+channels) on MVTec AD bottle, 12 photos at 64 x 64 (0.5 a channel): all new good photos exceeded a
+threshold for a rate of .08; 12 at 224 x 224 (5.6): .07 of them."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,11 @@ class Basis:
             projected[image] = pooled[image].astype(np.float64) @ self.directions + self.offset
         pyramid = Pyramid.coarse_to_fine([head])
         return dataclasses.replace(features, pyramid=pyramid, levels=[projected])
+
+
+def images_for(pooled: Layer) -> int:
+    """How many images a basis of a pooled layer should be made of; see `SAMPLES`."""
+    return math.ceil(SAMPLES * pooled.channels / (pooled.height * pooled.width)) + 1
 
 
 def find_basis(

@@ -25,9 +25,9 @@ from pathlib import Path
 import numpy as np
 
 from padim_edge.errors import PadimEdgeError, UsageError
-from padim_edge.files import atomic_write
+from padim_edge.files import atomic_write, check_distinct
 from padim_edge.fit.assemble import assemble
-from padim_edge.fit.basis import find_basis
+from padim_edge.fit.basis import find_basis, images_for
 from padim_edge.fit.calibrate import calibrate
 from padim_edge.fit.chosen import check_whole, with_chosen
 from padim_edge.fit.features import Features, extract
@@ -58,6 +58,7 @@ class Fitted:
         engine: what ran the backbone, in words.
         skipped: with engine "auto", why those before it were not taken, a line each.
         brightest: value in the prepared images, 0 to 255.
+        wanted: images that a whitened preset's threshold needs to be trusted; 0 for others.
         seconds_features: of images through the backbone.
         seconds_statistics: of all that came after.
     """
@@ -70,6 +71,7 @@ class Fitted:
     engine: str
     skipped: tuple[str, ...]
     brightest: int
+    wanted: int
     seconds_features: float
     seconds_statistics: float
 
@@ -113,7 +115,7 @@ def fit_detector(
         embedding = with_chosen(embedding, settings.dims)
     earlier = SavedMoments.load(update, embedding, settings) if update else None
     _check_count(len(images), earlier, settings)
-    _check_distinct(embedding=embedding.path, output=Path(output), moments=save_moments)
+    check_distinct(embedding=embedding.path, output=Path(output), moments=save_moments)
     with contextlib.ExitStack() as files:
         # Closed, and so renamed, in reverse: the moments only once the model is in its place.
         # Otherwise an update that failed between the two would count its images twice when
@@ -135,7 +137,10 @@ def fit_detector(
         extracted = time.perf_counter()
         _check_count(len(features.firsts()), earlier, settings, features)
         backbone, used, basis = embedding, settings, earlier.basis if earlier else None
+        wanted = 0
         if head:
+            if not basis:
+                wanted = images_for(features.pyramid.levels[0].layers[0])
             basis = basis or find_basis(features, head, settings.shrinkage, threads, progress)
             features = basis(features, head)
             backbone = with_projection(embedding, head, basis.directions, basis.offset)
@@ -146,6 +151,8 @@ def fit_detector(
         )
         total = features.count + (earlier.moments.count if earlier else 0)
         scores, how = _all_scores(statistics, features, earlier)
+        if basis:
+            how = f"{how}, given the basis"
         calibration = calibrate(scores, settings.false_alarm_rate, how)
         ratios = _aspect_ratios(features, earlier)
         model = assemble(
@@ -166,6 +173,7 @@ def fit_detector(
         engine=features.engine,
         skipped=features.skipped,
         brightest=features.brightest,
+        wanted=wanted,
         seconds_features=extracted - start,
         seconds_statistics=finished - extracted,
     )
@@ -227,15 +235,6 @@ def _check_settings(embedding: Model, settings: Settings, moments: bool) -> None
                 "--covariance ledoit-wolf has no moments to save or update: fit all images together"
             )
         estimator()  # now, not after the last image
-
-
-def _check_distinct(**files: Path | None) -> None:
-    """Refuse to write one file over another."""
-    places = [path.resolve() for path in files.values() if path]
-    if len(set(places)) < len(places):
-        raise UsageError(
-            f"{', '.join(files)} must be different files; {', '.join(map(str, places))} were given"
-        )
 
 
 def _check_count(

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from padim_edge.errors import PadimEdgeError, UsageError
+from padim_edge.errors import ImageError, PadimEdgeError, UsageError
 from padim_edge.images.batches import OnError, read_batches, refuse
 from padim_edge.images.preprocess import Preprocess
 from padim_edge.model.file import Model
@@ -38,11 +38,13 @@ class Quantised:
         model: not yet written.
         photos: that it was calibrated on.
         difference: of its maps from the float ones, per layer: root mean square, relative.
+        brightest: value of the prepared photos, 0 to 255.
     """
 
     model: Model
     photos: int
     difference: dict[str, float]
+    brightest: int
 
     def described(self) -> str:
         """What it is for, and what it changes, in words."""
@@ -86,20 +88,27 @@ def quantise_embedding(
     count = min(len(images), PHOTOS)
     chosen = [images[place * len(images) // count] for place in range(count)]
     used: list[NDArray[np.uint8]] = []
+    reasons: list[ImageError] = []
+
+    def note(path: Path, error: ImageError) -> None:
+        reasons.append(error)
+        on_error(path, error)
 
     def batches() -> Iterator[NDArray[np.uint8]]:
-        for _, batch in read_batches(chosen, preprocess, BATCH, on_error):
+        for _, batch in read_batches(chosen, preprocess, BATCH, note):
             used.append(batch)
             progress("calibration", sum(map(len, used)), len(chosen))
             yield batch
         if not used:
-            raise PadimEdgeError("no photo to calibrate on: give photos of good parts")
+            why = f" ({reasons[-1]})" if reasons else ""
+            raise PadimEdgeError(f"no photo to calibrate on{why}: give photos of good parts")
 
     proto = quantise(embedding.proto, batches(), target)
     model = Model(
         proto,
         dataclasses.replace(info, precision="int8", quantised_for=target),
         extra=embedding.extra,
+        path=embedding.path,  # what must not be written over
     )
     difference = _difference(embedding, model, used[0])
     worst = max(difference, key=lambda name: difference[name])
@@ -108,7 +117,8 @@ def quantise_embedding(
             f"int8 changes {worst} by {difference[worst]:.0%} (root mean square); at most "
             f"{TOLERANCE:.0%} is allowed: stay with float32, or report which backbone this is"
         )
-    return Quantised(model, sum(map(len, used)), difference)
+    brightest = max(int(batch.max()) for batch in used)
+    return Quantised(model, sum(map(len, used)), difference, brightest)
 
 
 def _difference(whole: Model, rounded: Model, images: NDArray[np.uint8]) -> dict[str, float]:

@@ -17,17 +17,20 @@ from padim_edge.images.device_arrays import DeviceArray, device_array
 from padim_edge.images.formats import PIXEL_FORMATS, PixelFormat, check_pixel_format, refusal
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Frame:
     """A frame as it is, before anything is done to it.
 
     Attributes:
         pixels: of any size and strides, as ``pixel_format`` has them; never written to. Given as
-            an array of another library in the memory of a GPU, they become a `DeviceArray`.
+            an array of another library in the memory of a GPU, they become a `DeviceArray`. An
+            engine may read them as late as when the frame is judged: until then they must stay as
+            they are.
         pixel_format: a name from `padim_edge.images.formats.PIXEL_FORMATS`.
 
     Raises:
-        UsageError: there is no such format, or the pixels are not of it, or on another GPU.
+        UsageError: there is no such format, or the pixels are not of it, or (of DLPack, which
+            says so) on another GPU.
     """
 
     pixels: NDArray[Any] | DeviceArray
@@ -71,7 +74,7 @@ class Frame:
         return self.pixels
 
 
-Picture = NDArray[Any] | Image.Image | Frame | str | Path
+Picture = NDArray[Any] | DeviceArray | Image.Image | Frame | str | Path
 """A frame in any form that a detector takes: pixels, or an image file's path."""
 
 
@@ -81,7 +84,8 @@ class Shot:
 
     Attributes:
         name: the path of a file; of a camera's frame a number or a time, in words.
-        take: fetches it; called once, in any thread. Raises ImageError if that fails.
+        take: fetches it; called once, in any thread. Raises ImageError if that fails. Its pixels
+            must stay as they are until the verdict: a camera that uses its buffer again copies.
     """
 
     name: Path | str

@@ -84,6 +84,7 @@ def load_mask(path: Path) -> NDArray[np.bool_]:
 
 
 def _is_lossy(path: Path) -> bool:
+    """Whether it is a JPEG or a plain lossy WebP; others that are lossy are told by nothing."""
     with path.open("rb") as stream:
         head = stream.read(16)
     return head.startswith(b"\xff\xd8\xff") or head[8:16] == b"WEBPVP8 "

@@ -97,9 +97,68 @@ def test_a_line_that_a_crash_cut_off_is_made_again(tmp_path, model_file, photos)
         assert not part.exists()
 
 
+def test_a_part_of_another_detector_is_refused(tmp_path, model_file, embedding_file, photos):
+    """Its threshold is the same, because it was given; its scores are not."""
+    other = tmp_path / "other.onnx"
+    in_process("fit", embedding_file, photos, "--sigma", 1, "-o", other).worked()
+    lines, part = tmp_path / "scores.jsonl", tmp_path / "scores.jsonl.part"
+    run = (photos / "test", "--jsonl", lines, "--threshold", 5)
+    in_process("run", other, *run).worked()
+    lines.rename(part)
+    with unchanged(tmp_path):
+        done = in_process("run", model_file, *run, "--resume")
+    done.failed(2, f"{part} was written by another detector", said=("going on", "not complete"))
+    in_process("run", other, *run, "--resume").worked()
+
+
+def test_lines_of_other_images_and_of_unread_ones_are_said(tmp_path, model_file, photos):
+    lines, part = tmp_path / "scores.jsonl", tmp_path / "scores.jsonl.part"
+    run = ("run", model_file, photos / "test", "--jsonl", lines)
+    in_process(*run).worked()
+    text = lines.read_text() + json.dumps({"path": "gone.png", "error": "gone.png: no"}) + "\n"
+    lines.unlink()
+    part.write_text(text)
+    done = in_process(*run, "--resume").worked()
+    assert "1 of them could not be read, and are not tried again" in done.stderr
+    assert "1 of the lines of the earlier run are of images not given now" in done.stderr
+
+
+def test_nothing_is_written_over_the_model(tmp_path, model_file, embedding_file, photos):
+    model, embedding = tmp_path / "m.onnx", tmp_path / "e.onnx"
+    shutil.copy(model_file, model)
+    shutil.copy(embedding_file, embedding)
+    with unchanged(tmp_path):
+        for arguments in (
+            ("run", model, photos / "test", "--jsonl", model),
+            ("eval", model, photos, "--json", model),
+            ("fit", embedding, photos, "-o", embedding),
+            ("fit", embedding, photos, "--precision", "int8", "-o", embedding),
+            ("quantize", embedding, photos, "-o", embedding),
+        ):
+            in_process(*arguments).failed(2, "must be different files")
+
+
+def test_a_list_beside_a_folder_with_overlays(tmp_path, model_file, photos):
+    listed = tmp_path / "list"
+    listed.write_text(str(sorted((photos / "train" / "good").iterdir())[0]) + "\n")
+    maps = tmp_path / "maps"
+    in_process(
+        *("run", model_file, photos / "test", "--files-from", listed, "--save-maps", maps)
+    ).worked()
+    assert len(list(maps.rglob("*.png"))) == 11
+
+
 def test_a_part_that_is_none(tmp_path, model_file, photos):
     part = tmp_path / "scores.jsonl.part"
-    for text in (b"hello\n", b"[1]\n", b"{}\n", b"\xff\n", b'{"path": "a.png"}\n{\n'):
+    for text in (
+        b"hello\n",
+        b"[1]\n",
+        b"{}\n",
+        b"\xff\n",
+        b'{"path": "a.png"}\n{\n',
+        b'{"path": 5}\n',
+        b'{"path": "a", "score": 1, "threshold": 1, "percentile": 1, "is_anomalous": "no"}\n',
+    ):
         part.write_bytes(text)
         with unchanged(tmp_path):
             done = in_process(
@@ -110,7 +169,8 @@ def test_a_part_that_is_none(tmp_path, model_file, photos):
 
 def test_a_part_of_another_detector(tmp_path, model_file, photos):
     part = tmp_path / "scores.jsonl.part"
-    part.write_text('{"path": "a.png", "threshold": 1.5, "is_anomalous": false}\n')
+    record = {"path": "a.png", "score": 1, "threshold": 1.5, "percentile": 9, "is_anomalous": False}
+    part.write_text(json.dumps(record) + "\n")
     run = ("run", model_file, photos / "test", "--jsonl", tmp_path / "scores.jsonl", "--resume")
     with unchanged(tmp_path):
         done = in_process(*run)

@@ -150,9 +150,9 @@ def test_photos_stored_or_taken_again_are_found(cloth, how):
 
 def test_frames_of_a_video_are_a_chain():
     rng = np.random.default_rng(0)
-    steps = np.cumsum(rng.normal(0, 0.01, (50, 30)), axis=0)  # the last is far from the first
-    points = np.concatenate([rng.normal(0, 1, (20, 30)), 1 + steps, rng.normal(0, 1, (5, 30))])
-    assert group_near(points).tolist() == [*range(20), *[20] * 50, *range(21, 26)]
+    steps = np.cumsum(rng.normal(0, 0.02, (30, 30)), axis=0)  # the last is far from the first
+    points = np.concatenate([rng.normal(0, 1, (40, 30)), 1 + steps, rng.normal(0, 1, (5, 30))])
+    assert group_near(points).tolist() == [*range(40), *[40] * 30, *range(41, 46)]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 600])
@@ -165,6 +165,16 @@ def test_one_outlier_makes_no_groups_of_the_others():
     rng = np.random.default_rng(1)
     points = np.concatenate([rng.normal(0, 1, (30, 40)), np.full((1, 40), 1000.0)])
     assert len(set(group_near(points))) == 31
+
+
+@pytest.mark.parametrize("poses", [2, 3])
+def test_parts_in_several_poses_are_not_alike(poses):
+    rng = np.random.default_rng(1)
+    places = 20 * rng.normal(0, 1, (poses, 40))  # far from each other, beside what parts differ by
+    points = np.concatenate([place + rng.normal(0, 1, (27, 40)) for place in places])
+    assert len(set(group_near(points))) == len(points)
+    twice = np.concatenate([points, points + rng.normal(0, 0.02, points.shape)])
+    assert group_near(twice).tolist() == [*range(len(points))] * 2
 
 
 def test_even_pictures_are_told_apart_by_more_than_noise():

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from helpers import in_process, unchanged
+from PIL import Image
 
 from padim_edge.detect.detector import Detector
 from padim_edge.errors import ImageError, PadimEdgeError, UsageError
@@ -194,3 +195,20 @@ def test_fit_in_int8_as_it_is_typed(embedding_file, photos, tmp_path):
         moments = ("--save-moments", tmp_path / "m.npz")
         in_process(*fit, "--precision", "int8", *moments).failed(2, "padim-edge quantize once")
         in_process(*fit, "--precision", "float16").failed(2, "float16 is for export")
+        in_process(*fit, "--for", "tensorrt").failed(2, "give --precision int8 with it")
+
+
+def test_quantize_knows_the_bit_depth_too(embedding_file, photos, tmp_path):
+    folder = tmp_path / "twelve"
+    folder.mkdir()
+    for path in sorted((photos / "train" / "good").iterdir()):
+        grey = np.asarray(Image.open(path).convert("L")).astype(np.uint32)
+        twelve = ((grey * 4095 + 127) // 255).astype(np.uint16)
+        Image.fromarray(twelve).save(folder / f"{path.stem}.png")
+    output = tmp_path / "int8.onnx"
+    dark = in_process("quantize", embedding_file, folder, "-o", output).worked()
+    assert "--bit-depth" in dark.stderr
+    told = in_process("quantize", embedding_file, folder, "--bit-depth", 12, "-o", output).worked()
+    assert "--bit-depth" not in told.stderr
+    fit = ("fit", embedding_file, folder, "--precision", "int8", "-o", tmp_path / "padim.onnx")
+    in_process(*fit, "--bit-depth", 10).failed(1, "10 bits hold up to 1023")

@@ -254,3 +254,10 @@ def test_what_the_layers_cannot_make_is_refused(tmp_path, embedding, good, wrong
 def test_an_embedding_that_lacks_channels_is_refused(tmp_path, good):
     with pytest.raises(UsageError, match=r"6 of 24 channels of layer2.*export\n?.*--dims all"):
         fit_detector(small_backbone.embedding(), good, tmp_path / "p.onnx", FEW)
+
+
+def test_what_a_basis_wants_is_said(embedding, good, tmp_path):
+    """56 channels at 4 x 4: four times as many positions of photos want 15 of them."""
+    done = fit_detector(embedding, good, tmp_path / "padim.onnx", FEW)
+    assert done.wanted == 15
+    assert done.model.detector_info.calibration.endswith(", given the basis")
