@@ -101,7 +101,7 @@ def export(folder: Path) -> dict[str, Any]:
             to,
             input_size=size,
             compression_type=CompressionType.INT8_PTQ,
-            datamodule=Calibration(folder),
+            datamodule=Calibration(folder, size),
         ),
     }
     for name in config["anomalib_exports"]:
@@ -115,20 +115,30 @@ def export(folder: Path) -> dict[str, Any]:
 
 
 class Calibration:
-    """What its quantiser asks of a data module: the folder's images, one by one."""
+    """What its quantiser asks of a data module: the folder's images, one by one.
+
+    They are enlarged to the size that the file will take.
+    """
 
     train_batch_size = 1
 
-    def __init__(self, folder: Path) -> None:
-        images = torch.from_numpy(np.load(folder / "images.npy")).permute(0, 3, 1, 2) / 255
-        self._images = [{"image": image} for image in images]
+    def __init__(self, folder: Path, size: tuple[int, int]) -> None:
+        self._images = np.load(folder / "images.npy")
+        self._size = size
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, place: int) -> dict[str, torch.Tensor]:
+        pixels = torch.from_numpy(self._images[place]).permute(2, 0, 1)[None] / 255
+        return {"image": torch.nn.functional.interpolate(pixels, self._size)[0]}
 
     def setup(self, stage: str) -> None:
         """Nothing is left to do."""
 
     def val_dataloader(self) -> Any:
         """Batches {"image": [1, 3, H, W]}, float32 from 0 to 1."""
-        return DataLoader(self._images, batch_size=1)  # type: ignore[arg-type]
+        return DataLoader(self, batch_size=1)  # type: ignore[arg-type]
 
 
 class Torch:

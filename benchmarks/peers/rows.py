@@ -124,6 +124,7 @@ CAMERA_ROWS = [
     _shipped("float32 file in OpenVINO, float32", "openvino", "f32"),
     _shipped("float32 file in OpenVINO, its default precision", "openvino", "default"),
     _shipped("int8 weights in OpenVINO, its default precision", "openvino-int8", "default"),
+    _shipped("int8 by PTQ in OpenVINO, its default precision", "openvino-int8-ptq", "default"),
     _camera("AnomaVision, torch", "anomavision", "anomavision_peer:Camera", "anomavision.pt"),
     _camera("AnomaVision, ONNX in ONNX Runtime", "anomavision", "anomavision_peer:Camera",
             "anomavision.onnx", export="onnx"),
