@@ -66,4 +66,6 @@ def test_weights_beyond_float16_are_refused():
 
 def test_an_unknown_precision_is_refused(tmp_path):
     with pytest.raises(UsageError, match="float32 or float16"):
+        export_backbone(tmp_path / "e.onnx", weights="random", precision="int4")
+    with pytest.raises(UsageError, match="padim-edge quantize"):
         export_backbone(tmp_path / "e.onnx", weights="random", precision="int8")
