@@ -278,7 +278,7 @@ def _check_fields(info: BackboneInfo, detector_info: DetectorInfo | None) -> Non
         (not detector_info or detector_info.covariance in COVARIANCES, "covariance"),
         (not detector_info or detector_info.constants in CONSTANTS, "constants"),
         (not detector_info or detector_info.preprocess.size == info.image_size, "preprocess"),
-        (not detector_info or detector_info.good_scores, "good_scores"),
+        (not detector_info or _is_sorted(detector_info.good_scores), "good_scores"),
         (not detector_info or detector_info.threshold > 0, "threshold"),
     ):
         if not fits:
@@ -287,6 +287,10 @@ def _check_fields(info: BackboneInfo, detector_info: DetectorInfo | None) -> Non
         Pyramid.coarse_to_fine(info.pyramid_layers())
     except UsageError as error:
         raise ModelError(f"its metadata has a wrong 'layer_shapes': {error}") from error
+
+
+def _is_sorted(scores: tuple[float, ...]) -> bool:
+    return bool(scores) and all(low <= high for low, high in itertools.pairwise(scores))
 
 
 T = TypeVar("T", BackboneInfo, DetectorInfo)
