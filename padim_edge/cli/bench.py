@@ -177,6 +177,12 @@ def _print_batch(results: dict[str, BatchResult]) -> None:
         for one in result.frames:
             if one.ratio:
                 typer.echo(f"{of}{one.camera} to decision / bare backbone = {one.ratio:.3f}")
+            if one.on_device:
+                there = one.on_device
+                typer.echo(
+                    f"{of}{one.camera}: upload {there.upload:.2f} ms, prepared by the kernel in "
+                    f"{there.prepare:.2f} ms at {there.bandwidth / 1e9:.1f} GB/s"
+                )
         if result.to_first:
             typer.echo(f"{of}graph / that of {first} = {result.to_first:.3f}")
         if result.kernel:

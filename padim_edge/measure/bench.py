@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from padim_edge.detect.detector import Detector
 from padim_edge.errors import PadimEdgeError, UsageError
+from padim_edge.images.frames import Frame
 from padim_edge.measure.bare_backbone import bare_backbone, has_bare_backbone
 from padim_edge.measure.camera import Camera
 from padim_edge.measure.power import measure as measure_power
@@ -30,6 +31,7 @@ from padim_edge.measure.report import (
     FrameResult,
     Kernel,
     Latency,
+    OnDevice,
     Report,
     announce,
 )
@@ -39,7 +41,7 @@ from padim_edge.measure.starts import STARTS, measure_start
 from padim_edge.model.file import read
 from padim_edge.model.names import NORMALISED
 from padim_edge.progress import Progress, silent
-from padim_edge.runtime.engines import ENGINES, DeviceFigures
+from padim_edge.runtime.engines import ENGINES, DeviceFigures, Engine, FrameEngine
 from padim_edge.runtime.graphs import open_graph
 
 if TYPE_CHECKING:
@@ -269,6 +271,23 @@ class _FrameCalls:
         return call
 
 
+def _on_device(
+    engine: Engine, camera: Camera, pixels: Sequence[NDArray[Any]], batch: int
+) -> OnDevice | None:
+    """What an engine takes to prepare frames itself, if it does and says so."""
+    stages = getattr(engine, "frame_stages", None)
+    turns = itertools.cycle(pixels)
+    frames = [Frame(next(turns), camera.pixel_format) for _ in range(batch)]
+    if stages is None or not isinstance(engine, FrameEngine) or not all(map(engine.takes, frames)):
+        return None
+    rows = [stages(frames) for _ in range(BLOCK + 1)][1:]
+    upload, prepare = (
+        statistics.median(row[name] for row in rows) for name in ("upload", "prepare")
+    )
+    size = sum(frame.layout.nbytes for frame in frames)
+    return OnDevice(1e3 * upload, 1e3 * prepare, size / prepare)
+
+
 def _measure(
     detectors: Mapping[str, Detector],
     bare: Graph | None,
@@ -308,7 +327,9 @@ def _measure(
 
     def from_frames(name: str, camera: Camera, alone: Latency | None) -> FrameResult:
         parts = by_part(calls_on[name, camera].rows)
-        return FrameResult(camera, ratio=parts["whole"].p50 / alone.p50 if alone else None, **parts)
+        ratio = parts["whole"].p50 / alone.p50 if alone else None
+        device = _on_device(detectors[name].engine, camera, frames[camera], batch)
+        return FrameResult(camera, ratio=ratio, on_device=device, **parts)
 
     def result(name: str) -> BatchResult:
         graph, alone = latencies[name, "graph"], latencies.get((name, "bare"))

@@ -60,6 +60,21 @@ class Kernel:
 
 
 @dataclass(frozen=True)
+class OnDevice:
+    """What an engine that prepares frames on its device takes for it; medians by its own clock.
+
+    Attributes:
+        upload: ms per call.
+        prepare: ms per call, of the kernel.
+        bandwidth: bytes of the frames, as they are, that the kernel takes in per second.
+    """
+
+    upload: float
+    prepare: float
+    bandwidth: float
+
+
+@dataclass(frozen=True)
 class FrameResult:
     """From a camera's pixels to decisions, in ms per call; parts are those of the same calls.
 
@@ -70,6 +85,7 @@ class FrameResult:
         rest: whole - prepare - graph of each call.
         whole: frames in, results out: `Detector.batch`, which with one frame is `Detector`'s call.
         ratio: whole / bare backbone, of medians; None where that was not measured.
+        on_device: None where frames are prepared on the CPU.
     """
 
     camera: Camera
@@ -78,6 +94,7 @@ class FrameResult:
     rest: Latency
     whole: Latency
     ratio: float | None
+    on_device: OnDevice | None
 
 
 @dataclass(frozen=True)

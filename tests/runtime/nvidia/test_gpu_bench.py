@@ -57,6 +57,13 @@ def test_bench(folder: str, detectors: dict[str, str]) -> None:
     assert gpu["device"]["memory_bytes"] > 0
     assert cpu["device"] is None
     for result, other in zip(gpu["results"], cpu["results"], strict=True):
+        (mine,), (theirs,) = result["frames"], other["frames"]
+        assert theirs["on_device"] is None
+        assert mine["on_device"]["prepare"] > 0
+        size = 90 * 80 * 3 * result["batch"]
+        assert mine["on_device"]["bandwidth"] == pytest.approx(
+            1e3 * size / mine["on_device"]["prepare"]
+        )
         assert list(result["stages"]) == [
             "upload", "backbone", "distances", "smoothing", "download",
         ]  # fmt: skip
