@@ -59,50 +59,46 @@ def data() -> Path:
     return root
 
 
-@pytest.fixture(scope="session")
-def embedding_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small embedding.onnx: ResNet-18 with random weights, 64 x 64, 20 channels. Read only."""
+def exported(path: Path, **options: Any) -> Path:
+    """An embedding.onnx of ResNet-18; skips without torch."""
     pytest.importorskip("torch")
     from padim_edge.export.export import export_backbone
 
-    path = tmp_path_factory.mktemp("embedding") / "embedding.onnx"
-    export_backbone(path, "resnet18", dims=(20,), image_size=(64, 64), weights="random")
-    return path
+    export_backbone(path / "embedding.onnx", "resnet18", **options)
+    return path / "embedding.onnx"
+
+
+SMALL: dict[str, Any] = {"image_size": (64, 64), "weights": "random"}
+
+
+@pytest.fixture(scope="session")
+def embedding_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small embedding.onnx: ResNet-18 with random weights, 64 x 64, 20 channels. Read only."""
+    return exported(tmp_path_factory.mktemp("embedding"), dims=(20,), **SMALL)
 
 
 @pytest.fixture(scope="session")
 def whole_embedding(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with all channels, as the whitened presets need it. Read only."""
-    pytest.importorskip("torch")
-    from padim_edge.export.export import export_backbone
-
-    path = tmp_path_factory.mktemp("whole") / "embedding.onnx"
-    export_backbone(path, "resnet18", dims="all", image_size=(64, 64), weights="random")
-    return path
+    return exported(tmp_path_factory.mktemp("whole"), dims="all", **SMALL)
 
 
 @pytest.fixture(scope="session")
-def real_embedding(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def real_weights(data: Path) -> str:
+    """The file of real ResNet-18 weights."""
+    return str(data / "weights" / "resnet18-imagenet1k-v1-to-layer3.pth")
+
+
+@pytest.fixture(scope="session")
+def real_embedding(real_weights: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An embedding.onnx with the defaults and real weights. Read only."""
-    pytest.importorskip("torch")
-    from padim_edge.export.export import export_backbone
-
-    path = tmp_path_factory.mktemp("real") / "embedding.onnx"
-    weights = data / "weights" / "resnet18-imagenet1k-v1-to-layer3.pth"
-    export_backbone(path, weights=str(weights))
-    return path
+    return exported(tmp_path_factory.mktemp("real"), weights=real_weights)
 
 
 @pytest.fixture(scope="session")
-def whole_real_embedding(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole_real_embedding(real_weights: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with all channels. Read only."""
-    pytest.importorskip("torch")
-    from padim_edge.export.export import export_backbone
-
-    path = tmp_path_factory.mktemp("whole_real") / "embedding.onnx"
-    weights = data / "weights" / "resnet18-imagenet1k-v1-to-layer3.pth"
-    export_backbone(path, dims="all", weights=str(weights))
-    return path
+    return exported(tmp_path_factory.mktemp("whole_real"), dims="all", weights=real_weights)
 
 
 @pytest.fixture(scope="session")

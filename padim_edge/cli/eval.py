@@ -17,6 +17,7 @@ from padim_edge.cli.options import (
     Strict,
     Threads,
     Threshold,
+    folders_of,
 )
 from padim_edge.cli.output import (
     Skipped,
@@ -50,10 +51,10 @@ def evaluate(
     from padim_edge.detect.evaluation import evaluate_detector
     from padim_edge.detect.heads import Heads
     from padim_edge.files import check_distinct
-    from padim_edge.images.dataset import Folders, stray_masks, test_samples
+    from padim_edge.images.dataset import stray_masks, test_samples
 
     check_distinct(model=model, json=json_file)
-    folders = Folders(*map(tuple, (normal_dir or (), abnormal_dir or (), mask_dir or ())))
+    folders = folders_of(normal_dir, abnormal_dir, mask_dir)
     samples = test_samples(dataset, folders)
     say_images([sample.path for sample in samples])
     if strays := stray_masks(dataset, samples, folders):

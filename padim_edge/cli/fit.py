@@ -15,9 +15,17 @@ from padim_edge.cli.options import (
     NormalDirs,
     Strict,
     Threads,
+    folders_of,
     number,
 )
-from padim_edge.cli.output import Skipped, progress_bars, say, say_if_dark, say_images, say_skipped
+from padim_edge.cli.output import (
+    Skipped,
+    good_images,
+    progress_bars,
+    say,
+    say_if_dark,
+    say_skipped,
+)
 from padim_edge.errors import PadimEdgeError, UsageError, listed
 
 if TYPE_CHECKING:
@@ -171,7 +179,6 @@ def fit(
     """Fit a detector on good images: means, whitening and threshold, in one ONNX file."""
     from padim_edge.fit.fit import fit_detector
     from padim_edge.fit.settings import EPS, Settings
-    from padim_edge.images.dataset import Folders, train_images
     from padim_edge.images.preprocess import Preprocess, parse_size
     from padim_edge.model.file import read
     from padim_edge.runtime.graphs import check_graph_engine
@@ -212,9 +219,7 @@ def fit(
         None if grid is None else parse_size(grid),
         number("--shrinkage", shrinkage),
     )
-    folders = Folders(*map(tuple, (normal_dir or (), abnormal_dir or (), mask_dir or ())))
-    paths = list(dict.fromkeys(path for one in images for path in train_images(one, folders)))
-    say_images(paths)
+    paths = good_images(images, folders_of(normal_dir, abnormal_dir, mask_dir))
     skipped = Skipped(strict)
     with progress_bars() as progress:
         if precision:

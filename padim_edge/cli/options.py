@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from padim_edge.errors import UsageError
+
+if TYPE_CHECKING:
+    from padim_edge.images.dataset import Folders
 
 ModelFile = Annotated[Path, typer.Argument(help="Detector made by 'padim-edge fit'.")]
 
@@ -58,6 +61,17 @@ BitDepth = Annotated[
 ]
 
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first unreadable image.")]
+
+
+def folders_of(
+    normal: list[str] | None,
+    abnormal: list[str] | None = None,
+    masks: list[str] | None = None,
+) -> Folders:
+    """What --normal-dir, --abnormal-dir and --mask-dir name."""
+    from padim_edge.images.dataset import Folders
+
+    return Folders(*map(tuple, (normal or (), abnormal or (), masks or ())))
 
 
 def names_of(text: str | None) -> tuple[str, ...] | None:

@@ -14,11 +14,22 @@ from padim_edge.errors import ImageError
 
 if TYPE_CHECKING:
     from padim_edge.detect.detector import Detector
+    from padim_edge.images.dataset import Folders
 
 
 def say(text: str) -> None:
     """One line on stderr, so that stdout holds results alone."""
     typer.echo(text, err=True)
+
+
+def good_images(sources: Sequence[str], folders: Folders) -> list[Path]:
+    """The good images of several sources, each path once; says which they are."""
+    from padim_edge.images.dataset import train_images
+
+    found = dict.fromkeys(path for one in sources for path in train_images(one, folders))
+    paths = list(found)
+    say_images(paths)
+    return paths
 
 
 def say_images(paths: Sequence[Path]) -> None:

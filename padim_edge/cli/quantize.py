@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from padim_edge.cli.command import command
-from padim_edge.cli.options import BitDepth, NormalDirs, Strict
-from padim_edge.cli.output import Skipped, progress_bars, say_if_dark, say_images
+from padim_edge.cli.options import BitDepth, NormalDirs, Strict, folders_of
+from padim_edge.cli.output import Skipped, good_images, progress_bars, say_if_dark
 
 
 @command("quantize", "padim-edge quantize embedding.onnx photos/good/ -o embedding-int8.onnx")
@@ -38,16 +38,13 @@ def quantize(
     """
     from padim_edge.files import atomic_write, check_distinct
     from padim_edge.fit.quantised import quantise_embedding
-    from padim_edge.images.dataset import Folders, train_images
     from padim_edge.images.preprocess import Preprocess
     from padim_edge.model.file import read, write
 
     check_distinct(embedding=embedding, output=output)
     model = read(embedding, "embedding")
     whole = Preprocess.whole(model.backbone_info.image_size)
-    folders = Folders(normal=tuple(normal_dir or ()))
-    paths = list(dict.fromkeys(path for one in images for path in train_images(one, folders)))
-    say_images(paths)
+    paths = good_images(images, folders_of(normal_dir))
     skipped = Skipped(strict)
     with progress_bars() as progress, atomic_write(output) as stream:
         done = quantise_embedding(

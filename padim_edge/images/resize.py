@@ -38,9 +38,9 @@ def resize(
 ) -> NDArray[np.uint8]:
     """Resize a plane.
 
-    With ``reduce`` every block of max(1, h // H) x max(1, w // W) values is replaced by its mean
-    (see `block_means`), which leaves at least the size of the result; then the filter goes across
-    what is left and down, in Pillow's arithmetic: coefficients of 22 bits, and a result of 8 bits
+    With ``reduce`` every block of values (see `block_side`) is replaced by its mean (see
+    `block_means`), which leaves at least the size of the result; then the filter goes across what
+    is left and down, in Pillow's arithmetic: coefficients of 22 bits, and a result of 8 bits
     after each. Without, it is Pillow's own resize, which from Pillow 13 on goes down first where
     it finds that faster, and so gives other bits there than Pillow 12.
 
@@ -62,7 +62,7 @@ def resize(
             plane = block_means(plane, (1, 1), white)
         return _filtered(plane, size, resampling, (0, 0, width, height))
     rows, columns = size
-    fy, fx = max(1, height // rows), max(1, width // columns)
+    fy, fx = block_side(height, rows), block_side(width, columns)
     count = -(-height // fy)
     narrow = np.empty((count, columns, channels), np.uint8)
 
@@ -78,6 +78,11 @@ def resize(
     edges = [count * i // bands for i in range(bands + 1)]
     threads.run(band, list(itertools.pairwise(edges)))
     return _filtered(narrow, size, resampling, (0, 0, columns, height / fy))
+
+
+def block_side(length: int, target: int) -> int:
+    """Values of a block in one direction: as many as leave at least ``target`` blocks."""
+    return max(1, length // target)
 
 
 def block_means(plane: NDArray[Any], block: tuple[int, int], white: int = 255) -> NDArray[np.uint8]:
@@ -195,7 +200,7 @@ def _filtered(
 
 
 def filter_taps(
-    length: int, block: int, target: int, interpolation: str
+    length: int, target: int, interpolation: str
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """The filter of `resize` along one direction, for implementations elsewhere.
 
@@ -204,7 +209,6 @@ def filter_taps(
 
     Args:
         length: of the plane.
-        block: pixels of a block, max(1, length // target).
         target: to resize to.
         interpolation: of `FILTERS`.
 
@@ -212,6 +216,7 @@ def filter_taps(
         int32 [taps, target], coefficients times 2^22; and int32 [target], which mean of a block the
         first of each belongs to: ascending, and all taps are within.
     """
+    block = block_side(length, target)
     count = -(-length // block)
     # Blocks are at most twice as many as what becomes of them, so that no filter reaches over
     # more than 13 of them: points 16 apart do not meet in any result.

@@ -274,13 +274,12 @@ class _FrameCalls:
 def _on_device(
     engine: Engine, camera: Camera, pixels: Sequence[NDArray[Any]], batch: int
 ) -> OnDevice | None:
-    """What an engine takes to prepare frames itself, if it does and says so."""
-    stages = getattr(engine, "frame_stages", None)
+    """What an engine takes to prepare frames itself, if it does."""
     turns = itertools.cycle(pixels)
     frames = [Frame(next(turns), camera.pixel_format) for _ in range(batch)]
-    if stages is None or not isinstance(engine, FrameEngine) or not all(map(engine.takes, frames)):
+    if not isinstance(engine, FrameEngine) or not all(map(engine.takes, frames)):
         return None
-    rows = [stages(frames) for _ in range(BLOCK + 1)][1:]
+    rows = [engine.frame_stages(frames) for _ in range(BLOCK + 1)][1:]
     upload, prepare = (
         statistics.median(row[name] for row in rows) for name in ("upload", "prepare")
     )

@@ -119,6 +119,10 @@ class FrameEngine(Protocol):
         """Score a batch of frames as they are, each of any size; returns what `infer` does."""
         ...
 
+    def frame_stages(self, frames: Sequence[Frame]) -> dict[str, float]:
+        """As `Engine.stages`, of frames as they are; "upload" and "prepare" are among them."""
+        ...
+
 
 def open_engine(
     name: str,

@@ -118,6 +118,9 @@ class Resizing:
         self.whole += frames
         return self.inner.infer(np.stack([self.preprocess(frame) for frame in frames]))
 
+    def frame_stages(self, frames):
+        raise NotImplementedError
+
     def infer(self, images):
         self.arrays += list(images)
         return self.inner.infer(images)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from padim_edge.errors import PadimEdgeError
 from padim_edge.images.formats import PIXEL_FORMATS
 from padim_edge.images.preprocess import Preprocess
-from padim_edge.images.resize import filter_taps
+from padim_edge.images.resize import block_side, filter_taps
 from padim_edge.runtime.nvidia.launch import DEFAULT_SHARED_LIMIT, MOST_VALUES, PREPARE, Launch
 from padim_edge.runtime.nvidia.smoothing import widest
 
@@ -150,7 +150,7 @@ def _pack_plane(
     """
     rows, columns, top, left = geometry
     height, width, channels = plane.shape
-    block_height, block_width = max(1, height // rows), max(1, width // columns)
+    block_height, block_width = block_side(height, rows), block_side(width, columns)
     if block_height > _MOST_ROWS or block_height * block_width > _MOST_PIXELS:
         raise PadimEdgeError(f"blocks of {block_height} x {block_width} pixels are too large")
     packed["pitch"] = plane.strides[0]
@@ -159,11 +159,11 @@ def _pack_plane(
     packed["block_height"], packed["block_width"] = block_height, block_width
 
     most = []
-    for name, length, block, target, start, size, tile in (
-        ("row", height, block_height, rows, top, preprocess.size[0], _TILE_ROWS),
-        ("column", width, block_width, columns, left, preprocess.size[1], _TILE_COLUMNS),
+    for name, length, target, start, size, tile in (
+        ("row", height, rows, top, preprocess.size[0], _TILE_ROWS),
+        ("column", width, columns, left, preprocess.size[1], _TILE_COLUMNS),
     ):
-        taps, first = filter_taps(length, block, target, preprocess.interpolation)
+        taps, first = filter_taps(length, target, preprocess.interpolation)
         taps, first = taps[:, start : start + size], first[start : start + size]
         for key, table in (("taps", taps), ("first", first)):
             packed[f"{name}_{key}"] = sum(each.nbytes for each in tables)
