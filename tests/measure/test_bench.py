@@ -181,7 +181,7 @@ def test_a_call_is_taken_apart(model_file: Path, monkeypatch: pytest.MonkeyPatch
             preprocess = self.detector.detector_info.preprocess
             return self.infer(np.stack([preprocess(frame) for frame in frames]))
 
-        def frame_stages(self, frames: list[Frame]) -> dict[str, float]:
+        def frame_stages(self, _: list[Frame]) -> dict[str, float]:
             raise AssertionError("a call is timed, and not its stages")
 
     monkeypatch.setattr(bench.time, "perf_counter", lambda: now)
