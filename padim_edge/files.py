@@ -1,10 +1,18 @@
-"""Files that are either whole or not there: written beside the target, synced, renamed."""
+"""Files that are either whole or not there: written beside the target, synced, renamed.
+
+A writer holds a lock on its temporary file, which the system frees however the writer ends. So the
+next one can tell what a killed one left from what another is writing now, and removes it. (Files
+without a name, O_TMPFILE, would leave nothing at all, but cannot take the place of another file
+without a name in between, and many file systems have none: FAT, NFS, 9p.)
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import itertools
 import os
-import tempfile
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -24,25 +32,78 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
             a device or a pipe.
     """
     target = writable(path)
-    # Of a long name the beginning: mkstemp appends 8 letters, and a name has 255 bytes at most.
-    prefix = os.fsencode(f".{target.name}")[:200].decode(errors="ignore")
     try:
-        descriptor, name = tempfile.mkstemp(prefix=f"{prefix}.", dir=target.parent)
+        descriptor, temporary = _temporary(target)
     except OSError as error:
         raise cannot_write(path, error) from error
-    temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        finish(temporary, target)
+            finish(temporary, target)  # before the lock is given up with the stream
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         # A broken pipe is stdout's, not this file's.
         if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
             raise cannot_write(path, error) from error
         raise
+
+
+def lock(descriptor: int, path: Path) -> bool:
+    """Take the lock of an open file, without waiting.
+
+    Returns:
+        Whether it was free, and ``path`` is still the name of this file.
+
+    Raises:
+        OSError: the file system has no locks.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except (BlockingIOError, FileNotFoundError):
+        return False
+
+
+def _temporary(target: Path) -> tuple[int, Path]:
+    """A new file beside a target, locked; what killed writers of the same target left is removed.
+
+    Names are numbered, so that nobody has to search the folder, and there are never more of them
+    than there were writers at once.
+    """
+    # Of a long name the beginning: a name has 255 bytes at most.
+    prefix = os.fsencode(f".{target.name}")[:200].decode(errors="ignore")
+    for number in itertools.count():
+        path = target.with_name(f"{prefix}.padim-edge-{number}")
+        with contextlib.suppress(OSError):
+            _remove_abandoned(path)
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:  # its writer is at work
+            continue
+        try:
+            if lock(descriptor, path):
+                return descriptor, path
+        except OSError:  # without locks nobody takes it for abandoned
+            return descriptor, path
+        os.close(descriptor)  # somebody took it for abandoned before it was locked
+    raise AssertionError("numbers do not end")
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove a temporary file whose writer is gone.
+
+    Raises:
+        OSError: there is none, it is no file, or nobody can tell.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        # Whoever holds the lock may remove the name: it cannot be another file's by now.
+        if stat.S_ISREG(os.fstat(descriptor).st_mode) and lock(descriptor, path):
+            path.unlink()
+    finally:
+        os.close(descriptor)
 
 
 def check_distinct(**files: Path | None) -> None:

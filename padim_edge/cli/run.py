@@ -143,10 +143,9 @@ def _line_file(path: Path, resume: bool) -> Iterator[LineFile]:
     from padim_edge.detect.line_file import LineFile
 
     lines = LineFile(path, resume)
-    if lines.records:
-        failed = sum("error" in record for record in lines.records.values())
-        unread = f"; {failed} of them could not be read, and are not tried again" if failed else ""
-        say(f"going on: {len(lines.records)} images were judged before{unread}")
+    if lines.records or lines.unread:
+        again = f"; {lines.unread} could not be read, and are tried again" * (lines.unread > 0)
+        say(f"going on: {len(lines.records)} images were judged before{again}")
     try:
         with lines:
             yield lines
@@ -162,7 +161,7 @@ def _check_same(detector: Detector, lines: LineFile) -> None:
     Raises:
         UsageError: they do.
     """
-    judged = [record for record in lines.records.values() if "error" not in record]
+    judged = lines.records.values()
     for record in judged:
         if record["threshold"] != detector.threshold:
             raise UsageError(

@@ -16,6 +16,8 @@ import pytest
 from helpers import OLD, command, in_process, link, names, padim_edge, unchanged
 from PIL import Image
 
+from padim_edge.detect.line_file import LineFile
+
 # Stops after 32 images, as Ctrl-C or a service manager would.
 STOPPING = """
 import os, signal
@@ -111,16 +113,47 @@ def test_a_part_of_another_detector_is_refused(tmp_path, model_file, embedding_f
     in_process("run", other, *run, "--resume").worked()
 
 
-def test_lines_of_other_images_and_of_unread_ones_are_said(tmp_path, model_file, photos):
+def test_lines_of_other_images_are_said(tmp_path, model_file, photos):
     lines, part = tmp_path / "scores.jsonl", tmp_path / "scores.jsonl.part"
     run = ("run", model_file, photos / "test", "--jsonl", lines)
     in_process(*run).worked()
-    text = lines.read_text() + json.dumps({"path": "gone.png", "error": "gone.png: no"}) + "\n"
-    lines.unlink()
-    part.write_text(text)
+    text = lines.read_text()
+    part.write_text(text + text.splitlines()[-1].replace(str(photos), "gone") + "\n")
     done = in_process(*run, "--resume").worked()
-    assert "1 of them could not be read, and are not tried again" in done.stderr
+    assert "going on: 11 images were judged before\n" in done.stderr
     assert "1 of the lines of the earlier run are of images not given now" in done.stderr
+
+
+def test_what_could_not_be_read_is_tried_again(tmp_path, model_file, mine):
+    lines, part = tmp_path / "scores.jsonl", tmp_path / "scores.jsonl.part"
+    run = ("run", model_file, mine, "--jsonl", lines)
+    sound = (mine / "003.png").read_bytes()
+    for name in ("003.png", "007.png"):
+        (mine / name).write_bytes(b"on a camera's card that was pulled")
+    in_process(*run).worked()
+    for mended, left in ((True, 10), (False, 11)):
+        lines.rename(part)
+        if mended:
+            (mine / "003.png").write_bytes(sound)
+        done = in_process(*run, "--resume").worked()
+        again = f"{12 - left} could not be read, and are tried again"
+        assert f"going on: {left} images were judged before; {again}\n" in done.stderr
+        assert "anomalous, 1 unreadable" in done.stderr
+        found = records(lines)
+        assert sorted(record["path"] for record in found) == sorted(map(str, mine.iterdir()))
+        assert [record["path"] for record in found if "error" in record] == [str(mine / "007.png")]
+
+
+def test_two_runs_do_not_write_one_file(tmp_path, model_file, photos):
+    lines = tmp_path / "scores.jsonl"
+    with LineFile(lines) as other:
+        other.write({"path": "a.png"})
+        for resume in ((), ("--resume",)):
+            with unchanged(tmp_path):
+                in_process("run", model_file, photos / "test", "--jsonl", lines, *resume).failed(
+                    2, f"another run writes {tmp_path / 'scores.jsonl.part'} now"
+                )
+    assert records(lines) == [{"path": "a.png"}]
 
 
 def test_nothing_is_written_over_the_model(tmp_path, model_file, embedding_file, photos):
