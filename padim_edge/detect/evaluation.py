@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,31 @@ from padim_edge.images.masks import load_masks
 from padim_edge.progress import Progress, silent
 
 
+@dataclass(frozen=True)
+class Judged:
+    """What a detector says of a test set, of N images that could be read.
+
+    Attributes:
+        samples: the images, [N].
+        labels: bool [N], True for a defective one.
+        scores: float64 [N].
+        maps: float32 [N, H, W].
+        masks: [N], bool [H, W] or None, of the pixels of the maps.
+        threshold: that they were judged by.
+    """
+
+    samples: list[Sample]
+    labels: NDArray[np.bool_]
+    scores: NDArray[np.float64]
+    maps: NDArray[np.float32]
+    masks: list[NDArray[np.bool_] | None]
+    threshold: float
+
+    def metrics(self) -> Metrics:
+        """How well it agrees with what is known; raises as `compute_metrics`."""
+        return compute_metrics(self.labels, self.scores, self.threshold, self.masks, self.maps)
+
+
 def evaluate_detector(
     detector: Detector,
     samples: Sequence[Sample],
@@ -27,7 +53,23 @@ def evaluate_detector(
     progress: Progress = silent,
     warn: Callable[[str], None] = lambda _: None,
 ) -> Metrics:
-    """Metrics of a detector on a test set.
+    """Metrics of a detector on a test set; arguments and errors are those of `judge_samples`.
+
+    Raises:
+        PadimEdgeError: no good or no defective image is left, or a score is not finite.
+    """
+    return judge_samples(detector, samples, batch, on_error, progress, warn).metrics()
+
+
+def judge_samples(
+    detector: Detector,
+    samples: Sequence[Sample],
+    batch: int,
+    on_error: OnError,
+    progress: Progress = silent,
+    warn: Callable[[str], None] = lambda _: None,
+) -> Judged:
+    """Judge a test set, and bring its masks to the pixels of the maps.
 
     Masks go through the same geometry as the images, with nearest neighbours. An image whose
     file or mask cannot be read is left out, after ``on_error`` was told.
@@ -41,12 +83,12 @@ def evaluate_detector(
         warn: takes a sentence about masks that seem to be wrong.
 
     Raises:
-        PadimEdgeError: no good or no defective image is left, a score is not finite, or the mask
-            of a good image marks something.
+        PadimEdgeError: no image is left, or the mask of a good image marks something.
+        MissingDependencyError: what the metrics need is not installed.
     """
     require_eval_extra()  # now, not after the last image
     preprocess = detector.detector_info.preprocess
-    labels, scores, maps, masks = [], [], [], []
+    kept, scores, maps, masks = [], [], [], []
     checks = _MaskChecks()
     verdicts = judge(detector, files(sample.path for sample in samples), batch)
     for done, (sample, verdict) in enumerate(zip(samples, verdicts, strict=True), start=1):
@@ -61,20 +103,15 @@ def evaluate_detector(
             continue
         if marked is not None:
             checks(sample, marked)
-        labels.append(sample.is_anomalous)
+        kept.append(sample)
         scores.append(verdict.outcome.score)
         maps.append(verdict.outcome.score_map)
         masks.append(None if marked is None else preprocess.mask(Image.fromarray(marked)))
     if not maps:
         raise PadimEdgeError("no image of the test set could be read")
     checks.conclude(warn)
-    return compute_metrics(
-        np.array(labels),
-        np.array(scores),
-        detector.threshold,
-        masks,
-        np.stack(maps),
-    )
+    labels = np.array([sample.is_anomalous for sample in kept])
+    return Judged(kept, labels, np.array(scores), np.stack(maps), masks, detector.threshold)
 
 
 class _MaskChecks:

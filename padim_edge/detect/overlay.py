@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
@@ -13,9 +18,13 @@ Region = tuple[float, float, float, float]
 #: Pixels on the long side; larger frames are scaled down for the picture.
 MAX_SIDE = 1600
 
-_TOP = 1.5  # the colour scale ends at this multiple of the threshold,
-_OPACITY = 0.75  # where the frame shines through by a quarter
-_DIMMED = 0.35  # brightness outside of the region
+#: Where the colour scale ends the frame shines through by a quarter.
+OPACITY = 0.75
+
+#: Brightness outside of the region.
+DIMMED = 0.35
+
+_TOP = 1.5  # the colour scale ends at this multiple of the threshold
 
 _ALARM = (228, 52, 44)
 _GOOD = (32, 148, 84)
@@ -36,6 +45,34 @@ _INFERNO = np.array(
         [25.131126, -12.242669, -23.070325],
     ]
 )
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A colour scale that is the same for every frame.
+
+    Attributes:
+        low: scores up to here leave the frame as it is; from 0 to less than the threshold.
+        threshold: the score that an anomalous image exceeds.
+    """
+
+    low: float
+    threshold: float
+
+    @classmethod
+    def of(cls, good_scores: Sequence[float], threshold: float) -> Scale:
+        """That of a detector, which begins at a score usual for its good images."""
+        # Below the threshold even where nearly all good images score alike.
+        return cls(min(statistics.median(good_scores), 0.9 * threshold), threshold)
+
+    @property
+    def top(self) -> float:
+        """Scores from here on have the last colour."""
+        return _TOP * self.threshold
+
+    def positions(self, scores: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+        """Where scores lie on the scale: 0 to 1, of the same shape and type."""
+        return ((scores - self.low) / (self.top - self.low)).clip(0, 1)
 
 
 def overlay(
@@ -71,16 +108,16 @@ def overlay(
     """
     _check(frame, score_map, region, threshold, score, low)
     picture, region = _at_most_max_side(Image.fromarray(frame), region)
-    scores, covered = _at_resolution_of(picture, score_map, region)
+    scores, covered = scores_at(picture.size, score_map, region)
 
-    position = np.where(covered, (scores - low) / (_TOP * threshold - low), 0).clip(0, 1)
-    colours = _colour_table()[np.rint(position * 255).astype(np.uint8)]
+    position = np.where(covered, Scale(low, threshold).positions(scores), 0)
+    colours = colour_table()[np.rint(position * 255).astype(np.uint8)]
     pixels = np.asarray(picture, np.float32)
-    pixels = pixels + (_OPACITY * position)[..., None] * (colours - pixels)
-    pixels[~covered] *= _DIMMED
+    pixels = pixels + (OPACITY * position)[..., None] * (colours - pixels)
+    pixels[~covered] *= DIMMED
 
     # A light line just inside, a dark one just outside: one of the two is seen on any frame.
-    inner, outer = _outline(covered & (scores > threshold), max(1, round(max(picture.size) / 800)))
+    inner, outer = outline(covered & (scores > threshold), max(1, round(max(picture.size) / 800)))
     pixels[outer] *= 0.3
     pixels[inner] = 255
     return _with_caption(np.rint(pixels).astype(np.uint8), score, threshold)
@@ -98,28 +135,36 @@ def _at_most_max_side(picture: Image.Image, region: Region) -> tuple[Image.Image
     return picture.resize((width, height), Image.Resampling.BOX), scaled
 
 
-def _at_resolution_of(
-    picture: Image.Image, score_map: NDArray[np.float32], region: Region
+def scores_at(
+    size: tuple[int, int], score_map: NDArray[np.float32], region: Region
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Interpolate the map at the centre of every pixel: float32 and "is covered", bool [h, w]."""
+    """Interpolate a map at the centre of every pixel of a picture.
+
+    Args:
+        size: (w, h) of the picture.
+        score_map: float32 [H, W], at any resolution.
+        region: as of `overlay`, in pixels of the picture.
+
+    Returns:
+        Scores, float32 [h, w], and which pixels the map covers, bool [h, w].
+    """
+    width, height = size
     left, top, right, bottom = region
     rows, columns = score_map.shape
     across, down = columns / (right - left), rows / (bottom - top)
     scores = Image.fromarray(np.asarray(score_map, np.float32)).transform(
-        picture.size,
+        size,
         Image.Transform.AFFINE,
         (across, 0, -left * across, 0, down, -top * down),
         Image.Resampling.BILINEAR,
     )
-    x = np.arange(picture.width) + 0.5
-    y = np.arange(picture.height)[:, None] + 0.5
+    x = np.arange(width) + 0.5
+    y = np.arange(height)[:, None] + 0.5
     covered: NDArray[np.bool_] = (left < x) & (x < right) & (top < y) & (y < bottom)
     return np.asarray(scores), covered
 
 
-def _outline(
-    mask: NDArray[np.bool_], thickness: int
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def outline(mask: NDArray[np.bool_], thickness: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Lines along the border of a mask, inside and outside of it; closed at the frame's edge."""
     grown = np.pad(mask, thickness)
     rest = ~grown
@@ -139,7 +184,7 @@ def _dilated(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return result
 
 
-def _colour_table() -> NDArray[np.float32]:
+def colour_table() -> NDArray[np.float32]:
     """The colour scale: float32 [256, 3], RGB from 0 to 255."""
     powers = np.linspace(0, 1, 256)[:, None] ** np.arange(len(_INFERNO))
     table: NDArray[np.float32] = (255 * (powers @ _INFERNO).clip(0, 1)).astype(np.float32)

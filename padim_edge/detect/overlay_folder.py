@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import statistics
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 
 from padim_edge.detect.detector import Detector, Result
 from padim_edge.detect.judging import Verdict
-from padim_edge.detect.overlay import overlay
+from padim_edge.detect.overlay import Scale, overlay
 from padim_edge.errors import PadimEdgeError, UsageError
 from padim_edge.files import atomic_write
 from padim_edge.images.decode import load_image
@@ -53,15 +52,14 @@ class OverlayFolder:
         result, target = verdict.outcome, self._targets[verdict.name]
         depth = self._detector.detector_info.preprocess.bit_depth
         frame = np.asarray(load_image(verdict.name, depth))
-        usual = statistics.median(self._detector.detector_info.good_scores)
+        scale = Scale.of(self._detector.detector_info.good_scores, result.threshold)
         picture = overlay(
             frame,
             result.score_map,
             self._detector.region(frame.shape[1], frame.shape[0]),
             result.threshold,
             result.score,
-            # Below the threshold even where nearly all good images score alike.
-            low=min(usual, 0.9 * result.threshold),
+            scale.low,
         )
         try:
             target.parent.mkdir(parents=True, exist_ok=True)

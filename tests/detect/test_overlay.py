@@ -100,7 +100,7 @@ def test_map_is_interpolated_between_the_centres_of_its_cells():
     pixels, _ = draw([[5, 5, 15, 15]], size=(64, 16), threshold=14.999)
     exact = 5 + 10 * (np.arange(64) + 0.5 - 24) / 16
     position = np.clip((exact - 5) / (1.5 * 14.999 - 5), 0, 1)
-    colours = module._colour_table()[np.rint(position * 255).astype(int)]
+    colours = module.colour_table()[np.rint(position * 255).astype(int)]
     blended = GREY + 0.75 * position[:, None] * (colours - GREY)
     assert np.abs(pixels[8, :39] - blended[:39]).max() <= 1  # the anomaly begins at 40
 
@@ -117,12 +117,12 @@ def test_scale_ends_at_one_and_a_half_thresholds():
     ends = [draw(np.full((48, 64), value))[0][24, 32] for value in (14.0, 15.0, 99.0)]
     assert_array_equal(ends[1], ends[2])
     assert (ends[0] != ends[1]).any()
-    top = np.array(module._colour_table()[-1])
+    top = np.array(module.colour_table()[-1])
     assert_array_equal(ends[1], np.rint(GREY + 0.75 * (top - GREY)))
 
 
 def test_colours_are_those_of_inferno():
-    table = module._colour_table()
+    table = module.colour_table()
     published = {0: (0, 0, 4), 64: (87, 16, 110), 128: (188, 55, 84), 255: (252, 255, 164)}
     for index, colour in published.items():
         assert np.abs(table[index] - colour).max() < 7
