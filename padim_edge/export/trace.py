@@ -14,6 +14,7 @@ from onnx import TensorProto, compose, helper, numpy_helper
 
 from padim_edge.errors import PadimEdgeError
 from padim_edge.export.backbones import Backbone
+from padim_edge.export.half import halve
 from padim_edge.export.select import group, select_channels
 from padim_edge.model.file import Model
 from padim_edge.model.graph import Nodes, as_model, feature_outputs, image_input, repeat_up
@@ -54,7 +55,7 @@ def assemble(
         ],
     )
     if precision == "float16":
-        _halve(traced, [FEATURES + layer.name for layer in info.pyramid_layers()])
+        halve(traced, [FEATURES + layer.name for layer in info.pyramid_layers()])
     tail = _embedding(info, pyramid)
     return Model(_joined(head, traced, tail, info, pyramid), info)
 
@@ -75,6 +76,7 @@ def _info(
         precision=precision,
         mean=backbone.mean,
         std=backbone.std,
+        licence=backbone.licence,
     )
 
 
@@ -151,38 +153,6 @@ def _normalise(traced: onnx.GraphProto, backbone: Backbone, fold: bool) -> Nodes
         factor = nodes.constant("normalise.scale", scale.reshape(shape).astype(np.float32))
         nodes.add("Mul", [centred, factor], NORMALISED)
     return nodes
-
-
-def _halve(graph: onnx.GraphProto, outputs: list[str]) -> None:
-    """Make a backbone float16 between float32 ``normalised`` and float32 outputs.
-
-    Raises:
-        PadimEdgeError: a weight is too large for float16.
-    """
-    for tensor in graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT:
-            with np.errstate(over="ignore"):
-                values = numpy_helper.to_array(tensor).astype(np.float16)
-            if not np.isfinite(values).all():
-                raise PadimEdgeError(
-                    f"the weight '{tensor.name}' does not fit into float16: export with "
-                    "--precision float32"
-                )
-            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-    half = {name: f"{name}.float16" for name in (NORMALISED, *outputs)}
-    for node in graph.node:
-        node.input[:] = [half.get(name, name) for name in node.input]
-        node.output[:] = [half.get(name, name) for name in node.output]
-    first, *rest = (
-        helper.make_node("Cast", [source], [target], name=f"{target}/Cast", to=kind)
-        for source, target, kind in (
-            (NORMALISED, half[NORMALISED], TensorProto.FLOAT16),
-            *((half[name], name, TensorProto.FLOAT) for name in outputs),
-        )
-    )
-    nodes = [first, *graph.node, *rest]
-    del graph.node[:]
-    graph.node.extend(nodes)
 
 
 def _embedding(info: BackboneInfo, pyramid: Pyramid) -> Nodes:
