@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from padim_edge.fit.calibrate import Calibration
 from padim_edge.fit.settings import Settings
 from padim_edge.fit.whitening import Gaussians
 from padim_edge.model import graph
 from padim_edge.model.file import Model
-from padim_edge.model.metadata import DetectorInfo
+from padim_edge.model.metadata import DIGITS, DetectorInfo
 from padim_edge.model.smoothing import Smoothing
 
 
@@ -19,6 +21,7 @@ def assemble(
     settings: Settings,
     images: int,
     aspect_ratios: tuple[float, ...] = (),
+    digests: Sequence[bytes] = (),
 ) -> Model:
     """padim.onnx in memory.
 
@@ -30,6 +33,7 @@ def assemble(
         settings: how it was fitted.
         images: how many good images there are in the fit.
         aspect_ratios: the smallest and the largest width / height of theirs; none if unknown.
+        digests: of the images (`padim_edge.fit.copies`); zeros where one is unknown.
     """
     detector_info = DetectorInfo(
         preprocess=settings.preprocess,
@@ -39,9 +43,12 @@ def assemble(
         constants=settings.constants,
         images=images,
         threshold=calibration.threshold,
+        pixel_threshold=calibration.pixel_threshold,
         false_alarm_rate=calibration.false_alarm_rate,
         calibration=calibration.how,
         good_scores=calibration.good_scores,
+        good_pixel_scores=calibration.good_pixel_scores,
+        digests=tuple(digest.hex()[:DIGITS] for digest in digests if any(digest)),
         aspect_ratios=aspect_ratios,
         preset=settings.preset,
         shrinkage=settings.shrinkage or 0.0,

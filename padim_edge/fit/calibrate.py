@@ -1,4 +1,4 @@
-"""Calibrate: from held-out scores of good images to the threshold. Needs no images and no fit."""
+"""Calibrate: from held-out scores of good images to the thresholds. Needs no images and no fit."""
 
 from __future__ import annotations
 
@@ -18,22 +18,30 @@ class Calibration:
 
     Attributes:
         threshold: a frame whose score exceeds it is anomalous.
+        pixel_threshold: a pixel of such a frame whose score exceeds it may be; 0 if unknown.
         false_alarm_rate: the rate it was set for.
         how: how the scores were made, in words.
-        good_scores: of good images, sorted.
+        good_scores: image scores of good images, sorted.
+        good_pixel_scores: pixel scores of the same, sorted; none if unknown.
     """
 
     threshold: float
+    pixel_threshold: float
     false_alarm_rate: float
     how: str
     good_scores: tuple[float, ...]
+    good_pixel_scores: tuple[float, ...]
 
 
-def calibrate(scores: Array, false_alarm_rate: float | None, how: str) -> Calibration:
-    """Set the threshold.
+def calibrate(
+    scores: Array, pixel_scores: Array, false_alarm_rate: float | None, how: str
+) -> Calibration:
+    """Set the thresholds.
 
     Args:
         scores: image scores of good images that are not in the fit, or as if they were not, [N].
+        pixel_scores: of the same (`padim_edge.model.threshold.pixel_score`), [N]; empty if some are
+            unknown, and there is no pixel threshold then.
         false_alarm_rate: share of good images that may exceed it; None for 1 %, or for the lowest
             that so many scores can promise.
         how: how the scores were made, in words.
@@ -50,4 +58,15 @@ def calibrate(scores: Array, false_alarm_rate: float | None, how: str) -> Calibr
             f"the threshold would be {threshold:g} and every frame an anomaly: the images do not "
             "differ in what the backbone sees; give photos of different parts, or other weights"
         )
-    return Calibration(threshold, rate, how, tuple(float(score) for score in np.sort(scores)))
+    return Calibration(
+        threshold,
+        threshold_for(pixel_scores, rate) if len(pixel_scores) else 0.0,
+        rate,
+        how,
+        _sorted(scores),
+        _sorted(pixel_scores),
+    )
+
+
+def _sorted(scores: Array) -> tuple[float, ...]:
+    return tuple(float(score) for score in np.sort(scores))

@@ -150,20 +150,28 @@ def fit_detector(
             features, used, smoothing, earlier, bool(save_moments), threads, progress
         )
         total = features.count + (earlier.moments.count if earlier else 0)
-        scores, how = _all_scores(statistics, features, earlier)
+        scores, pixel_scores, how = _all_scores(statistics, features, earlier)
         if basis:
             how = f"{how}, given the basis"
-        calibration = calibrate(scores, settings.false_alarm_rate, how)
+        calibration = calibrate(scores, pixel_scores, settings.false_alarm_rate, how)
         ratios = _aspect_ratios(features, earlier)
+        digests = (earlier.digests if earlier else ()) + features.digests
         model = assemble(
-            backbone, statistics.gaussians, calibration, smoothing, used, total, ratios
+            backbone, statistics.gaussians, calibration, smoothing, used, total, ratios, digests
         )
         size = write(stream, model)
         finished = time.perf_counter()
         if state_stream and statistics.moments:
-            digests = (earlier.digests if earlier else ()) + features.digests
-            state = (embedding.sha256, settings, statistics.moments, scores, digests, ratios, basis)
-            SavedMoments(*state).save(state_stream)
+            SavedMoments(
+                embedding.sha256,
+                settings,
+                statistics.moments,
+                scores,
+                pixel_scores,
+                digests,
+                ratios,
+                basis,
+            ).save(state_stream)
     return Fitted(
         model=model,
         size=size,
@@ -196,18 +204,25 @@ def _statistics(
 
 def _all_scores(
     statistics: Statistics, features: Features, earlier: SavedMoments | None
-) -> tuple[Array, str]:
-    """Of earlier images, as their own fit gave them, and of the new ones; and how, in words.
+) -> tuple[Array, Array, str]:
+    """Image and pixel scores of earlier images, as their own fit gave them, and of the new ones.
+
+    And how they were made, in words.
 
     Of nearly equal images the first alone: a new part is as likely to exceed the scores of all
     others as one *part* is, however often it was photographed.
     """
-    own = statistics.scores[features.firsts()]
+    firsts = features.firsts()
+    own, own_pixels = statistics.scores[firsts], statistics.pixel_scores[firsts]
     if not earlier:
-        return own, statistics.how
+        return own, own_pixels, statistics.how
     scores = np.concatenate([earlier.scores, own])
+    pixel_scores = np.concatenate([earlier.pixel_scores, own_pixels])
+    if not len(earlier.pixel_scores):
+        pixel_scores = earlier.pixel_scores
     count = len(earlier.scores)
-    return scores, f"{statistics.how}, and {count} earlier ones as scored in their own fit"
+    how = f"{statistics.how}, and {count} earlier ones as scored in their own fit"
+    return scores, pixel_scores, how
 
 
 def _aspect_ratios(features: Features, earlier: SavedMoments | None) -> tuple[float, ...]:

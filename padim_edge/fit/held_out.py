@@ -14,6 +14,7 @@ from padim_edge.fit import gaussian
 from padim_edge.fit.moments import Array, Moments, moments_of, without
 from padim_edge.model.pyramid import Pyramid
 from padim_edge.model.smoothing import Smoothing
+from padim_edge.model.threshold import pixel_score
 
 LARGE = 32
 """Images of a group from which on it costs less to fit the others anew: products of all pairs, and
@@ -72,15 +73,20 @@ class HeldOut:
         blocks = gaussian.whitening(rest, self._eps)
         return gaussian.squared_distances(blocks, _centred(features, rest))
 
-    def scores(self, smoothing: Smoothing) -> Array:
-        """Image scores, [N]."""
-        return image_scores(self._pyramid, self._squared, smoothing)
+    def scores(self, smoothing: Smoothing) -> tuple[Array, Array]:
+        """Image scores and pixel scores, [N] each."""
+        return map_scores(self._pyramid, self._squared, smoothing)
 
 
 def _centred(features: Sequence[Array], moments: Moments) -> list[Array]:
     return [x - mean[:, None] for x, mean in zip(features, moments.means, strict=True)]
 
 
-def image_scores(pyramid: Pyramid, squared: Array, smoothing: Smoothing) -> Array:
-    """Image scores [N] from squared distances [P in tree order, N]: the graph's last stage."""
-    return np.array([smoothing(one).max() for one in np.sqrt(pyramid.from_tree(squared))])
+def map_scores(pyramid: Pyramid, squared: Array, smoothing: Smoothing) -> tuple[Array, Array]:
+    """Image and pixel scores [N] from squared distances [P in tree order, N].
+
+    By way of the score maps, as the graph's last stage makes them.
+    """
+    maps = map(smoothing, np.sqrt(pyramid.from_tree(squared)))
+    image, pixel = np.array([(one.max(), pixel_score(one)) for one in maps]).T
+    return image, pixel

@@ -14,7 +14,7 @@ import numpy as np
 from padim_edge.errors import MissingDependencyError
 from padim_edge.fit import gaussian
 from padim_edge.fit.features import Features
-from padim_edge.fit.held_out import image_scores
+from padim_edge.fit.held_out import map_scores
 from padim_edge.fit.moments import Array, Blocks, Moments
 from padim_edge.fit.runs import in_threads
 from padim_edge.fit.settings import Settings
@@ -87,7 +87,7 @@ def ledoit_wolf_statistics(
     in_threads(of, cells, tree.cells, threads, progress)
     return Statistics(
         whitening.gaussians(),
-        image_scores(pyramid, squared, smoothing),
+        *map_scores(pyramid, squared, smoothing),
         f"{folds.max() + 1} folds over {features.described()}",
     )
 

@@ -50,6 +50,7 @@ class SavedMoments:
         settings: of the fit.
         moments: per level [P, ...], in tree order.
         scores: image scores as their own fit gave them, one for each group of nearly equal images.
+        pixel_scores: pixel scores of the same; empty if a version saved them that had none.
         digests: of the images (`padim_edge.fit.copies`), [N], so that none is counted twice;
             zeros for those that a version saved which had none.
         aspect_ratios: the smallest and the largest width / height of the images; none if unknown.
@@ -60,6 +61,7 @@ class SavedMoments:
     settings: Settings
     moments: Moments
     scores: Array
+    pixel_scores: Array
     digests: tuple[bytes, ...]
     aspect_ratios: tuple[float, ...] = ()
     basis: Basis | None = None
@@ -88,6 +90,8 @@ class SavedMoments:
             arrays["basis.directions"] = self.basis.directions
             arrays["basis.offset"] = self.basis.offset
             arrays["basis.shrinkage"] = np.array([self.basis.shrinkage])
+        if len(self.pixel_scores):
+            arrays["pixel_scores"] = self.pixel_scores
         np.savez(stream, scores=self.scores, **arrays)
 
     @classmethod
@@ -104,6 +108,8 @@ class SavedMoments:
                 count = _count(arrays, _identity(embedding.sha256, settings), path)
                 moments = _moments(arrays, pyramid, count)
                 scores = _scores(arrays, count)
+                known = "pixel_scores" in arrays
+                pixel_scores = _array(arrays, "pixel_scores", len(scores)) if known else np.empty(0)
                 digests = _digests(arrays, count)
                 ratios = _array(arrays, "aspect_ratios", 2) if "aspect_ratios" in arrays else ()
                 basis = _basis(arrays, embedding, head) if head else None
@@ -119,7 +125,16 @@ class SavedMoments:
                 "with padim-edge fit --save-moments"
             ) from error
         aspect_ratios = tuple(map(float, ratios))
-        return cls(embedding.sha256, settings, moments, scores, digests, aspect_ratios, basis)
+        return cls(
+            embedding.sha256,
+            settings,
+            moments,
+            scores,
+            pixel_scores,
+            digests,
+            aspect_ratios,
+            basis,
+        )
 
 
 def _count(arrays: Any, wanted: dict[str, Any], path: Path) -> int:

@@ -28,12 +28,14 @@ class Statistics:
     Attributes:
         gaussians: means and whitening, as the graph holds them.
         scores: image scores of the new images, each as if it had been left out of the fit, [N].
+        pixel_scores: pixel scores of the same (`padim_edge.model.threshold.pixel_score`), [N].
         how: how these scores were made, in words.
         moments: of all images, if they were to be kept.
     """
 
     gaussians: Gaussians
     scores: Array
+    pixel_scores: Array
     how: str
     moments: Moments | None = None
 
@@ -74,7 +76,7 @@ def sample_statistics(
     in_threads(of, list(features.chunks()), features.pyramid.cells, threads, progress)
     return Statistics(
         whitening.gaussians(),
-        held_out.scores(smoothing),
+        *held_out.scores(smoothing),
         f"exact leave-one-out over {features.described()}",
         kept.moments if kept else None,
     )

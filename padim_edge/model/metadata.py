@@ -37,6 +37,9 @@ CONSTANTS = ("float32", "float16", "int8")
 COVARIANCES = ("sample", "ledoit-wolf")
 """Estimators of the covariance."""
 
+DIGITS = 16
+"""Hexadecimal digits of an image's digest: enough to tell any two of a fit's images apart."""
+
 PRESETS = ("reference", "whitened", "whitened-fine")
 """What the Gaussians are of: chosen channels, as in the paper, or pooled and projected layers."""
 
@@ -46,7 +49,7 @@ class BackboneInfo:
     """What embedding.onnx computes.
 
     Attributes:
-        backbone: torchvision's name of the network.
+        backbone: its source's name of the network.
         layers: names of its nodes, in the order of the concatenation.
         layer_channels: channels of each layer before selection.
         layer_shapes: (h, w) of each layer.
@@ -63,6 +66,7 @@ class BackboneInfo:
             of; whole. Empty where ``layers`` are the backbone's own.
         source_channels: channels of each.
         source_shapes: (h, w) of each.
+        licence: of the weights, as their source states it; empty where nothing is known.
     """
 
     backbone: str
@@ -81,6 +85,7 @@ class BackboneInfo:
     source_layers: tuple[str, ...] = ()
     source_channels: tuple[int, ...] = ()
     source_shapes: tuple[tuple[int, int], ...] = ()
+    licence: str = ""
 
     def selected(self) -> tuple[tuple[int, ...], ...]:
         """Chosen channels of each layer, counted within the layer, in the order of choice."""
@@ -128,6 +133,12 @@ class DetectorInfo:
             before they were kept.
         preset: what the Gaussians are of.
         shrinkage: of a whitened preset, alpha, from which eps = alpha / (1 - alpha); else 0.
+        pixel_threshold: pixels of an anomalous frame whose score exceeds it belong to what is seen
+            in it; 0 in files from before there was one.
+        good_pixel_scores: of the images of ``good_scores``, sorted; none if unknown (see
+            `padim_edge.model.threshold.pixel_score`).
+        digests: of the prepared pixels of all images that the fit or the threshold rests on: the
+            first `DIGITS` hexadecimal digits of their SHA-256; none if unknown.
     """
 
     preprocess: Preprocess
@@ -143,6 +154,9 @@ class DetectorInfo:
     aspect_ratios: tuple[float, ...] = ()
     preset: str = "reference"
     shrinkage: float = 0.0
+    pixel_threshold: float = 0.0
+    good_pixel_scores: tuple[float, ...] = ()
+    digests: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -280,6 +294,8 @@ def _check_fields(info: BackboneInfo, detector_info: DetectorInfo | None) -> Non
         (not detector_info or detector_info.preprocess.size == info.image_size, "preprocess"),
         (not detector_info or _is_sorted(detector_info.good_scores), "good_scores"),
         (not detector_info or detector_info.threshold > 0, "threshold"),
+        (not detector_info or detector_info.pixel_threshold >= 0, "pixel_threshold"),
+        (not detector_info or _are_pixel_scores(detector_info), "good_pixel_scores"),
     ):
         if not fits:
             raise ModelError(f"its metadata has a wrong '{name}': make the file again")
@@ -287,6 +303,11 @@ def _check_fields(info: BackboneInfo, detector_info: DetectorInfo | None) -> Non
         Pyramid.coarse_to_fine(info.pyramid_layers())
     except UsageError as error:
         raise ModelError(f"its metadata has a wrong 'layer_shapes': {error}") from error
+
+
+def _are_pixel_scores(info: DetectorInfo) -> bool:
+    scores = info.good_pixel_scores
+    return not scores or (len(scores) == len(info.good_scores) and _is_sorted(scores))
 
 
 def _is_sorted(scores: tuple[float, ...]) -> bool:

@@ -16,7 +16,7 @@ from onnx import TensorProto, numpy_helper
 from padim_edge.fit import gaussian
 from padim_edge.fit.features import Features
 from padim_edge.fit.fit import fit_detector
-from padim_edge.fit.held_out import image_scores
+from padim_edge.fit.held_out import map_scores
 from padim_edge.fit.moments import moments_of
 from padim_edge.fit.settings import Settings
 from padim_edge.images.find import find_images
@@ -112,7 +112,7 @@ def test_the_statistics_do_the_operations_that_were_counted(monkeypatch):
     blocks = gaussian.whitening(stats, gaussian.leave_out_eps(0.01, count))
     # The squares come by einsum, which counts nothing and gives a plain array.
     squared = gaussian.squared_distances(blocks, features).view(Counted)
-    image_scores(pyramid, squared, Smoothing.of(pyramid, size, 4.0))
+    map_scores(pyramid, squared, Smoothing.of(pyramid, size, 4.0))
     squares = 2 * count * sum(level.positions * level.channels for level in pyramid.levels)
     total = Counted.operations + sum(cubes) + squares
     assert counts.statistics_operations(pyramid, size, count) == pytest.approx(total, rel=1e-9)

@@ -126,14 +126,20 @@ def test_threshold_is_that_of_brute_force_refitting(tmp_path, embedding_path, go
         embedding_path, good, tmp_path / "p.onnx", Settings(WHOLE, false_alarm_rate=0.1)
     )
     every = embeddings(embedding_path, good)
-    scores = []
+    scores, pixels = [], []
     for image in range(len(good)):
         rest = np.delete(every, image, axis=0)
         maps = reference.distances(every[image : image + 1], *reference.fit(rest))
-        scores.append(reference.score_maps(maps, SIZE).max())
+        score_map = reference.score_maps(maps, SIZE)
+        scores.append(score_map.max())
+        # The highest of which half a per cent of all pixels are.
+        pixels.append(np.sort(score_map, axis=None)[::-1][int(0.005 * score_map.size)])
     detector_info = done.model.detector_info
     np.testing.assert_allclose(detector_info.good_scores, np.sort(scores), rtol=1e-9)
     assert detector_info.threshold == pytest.approx(np.sort(scores)[22], rel=1e-9)  # ceil(.9 x 25)
+    np.testing.assert_allclose(detector_info.good_pixel_scores, np.sort(pixels), rtol=1e-9)
+    assert detector_info.pixel_threshold == pytest.approx(np.sort(pixels)[22], rel=1e-9)
+    assert len(set(detector_info.digests)) == len(good)
     assert detector_info.false_alarm_rate == 0.1
 
 

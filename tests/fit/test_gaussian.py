@@ -7,13 +7,21 @@ import functools
 import numpy as np
 import pytest
 import reference
+import scipy.stats
 
 from padim_edge.errors import PadimEdgeError, UsageError
 from padim_edge.fit import gaussian, held_out
 from padim_edge.fit.moments import merge, moments_of, without
 from padim_edge.model.pyramid import Layer, Pyramid
 from padim_edge.model.smoothing import smoothing_matrix
-from padim_edge.model.threshold import images_needed, percentile, threshold_for
+from padim_edge.model.threshold import (
+    images_needed,
+    percentile,
+    pixel_score,
+    rate_interval,
+    share_interval,
+    threshold_for,
+)
 
 EPS = 0.01
 
@@ -191,6 +199,27 @@ def test_smoothing_matrix_equals_interpolation_and_gaussian_filter(size, positio
 def test_threshold_is_the_stated_order_statistic(count, alpha, rank):
     scores = np.random.default_rng(count).permutation(np.arange(1, count + 1))
     assert threshold_for(scores, alpha) == rank
+
+
+@pytest.mark.parametrize(("count", "alpha"), [(99, 0.01), (209, 0.01), (28, 0.05), (3, 0.25),
+                                              (5000, 0.002), (40000, 0.3)])  # fmt: skip
+def test_the_true_rate_lies_where_the_beta_distribution_says(count, alpha):
+    rank = int(threshold_for(np.arange(1, count + 1), alpha))
+    expected = scipy.stats.beta(count + 1 - rank, rank).ppf([0.025, 0.975])
+    np.testing.assert_allclose(rate_interval(count, alpha), expected, rtol=1e-7)
+
+
+@pytest.mark.parametrize(("hits", "count"), [(0, 1), (1, 1), (0, 63), (63, 63), (58, 63), (7, 900)])
+def test_a_share_lies_where_clopper_and_pearson_say(hits, count):
+    expected = scipy.stats.binomtest(hits, count).proportion_ci(0.95, "exact")
+    np.testing.assert_allclose(share_interval(hits, count), expected, rtol=1e-7, atol=1e-12)
+
+
+def test_no_more_than_a_speck_exceeds_the_pixel_score():
+    score_map = np.random.default_rng(0).permutation(56 * 56.0 * np.arange(1, 50177) / 50176)
+    score_map = score_map.reshape(224, 224).astype(np.float32)
+    assert (score_map > pixel_score(score_map)).sum() == int(0.005 * 224 * 224)
+    assert pixel_score(np.full((3, 4), 2.5)) == 2.5
 
 
 def test_too_few_images_for_the_rate_says_how_many_are_needed():

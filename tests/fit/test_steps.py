@@ -39,13 +39,18 @@ def fitted(embedding_file, photos, tmp_path_factory):
 def test_calibrating_later_needs_the_file_alone(fitted):
     info = read(fitted / "padim.onnx", "padim").detector_info
     scores = np.array(info.good_scores)
-    again = calibrate(scores[::-1], 0.2, info.calibration)
+    pixels = np.array(info.good_pixel_scores)
+    again = calibrate(scores[::-1], pixels[::-1], 0.2, info.calibration)
     assert again.threshold == info.threshold
     assert again.good_scores == info.good_scores
-    assert calibrate(scores, 0.1, "").threshold >= again.threshold
+    assert again.pixel_threshold == info.pixel_threshold > 0
+    assert again.good_pixel_scores == info.good_pixel_scores
+    assert calibrate(scores, pixels, 0.1, "").threshold >= again.threshold
     with pytest.raises(PadimEdgeError, match="too few"):
-        calibrate(scores, 0.01, "")
-    assert calibrate(scores, None, "").false_alarm_rate == pytest.approx(1 / (len(scores) + 1))
+        calibrate(scores, pixels, 0.01, "")
+    assert calibrate(scores, pixels, None, "").false_alarm_rate == pytest.approx(
+        1 / (len(scores) + 1)
+    )
 
 
 def test_statistics_may_come_from_elsewhere(fitted, embedding_file):
@@ -60,7 +65,7 @@ def test_statistics_may_come_from_elsewhere(fitted, embedding_file):
     model = assemble(
         embedding,
         whitening.gaussians(),
-        calibrate(saved.scores, SETTINGS.false_alarm_rate, "as saved"),
+        calibrate(saved.scores, saved.pixel_scores, SETTINGS.false_alarm_rate, "as saved"),
         Smoothing.of(pyramid, SETTINGS.preprocess.size, SETTINGS.sigma),
         SETTINGS,
         saved.moments.count,
