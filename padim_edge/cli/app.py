@@ -15,7 +15,10 @@ from padim_edge.cli.command import INTERRUPTED, app
 from padim_edge.cli.output import say
 from padim_edge.errors import UsageError
 
-COMMANDS = ("export", "quantize", "fit", "run", "eval", "bench", "inspect", "demo", "doctor")
+COMMANDS = (
+    *("export", "quantize", "fit", "calibrate", "run", "eval", "bench", "inspect", "demo"),
+    "doctor",
+)
 """In the order of the help. Each is a file of this room, and registers itself when imported."""
 
 for _name in COMMANDS:

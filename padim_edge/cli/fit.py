@@ -21,6 +21,7 @@ from padim_edge.cli.options import (
 from padim_edge.cli.output import (
     Skipped,
     good_images,
+    interval,
     progress_bars,
     say,
     say_if_dark,
@@ -269,7 +270,7 @@ def _say_copies(done: Fitted) -> None:
 
 def _print_fit(output: Path, done: Fitted, default_rate: bool) -> None:
     from padim_edge.fit.settings import DEFAULT_FALSE_ALARM_RATE
-    from padim_edge.model.threshold import images_needed
+    from padim_edge.model.threshold import images_needed, rate_interval
 
     detector_info = done.model.detector_info
     if detector_info is None:
@@ -292,6 +293,8 @@ def _print_fit(output: Path, done: Fitted, default_rate: bool) -> None:
         f"  threshold   {detector_info.threshold:.3f} for a false-alarm rate of "
         f"{detector_info.false_alarm_rate:.3g} ({detector_info.calibration})"
     )
+    rate = rate_interval(len(detector_info.good_scores), detector_info.false_alarm_rate)
+    typer.echo(f"  true rate   {interval(rate)}, at 95 %: so much so many images can say")
     if detector_info.preset != "reference":
         level = done.model.pyramid().levels[0]
         typer.echo(

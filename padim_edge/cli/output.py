@@ -115,6 +115,11 @@ def table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...]) -> None:
         typer.echo("  ".join(parts).rstrip())
 
 
+def interval(bounds: tuple[float, float]) -> str:
+    """Where a share lies."""
+    return f"{bounds[0]:.2g} to {bounds[1]:.2g}"
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write plain values as a JSON file, whole or not at all."""
     from padim_edge.files import atomic_write

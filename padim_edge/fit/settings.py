@@ -20,6 +20,18 @@ HEADS = {"whitened": (16, 100), "whitened-fine": (8, 128)}
 """Preset -> pixels of the image by position of the grid, and number of directions."""
 
 
+def check_rate(false_alarm_rate: float | None) -> None:
+    """Refuse what is no false-alarm rate.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if false_alarm_rate is not None and not 1e-6 <= false_alarm_rate < 1:
+        raise UsageError(
+            f"--false-alarm-rate {false_alarm_rate}: a number from 1e-6 to below 1 is needed"
+        )
+
+
 @dataclass(frozen=True)
 class Settings:
     """How to fit.
@@ -60,9 +72,7 @@ class Settings:
             raise UsageError(f"--eps {self.eps}: a finite number that is not negative is needed")
         if not 0 <= self.sigma <= 64:
             raise UsageError(f"--sigma {self.sigma}: choose 0 to 64 pixels")
-        rate = self.false_alarm_rate
-        if rate is not None and not 1e-6 <= rate < 1:
-            raise UsageError(f"--false-alarm-rate {rate}: a number from 1e-6 to below 1 is needed")
+        check_rate(self.false_alarm_rate)
         if self.frame_input:
             check_frame_input(self.preprocess)
         self._check_preset()

@@ -1,4 +1,4 @@
-"""A benchmark as a picture: the only place that imports matplotlib."""
+"""Measurements as pictures: the only place that imports matplotlib."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ try:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 except ImportError as error:
-    raise MissingDependencyError("bench --plot", "matplotlib", "dev") from error
+    raise MissingDependencyError("--plot", "matplotlib", "dev") from error
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from padim_edge.detect.calibration import Row
     from padim_edge.measure.report import BatchResult, Latency, Report
 
 FORMATS = ("png", "svg", "pdf")
@@ -82,6 +85,33 @@ def draw(report: Report, stream: BinaryIO, kind: str) -> None:
             frameon=False,
         )
         figure.suptitle(_title(report), x=0.01, ha="left", fontsize=9)
+        figure.savefig(stream, format=kind, dpi=150, metadata=_undated(kind))
+
+
+def draw_recall(rows: Sequence[Row], chosen: float, stream: BinaryIO, kind: str) -> None:
+    """Draw how many defective images are found by false-alarm rate, and where the true one lies.
+
+    Args:
+        rows: at least one, each with its recall, by ascending rate.
+        chosen: the rate that is marked.
+        stream: takes the picture.
+        kind: one of `FORMATS`.
+    """
+    rates = [row.false_alarm_rate for row in rows]
+    recalls = [row.recall or 0.0 for row in rows]
+    bounds = [row.true_recall or (0.0, 1.0) for row in rows]
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "padim-edge", "font.size": 9}):
+        figure = Figure(figsize=(6, 4), layout="constrained")
+        panel = figure.subplots()
+        low, high = zip(*bounds, strict=True)
+        panel.fill_between(rates, low, high, step="post", color=COLOURS["backbone"], alpha=0.2,
+                           linewidth=0, label="of all such defects, at 95 %")  # fmt: skip
+        panel.step(rates, recalls, where="post", color=COLOURS["backbone"], label="found")
+        panel.axvline(chosen, color=BARE, linestyle="--", linewidth=1, label=f"chosen: {chosen:g}")
+        panel.set(xscale="log", ylim=(0, 1.02), xlabel="false-alarm rate",
+                  ylabel="defective images found")  # fmt: skip
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.legend(loc="lower right", frameon=False)
         figure.savefig(stream, format=kind, dpi=150, metadata=_undated(kind))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from padim_edge.model.file import read
+from padim_edge.model.threshold import rate_interval
 
 PARTS = {
     "projection.": "projection",
@@ -31,8 +32,11 @@ def describe(path: Path) -> dict[str, Any]:
     if model.detector_info:
         detector_info = dataclasses.asdict(model.detector_info)
         scores = detector_info.pop("good_scores")
+        # As many as images, and said by those of the images.
+        del detector_info["good_pixel_scores"]
         detector_info["preprocess"] = model.detector_info.preprocess.to_json()
         fields |= detector_info
+        fields["true_rate"] = rate_interval(len(scores), model.detector_info.false_alarm_rate)
         fields["frame_input"] = model.frame_input
         fields["good_scores"] = {
             "count": len(scores),

@@ -20,7 +20,10 @@ from PIL import Image
 
 MAIN = "import sys; sys.argv[0] = 'padim-edge'; from padim_edge.cli.app import main; main()"
 TIMEOUT = 120
-COMMANDS = ("export", "quantize", "fit", "run", "eval", "bench", "inspect", "doctor", "demo")
+COMMANDS = (
+    *("export", "quantize", "fit", "calibrate", "run", "eval", "bench", "inspect", "doctor"),
+    "demo",
+)
 OLD = b"what was there before"
 
 
