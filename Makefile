@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo check test test-gpu lint docs dist fuzz bench bench-peers bench-curves clean
+.PHONY: help demo check test browser test-gpu lint docs dist fuzz bench bench-peers bench-curves clean
 
 help:                         ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,8 +14,15 @@ demo: $(VENV)/.ready          ## synthetic photos -> export -> fit -> run -> eva
 check: lint                   ## while you work: ruff, mypy and the fast tests, within a minute
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not gpu"
 
-test: lint                    ## everything that CI runs
+test: lint browser            ## everything that CI runs
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Playwright's own cannot be had from a registry of packages. Without one their tests skip.
+browser:                      ## Chromium for the tests of reports, by apt-get where that may be
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
+	{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
+	  apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || \
+	echo "no Chromium here, and none could be installed: the tests of reports will skip"
 
 # In an environment with the device's own packages: make test-gpu BIN=/path/to/bin
 test-gpu: $(if $(filter $(VENV)/bin,$(BIN)),$(VENV)/.ready)  ## on an NVIDIA GPU: parity, leaks, bandwidth
@@ -49,7 +56,7 @@ bench-curves: $(VENV)/.ready  ## latency, size, time and memory over everything 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e ".[cpu,openvino,export,eval,dev,docs]"
+	$(BIN)/python -m pip install --quiet -e ".[cpu,openvino,export,demo,eval,dev,docs]"
 	touch $@
 
 clean:                        ## remove what the targets above have made

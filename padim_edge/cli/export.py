@@ -22,8 +22,18 @@ if TYPE_CHECKING:
 )
 def export(
     backbone: Annotated[
-        str, typer.Option("--backbone", help="A classification network of torchvision.")
+        str,
+        typer.Option(
+            "--backbone",
+            help="A network of torchvision, efficientnet-lite0 to 2 (PyPI), or one of timm's.",
+        ),
     ] = "resnet18",
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--source", help="torchvision, pypi or timm; the first that has it otherwise."
+        ),
+    ] = None,
     layers: Annotated[
         str | None, typer.Option("--layers", help="Its layers, fine to coarse: layer1,layer2,...")
     ] = None,
@@ -43,7 +53,8 @@ def export(
         str,
         typer.Option(
             "--weights",
-            help="default (ImageNet, from torchvision's cache or the network), a file, or random.",
+            help="default (ImageNet: a package, a cache or the network), a file (.pth or "
+            ".safetensors), or random.",
         ),
     ] = "default",
     seed: Annotated[
@@ -80,12 +91,14 @@ def export(
         if weights == "random":
             say(f"warning: RANDOM weights (seed {seed}): for trials; real parts need real weights")
         done = export_backbone(
-            output, backbone, names, numbers, channels, size, weights, seed, precision
+            output, backbone, names, numbers, channels, size, weights, seed, precision, source
         )
     info = done.model.backbone_info
     typer.echo(f"{output}: {done.size / 1e6:.1f} MB")
     layers_used = ", ".join(info.layers)
     typer.echo(f"  backbone    {info.backbone}, {layers_used}, {info.weights}, {info.precision}")
+    if info.licence:
+        typer.echo(f"  licence     of the weights: {info.licence}")
     typer.echo(f"  channels    {info.selection}")
     typer.echo(f"  validated   differs from torch by {done.difference:.1e} of the largest value")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import re
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-from padim_edge.errors import PadimEdgeError, UsageError, first_line
+from padim_edge.errors import MissingDependencyError, PadimEdgeError, UsageError, first_line
 from padim_edge.export import sources
 from padim_edge.export.sources import Colour, Source, Weights
 
@@ -40,7 +39,7 @@ class Backbone:
         shapes: (h, w) per layer.
         weights: where they come from, in words.
         weights_sha256: of their file; empty for random ones.
-        licence: of default weights, as their source has it; empty for others.
+        licence: of default weights, as their source has it; empty where nothing is known.
         dims: number of channels to choose by default.
     """
 
@@ -72,7 +71,12 @@ class _Ordered(nn.Module):
 
 
 def load(
-    name: str, layers: tuple[str, ...] | None, weights: str, image_size: tuple[int, int], seed: int
+    name: str,
+    layers: tuple[str, ...] | None,
+    weights: str,
+    image_size: tuple[int, int],
+    seed: int,
+    source: str | None = None,
 ) -> Backbone:
     """Build a backbone, truncate it behind its last used layer, and load its weights.
 
@@ -82,6 +86,8 @@ def load(
         weights: "default" (its source's), "random", or a file.
         image_size: (H, W), multiples of 32.
         seed: for random weights.
+        source: the one of `sources.SOURCES` whose network of that name it is; None for the first
+            that has one.
 
     Raises:
         UsageError: unknown network or layer, or a layer that is no feature map.
@@ -92,19 +98,27 @@ def load(
             f"--image-size {image_size[0]}x{image_size[1]}: height and width must be positive "
             "multiples of 32"
         )
-    source = sources.find(name)
-    default_layers, dims = source.defaults.get(name, (None, DIMS))
-    layers = default_layers if layers is None else layers
-    if layers is None:
-        raise UsageError(
-            f"no default layers for '{name}': name them with --layers "
-            f"(defaults exist for {', '.join(source.defaults)})"
-        )
-    extractor, candidates = _truncate(source, name, layers, seed)
-    known, digest = _load_weights(extractor, source, name, weights, seed)
+    origin = sources.find(name, source)
+    tracing = dict(origin.tracing)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # networks announce changes, the tracer its two modes
+        torch.manual_seed(seed)
+        whole = origin.build(name).eval()
+        nodes = get_graph_node_names(whole, tracing)[1][1:]  # the first is the image itself
+        candidates = _candidates(whole, nodes)
+        default_layers, dims = origin.defaults(name, whole) or (None, DIMS)
+        layers = default_layers if layers is None else layers
+        if layers is None:
+            raise UsageError(
+                f"no default layers for '{name}': name them with --layers, among {candidates}"
+            )
+        ends = _ends(name, layers, nodes, candidates)
+        extractor = create_feature_extractor(whole, ends, tracer_kwargs=tracing)
+    _forbid_overwriting(extractor)
+    known, digest = _load_weights(extractor, whole, origin, name, weights, seed)
     network = _Ordered(extractor, layers).eval().requires_grad_(False)
     shapes = _shapes(network, name, image_size, candidates)
-    mean, std = source.normalisation(name)
+    mean, std = origin.normalisation(name)
     return Backbone(
         name=name,
         layers=layers,
@@ -121,35 +135,25 @@ def load(
     )
 
 
-def _truncate(
-    source: Source, name: str, layers: tuple[str, ...], seed: int
-) -> tuple[GraphModule, str]:
-    """A network with random weights up to its last used layer, and the layers it has, in words."""
+def _ends(name: str, layers: tuple[str, ...], nodes: list[str], candidates: str) -> dict[str, str]:
+    """The last node of each layer -> the layer."""
     if len(set(layers)) != len(layers):
         raise UsageError(f"--layers {','.join(layers)}: a layer is named twice")
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # googlenet and inception announce a change of their init
-        torch.manual_seed(seed)
-        whole = source.build(name).eval()
-        nodes = get_graph_node_names(whole)[1][1:]  # the first is the image itself
-        candidates = _candidates(whole, nodes)
-        ends: dict[str, str] = {}
-        for layer in layers:
-            own = [node for node in nodes if node == layer or node.startswith(layer + ".")]
-            if not own:
-                raise UsageError(
-                    f"{name} has no layer '{layer}'; choose with --layers among {candidates}"
-                )
-            # By its last node: by name, torchvision takes a wrong one where two layers end there.
-            if own[-1] in ends:
-                raise UsageError(
-                    f"--layers {','.join(layers)}: {ends[own[-1]]} and {layer} of {name} have "
-                    "the same output; name one of them"
-                )
-            ends[own[-1]] = layer
-        extractor = create_feature_extractor(whole, ends)
-    _forbid_overwriting(extractor)
-    return extractor, candidates
+    ends: dict[str, str] = {}
+    for layer in layers:
+        own = [node for node in nodes if node == layer or node.startswith(layer + ".")]
+        if not own:
+            raise UsageError(
+                f"{name} has no layer '{layer}'; choose with --layers among {candidates}"
+            )
+        # By its last node: by name, torchvision takes a wrong one where two layers end there.
+        if own[-1] in ends:
+            raise UsageError(
+                f"--layers {','.join(layers)}: {ends[own[-1]]} and {layer} of {name} have "
+                "the same output; name one of them"
+            )
+        ends[own[-1]] = layer
+    return ends
 
 
 def _forbid_overwriting(extractor: GraphModule) -> None:
@@ -201,7 +205,7 @@ def _shapes(
 
 
 def _load_weights(
-    extractor: nn.Module, source: Source, name: str, weights: str, seed: int
+    extractor: nn.Module, whole: nn.Module, source: Source, name: str, weights: str, seed: int
 ) -> tuple[Weights, str]:
     """Load weights into the truncated network; returns where they come from and their SHA-256."""
     if weights == "random":
@@ -212,6 +216,7 @@ def _load_weights(
         path = Path(weights)
         known = Weights(path.name, "")
     state, digest = read_state(path)
+    state = source.renamed(state, whole)
     # Keys of layers behind the cut, such as fc, are not asked for and may be there or not.
     needed = {k for k in extractor.state_dict() if not k.endswith("num_batches_tracked")}
     missing = sorted(needed - state.keys())
@@ -243,8 +248,11 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], str]:
     except OSError as error:
         raise PadimEdgeError(
             f"cannot read the weights {path}: {error.strerror or error}; give a file of "
-            "torchvision weights, or 'default', or 'random'"
+            "weights, or 'default', or 'random'"
         ) from error
+    digest = hashlib.sha256(content).hexdigest()
+    if content[8:9] == b"{":  # safetensors: the length of a JSON header, and the header
+        return _read_safetensors(path, content), digest
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # doubts about the pickle's version
@@ -262,7 +270,18 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], str]:
         raise PadimEdgeError(
             f"{path} holds no state dict: save one with torch.save(model.state_dict(), FILE)"
         )
-    # torchvision's files for densenet have the names of 2017: norm.1 for norm1.
-    old = re.compile(r"(denselayer\d+\.\w+)\.([12]\.)")
-    state = {old.sub(r"\1\2", key): value for key, value in state.items()}
-    return state, hashlib.sha256(content).hexdigest()
+    return state, digest
+
+
+def _read_safetensors(path: Path, content: bytes) -> dict[str, Tensor]:
+    try:
+        from safetensors.torch import load as read
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(f"reading {path}", "safetensors", "timm") from error
+    try:
+        state: dict[str, Tensor] = read(content)
+    except Exception as error:  # SafetensorError, and what torch stumbles over
+        raise PadimEdgeError(
+            f"{path} is damaged: not a file of safetensors: {first_line(error)}"
+        ) from error
+    return state

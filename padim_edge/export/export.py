@@ -41,6 +41,7 @@ def export_backbone(
     weights: str = "default",
     seed: int = 1024,
     precision: str = "float32",
+    source: str | None = None,
 ) -> Exported:
     """Export a backbone with its channel selection to ``output``.
 
@@ -54,6 +55,7 @@ def export_backbone(
         weights: "default", "random" or a file.
         seed: of the choice of channels and of random weights.
         precision: of the backbone, one of `TOLERANCES`; int8 is made of a float32 one, on photos.
+        source: the one of `sources.SOURCES` to take it from; None for the first that has it.
 
     Raises:
         PadimEdgeError: bad arguments, weights that cannot be had, or a graph that differs from
@@ -67,7 +69,7 @@ def export_backbone(
     if precision not in TOLERANCES:
         raise UsageError(f"--precision {precision}: choose {' or '.join(TOLERANCES)}")
     with atomic_write(output) as stream:
-        network = backbones.load(backbone, layers, weights, image_size, seed)
+        network = backbones.load(backbone, layers, weights, image_size, seed, source)
         chosen, selection = channels.choose(
             network.channels, dims, channels_file, seed, network.dims
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from http.client import HTTPException
@@ -11,7 +12,7 @@ from urllib.parse import urlparse
 
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 from padim_edge.errors import PadimEdgeError, first_line
 from padim_edge.export.sources import Colour, Source, Weights
@@ -43,8 +44,6 @@ LICENCE = (
 class Torchvision(Source):
     """See `Source`."""
 
-    defaults = DEFAULTS
-
     def names(self) -> Sequence[str]:
         """Its classification networks."""
         names: list[str] = torchvision.models.list_models(module=torchvision.models)
@@ -54,6 +53,10 @@ class Torchvision(Source):
         """As torchvision initialises it."""
         network: nn.Module = torchvision.models.get_model(name, weights=None)
         return network
+
+    def defaults(self, name: str, network: nn.Module) -> tuple[tuple[str, ...], int] | None:  # noqa: ARG002
+        """From the table above."""
+        return DEFAULTS.get(name)
 
     def normalisation(self, name: str) -> tuple[Colour, Colour]:
         """ImageNet's statistics or halves."""
@@ -65,26 +68,43 @@ class Torchvision(Source):
         return Weights(f"torchvision {chosen}", chosen.meta.get("license", LICENCE))
 
     def fetch(self, name: str) -> Path:
-        """From the cache that torchvision keeps, or into it.
+        """From the cache that torchvision keeps, or into it."""
+        return download(_weights(name).url, name)
 
-        Not by torchvision's own loader: that one would run code from a tampered file.
-        """
-        url = _weights(name).url
-        file = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
-        if not file.exists():
-            digest = torch.hub.HASH_REGEX.search(file.name)
-            try:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                torch.hub.download_url_to_file(
-                    url, str(file), digest and digest[1], progress=sys.stderr.isatty()
-                )
-            except (OSError, HTTPException, RuntimeError) as error:
-                raise PadimEdgeError(
-                    f"cannot download the default weights of {name} ({url}): "
-                    f"{first_line(error)}; fetch that file on a machine with a network and "
-                    "give it with --weights FILE"
-                ) from error
-        return file
+    def renamed(self, state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:  # noqa: ARG002
+        """Its files for densenet have the names of 2017: norm.1 for norm1."""
+        old = re.compile(r"(denselayer\d+\.\w+)\.([12]\.)")
+        return {old.sub(r"\1\2", key): value for key, value in state.items()}
+
+
+def download(url: str, name: str, kept: str = "") -> Path:
+    """A file of weights from the cache that torch keeps, or into it.
+
+    Not by torch's own loader: that one would run code from a tampered file.
+
+    Args:
+        url: of the file; a hash in its name is compared.
+        name: of the network, for an error.
+        kept: the file's name in the cache, where that in the address is everybody's.
+
+    Raises:
+        PadimEdgeError: it cannot be had.
+    """
+    file = Path(torch.hub.get_dir()) / "checkpoints" / (kept or Path(urlparse(url).path).name)
+    if not file.exists():
+        digest = torch.hub.HASH_REGEX.search(file.name)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(
+                url, str(file), digest and digest[1], progress=sys.stderr.isatty()
+            )
+        except (OSError, HTTPException, RuntimeError) as error:
+            raise PadimEdgeError(
+                f"cannot download the default weights of {name} ({url}): "
+                f"{first_line(error)}; fetch that file on a machine with a network and "
+                "give it with --weights FILE"
+            ) from error
+    return file
 
 
 def _weights(name: str) -> Any:

@@ -67,9 +67,12 @@ def test_statistics_are_those_that_torchvision_names() -> None:
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
-        ({"backbone": "resnet19"}, "unknown backbone 'resnet19'; torchvision has alexnet"),
+        ({"backbone": "resnet19"}, "unknown backbone 'resnet19'; torchvision has resnet1"),
         ({"backbone": "fasterrcnn_resnet50_fpn"}, "unknown backbone"),
-        ({"backbone": "vgg11"}, "no default layers for 'vgg11': name them with --layers"),
+        (
+            {"backbone": "vgg11"},
+            "no default layers for 'vgg11': name them with --layers, among features.0, ",
+        ),
         ({"layers": ("layer1", "layer9")}, "no layer 'layer9'; choose with --layers among conv1"),
         ({"layers": ("layer",)}, "no layer 'layer'"),
         ({"layers": ("",)}, "no layer ''"),
