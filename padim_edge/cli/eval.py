@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from padim_edge.cli.options import (
     MaskDirs,
     ModelFile,
     NormalDirs,
+    ReportFile,
     Strict,
     Threads,
     Threshold,
@@ -42,28 +44,40 @@ def evaluate(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the results as JSON.")
     ] = None,
+    report: ReportFile = None,
     threshold: Threshold = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Images per run of the engine.")] = 8,
     strict: Strict = False,
     threads: Threads = 0,
 ) -> None:
     """Measure a detector on images with known defects: AUROC, PRO, F1, false alarms."""
-    from padim_edge.detect.evaluation import evaluate_detector
+    from padim_edge.detect.evaluation import judge_samples
     from padim_edge.detect.heads import Heads
-    from padim_edge.files import check_distinct
+    from padim_edge.detect.report.evaluated import evaluated
+    from padim_edge.detect.report.page import check_place, page
+    from padim_edge.files import atomic_write, check_distinct
     from padim_edge.images.dataset import stray_masks, test_samples
 
-    check_distinct(model=model, json=json_file)
+    check_place(report)
+    check_distinct(model=model, json=json_file, report=report)
     folders = folders_of(normal_dir, abnormal_dir, mask_dir)
     samples = test_samples(dataset, folders)
     say_images([sample.path for sample in samples])
     if strays := stray_masks(dataset, samples, folders):
         say(f"warning: {len(strays)} mask(s) belong to no image: {listed(strays)}")
     skipped = Skipped(strict)
-    with open_detector(model, engine, threads, threshold) as detector, progress_bars() as progress:
-        metrics = evaluate_detector(
+    with contextlib.ExitStack() as stack:
+        page_file = stack.enter_context(atomic_write(report)) if report else None
+        detector = stack.enter_context(open_detector(model, engine, threads, threshold))
+        progress = stack.enter_context(progress_bars())
+        judged = judge_samples(
             detector, samples, batch, skipped, progress, lambda text: say(f"warning: {text}")
         )
+        metrics = judged.metrics()
+        if page_file:
+            name, unread = dataset.resolve().name, skipped.lines()
+            shown = evaluated(name, model, detector, judged, metrics, unread, progress)
+            page_file.write(page(shown))
         heads = Heads(detector.detector_info, say)
     for sample in samples:
         heads(sample.path)

@@ -51,6 +51,14 @@ Threshold = Annotated[
     ),
 ]
 
+ReportFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--report",
+        help="Write a page to look at, FILE.html: one file for a browser, without a network.",
+    ),
+]
+
 BitDepth = Annotated[
     int | None,
     typer.Option(

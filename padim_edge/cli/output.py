@@ -97,6 +97,10 @@ class Skipped:
         self.errors.append((path, error))
         say(f"warning: left out: {error}")
 
+    def lines(self) -> list[tuple[str, str]]:
+        """Each with the reason, in words."""
+        return [(str(path), str(error)) for path, error in self.errors]
+
     def summary(self) -> None:
         """Say how many there were, if any."""
         if self.errors:

@@ -85,7 +85,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     wanted = {
         path.relative_to(ROOT).as_posix()
         for path in PACKAGE.rglob("*")
-        if path.suffix in (".py", ".cu", ".typed")
+        if path.suffix in (".py", ".cu", ".typed", ".html", ".css", ".js")
     }
     ours = {name for name in names if not name.split("/")[0].endswith(".dist-info")}
     assert ours == wanted
