@@ -33,6 +33,7 @@ SLOW = (
     "runtime/nvidia/test_gpu_bench.py",
     "runtime/nvidia/test_kernels_compile.py",
     "runtime/nvidia/test_ort_cuda.py",
+    "runtime/nvidia/test_races.py",
     "runtime/nvidia/test_tensorrt",
     "runtime/nvidia/test_trt.py",
     "runtime/test_float16.py",

@@ -15,13 +15,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from padim_edge.images.formats import PIXEL_FORMATS
+from padim_edge.images.frames import Frame
 from padim_edge.model.pyramid import Layer, Pyramid
 from padim_edge.runtime import nvidia
+from padim_edge.runtime.nvidia.prepare import pack_preparation, row_bytes
 from padim_edge.runtime.nvidia.smoothing import SmoothingAddresses, pack_smoothing
 from padim_edge.runtime.nvidia.whitening import Whitening, WhiteningAddresses, pack_whitening
 
 KERNELS = Path(nvidia.__file__).parent  # the folder of the .cu files
 SHIM = Path(__file__).parent / "cuda_shim"
+SHARED = 100 * 1024  # bytes that a block of the preparing kernel may have
 TOLERANCE = 1e-5  # the reference takes the constants as stored: only float32 arithmetic is left
 
 # Layers as (channels, height, width), finest first as in a network.
@@ -232,3 +236,29 @@ def score_maps(model, results, rows, columns):
     finest = model.pyramid.height
     total = sum(repeat(np.asarray(x, np.float64), finest) for x in results)
     return rows @ np.sqrt(total) @ columns.T
+
+
+def frame_of(pixel_format, height, width, gap=0, seed=0):
+    """Random pixels in which rows are ``gap`` bytes apart; sizes are made even where they must."""
+    form = PIXEL_FORMATS[pixel_format]
+    height += height % 2 * form.even[0]
+    width += width % 2 * form.even[1]
+    shape = (height * 3 // 2 if form.thirds else height, width, *form.pixel[0])
+    dtype = np.dtype(form.dtype)
+    pitch = row_bytes(pixel_format, shape) + (
+        0 if form.gapless else gap // dtype.itemsize * dtype.itemsize
+    )
+    memory = np.random.default_rng(seed).integers(0, 256, shape[0] * pitch, dtype=np.uint8)
+    inner = np.empty(shape[1:], dtype).strides
+    return Frame(np.ndarray(shape, dtype, memory, strides=(pitch, *inner)), pixel_format)
+
+
+def prepared(cpu, preprocess, frame, **order):
+    pixels = frame.pixels
+    preparation = pack_preparation(
+        preprocess, frame.pixel_format, pixels.shape, pixels.strides[0], shared_limit=SHARED
+    )
+    image = np.full((*preprocess.size, 3), 85, np.uint8)
+    tables = preparation.tables.ctypes.data
+    cpu.run(preparation.launch(tables, pixels.ctypes.data, image.ctypes.data), **order)
+    return image

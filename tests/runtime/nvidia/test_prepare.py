@@ -14,13 +14,13 @@ import signal
 
 import numpy as np
 import pytest
+from cpu_kernels import SHARED, frame_of, prepared
 from guarded import Guarded
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from padim_edge.errors import ImageError, PadimEdgeError
 from padim_edge.images.formats import PIXEL_FORMATS
-from padim_edge.images.frames import Frame
 from padim_edge.images.preprocess import Preprocess
 from padim_edge.images.resize import FILTERS
 from padim_edge.runtime.nvidia.prepare import pack_preparation, row_bytes
@@ -28,33 +28,6 @@ from padim_edge.runtime.nvidia.prepare import pack_preparation, row_bytes
 SMALL = Preprocess.whole((24, 40))
 CROPPED = Preprocess((20, 35), (27, 41), True, "bilinear", True)
 DEFAULT = Preprocess.whole((224, 224))
-SHARED = 100 * 1024
-
-
-def frame_of(pixel_format, height, width, gap=0, seed=0):
-    """Random pixels in which rows are ``gap`` bytes apart; sizes are made even where they must."""
-    form = PIXEL_FORMATS[pixel_format]
-    height += height % 2 * form.even[0]
-    width += width % 2 * form.even[1]
-    shape = (height * 3 // 2 if form.thirds else height, width, *form.pixel[0])
-    dtype = np.dtype(form.dtype)
-    pitch = row_bytes(pixel_format, shape) + (
-        0 if form.gapless else gap // dtype.itemsize * dtype.itemsize
-    )
-    memory = np.random.default_rng(seed).integers(0, 256, shape[0] * pitch, dtype=np.uint8)
-    inner = np.empty(shape[1:], dtype).strides
-    return Frame(np.ndarray(shape, dtype, memory, strides=(pitch, *inner)), pixel_format)
-
-
-def prepared(cpu, preprocess, frame, **order):
-    pixels = frame.pixels
-    preparation = pack_preparation(
-        preprocess, frame.pixel_format, pixels.shape, pixels.strides[0], shared_limit=SHARED
-    )
-    image = np.full((*preprocess.size, 3), 85, np.uint8)
-    tables = preparation.tables.ctypes.data
-    cpu.run(preparation.launch(tables, pixels.ctypes.data, image.ctypes.data), **order)
-    return image
 
 
 def check(cpu, preprocess, frame):

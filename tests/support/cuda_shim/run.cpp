@@ -4,30 +4,12 @@
 #include "kernels.cu"
 #include "prepare.cu"
 
+#include "kernels.h"
+
 // Dynamic shared memory of the block that runs, and behind it a margin to watch.
 float4 shared[shim::kSharedBytes / sizeof(float4)];
 
 namespace {
-
-struct Kernel {
-    const char* name;
-    size_t argument_bytes;
-    void (*body)(const void*);
-};
-
-#define KERNEL(name, Argument) \
-    {#name, sizeof(Argument), [](const void* p) { name(*static_cast<const Argument*>(p)); }}
-
-const Kernel kKernels[] = {
-    KERNEL(mahalanobis_float32_1, Mahalanobis), KERNEL(mahalanobis_float32_2, Mahalanobis),
-    KERNEL(mahalanobis_float32_4, Mahalanobis), KERNEL(mahalanobis_float32_8, Mahalanobis),
-    KERNEL(mahalanobis_float16_1, Mahalanobis), KERNEL(mahalanobis_float16_2, Mahalanobis),
-    KERNEL(mahalanobis_float16_4, Mahalanobis), KERNEL(mahalanobis_float16_8, Mahalanobis),
-    KERNEL(mahalanobis_int8_1, Mahalanobis),    KERNEL(mahalanobis_int8_2, Mahalanobis),
-    KERNEL(mahalanobis_int8_4, Mahalanobis),    KERNEL(mahalanobis_int8_8, Mahalanobis),
-    KERNEL(smooth, Smooth),
-    KERNEL(prepare_8, prepare::Frame),         KERNEL(prepare_16, prepare::Frame),
-};
 
 constexpr size_t kMargin = 1024;
 constexpr unsigned char kUntouched = 0xff;  // as floats: NaN
@@ -39,15 +21,8 @@ extern "C" const char* run(const char* name, const unsigned* grid, const unsigne
                            size_t shared_bytes, const void* argument, size_t argument_bytes,
                            int descending, int skipped_barrier) {
     static char message[200];
-    const Kernel* kernel = nullptr;
-    for (const Kernel& each : kKernels)
-        if (!std::strcmp(each.name, name)) kernel = &each;
-    if (!kernel) return "there is no such kernel";
-    if (argument_bytes != kernel->argument_bytes) {
-        std::snprintf(message, sizeof message, "the parameters have %zu bytes, not %zu",
-                      kernel->argument_bytes, argument_bytes);
-        return message;
-    }
+    const Kernel* kernel = find_kernel(name, argument_bytes, message);
+    if (!kernel) return message;
     if (block[0] % 32 || block[0] > shim::fibers.size() || block[1] * block[2] != 1)
         return "a block must be up to 8 whole warps in one dimension";
     if (shared_bytes + kMargin > sizeof shared) return "too much shared memory";
