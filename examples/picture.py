@@ -54,7 +54,8 @@ def row(detector: Detector, path: Path, side: int) -> Image.Image:
     region = detector.region(*photo.size)
 
     def drawn(background: np.ndarray, low: float) -> Image.Image:
-        return overlay(background, result.score_map, region, result.threshold, result.score, low)
+        numbers = result.threshold, result.score, low
+        return overlay(background, result.score_map, region, *numbers, result.mask)
 
     usual = float(np.median(detector.detector_info.good_scores))
     decision = drawn(frame, min(usual, 0.9 * result.threshold))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from padim_edge.detect.regions import Box, Region, labelled, regions_of
 from padim_edge.errors import ModelError, UsageError
 from padim_edge.images.formats import check_pixel_format
 from padim_edge.images.frames import Frame, Picture
@@ -22,11 +24,21 @@ from padim_edge.progress import Progress
 from padim_edge.runtime.engines import FrameEngine, open_engine
 from padim_edge.system import available_cores
 
-Prepared = NDArray[np.uint8] | Frame
-"""What the engine takes of a frame: uint8 [H, W, 3] of the graph's size, or the frame itself."""
-
 THREADS = 4
 """Among which a large frame is shared, at most: from there on memory is what limits."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A frame in the form that the engine takes.
+
+    Attributes:
+        taken: uint8 [H, W, 3] of the graph's size, or the frame itself.
+        size: (h, w) of the frame.
+    """
+
+    taken: NDArray[np.uint8] | Frame
+    size: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -42,6 +54,10 @@ class Result:
             that score no higher.
         score_map: float32 [H, W] over the part of the frame that the graph sees
             (`Detector.region`).
+        pixel_threshold: a pixel whose score exceeds it may belong to a region; 0 if the file has
+            none, and the threshold takes its place.
+        size: (h, w) of the frame.
+        seen: (left, top, right, bottom) of what the map covers, in pixels of the frame.
     """
 
     score: float
@@ -49,6 +65,26 @@ class Result:
     is_anomalous: bool
     percentile: float
     score_map: NDArray[np.float32]
+    pixel_threshold: float
+    size: tuple[int, int]
+    seen: Box
+
+    @functools.cached_property
+    def regions(self) -> tuple[Region, ...]:
+        """Where the frame is anomalous, the highest score first; none if it is not.
+
+        Found when they are first asked for, in a millisecond or so.
+        """
+        return regions_of(self.score_map, self._labels, self.seen, self.size)
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """What of the score map belongs to a region: bool [H, W]."""
+        return self._labels > 0
+
+    @functools.cached_property
+    def _labels(self) -> NDArray[np.intp]:
+        return labelled(self.score_map, self.threshold, self.pixel_threshold)
 
 
 class Detector:
@@ -95,7 +131,7 @@ class Detector:
             raise UsageError(f"a detector is opened from a file's path; {path!r} was given")
         if threshold is not None and not 0 < threshold < math.inf:
             raise UsageError(f"a threshold of {threshold} makes no sense: a positive number is one")
-        model = read(path, "padim")
+        model = read(path, "padim", lazily=True)
         if model.detector_info is None:
             raise ModelError(f"{path} is no detector")
         self.backbone_info = model.backbone_info
@@ -158,8 +194,8 @@ class Detector:
             frame = Frame(frame, pixel_format or self.pixel_format)
         engine = self.engine
         if isinstance(engine, FrameEngine) and isinstance(frame, Frame) and engine.takes(frame):
-            return frame
-        return self.detector_info.preprocess(frame, self._threads)
+            return Prepared(frame, frame.size)
+        return Prepared(*self.detector_info.preprocess.prepare(frame, self._threads))
 
     def judge_prepared(self, prepared: Sequence[Prepared]) -> list[Result]:
         """Judge what `prepare` made of one or more frames, in their order.
@@ -167,17 +203,19 @@ class Detector:
         In one run of the engine; in two if it takes some of them as they are and others not.
         """
         self._check_open()
-        arrays = [one for one in prepared if isinstance(one, np.ndarray)]
-        frames = [one for one in prepared if isinstance(one, Frame)]
-        results: dict[type, list[Result]] = {}
+        arrays = [one.taken for one in prepared if isinstance(one.taken, np.ndarray)]
+        frames = [one.taken for one in prepared if isinstance(one.taken, Frame)]
+        said: dict[type, Iterator[tuple[float, NDArray[np.float32]]]] = {}
         if arrays:
-            results[np.ndarray] = self.judge(np.stack(arrays))
+            said[np.ndarray] = zip(*self.engine.infer(np.stack(arrays)), strict=True)
         if frames and isinstance(self.engine, FrameEngine):
-            results[Frame] = self._results(*self.engine.infer_frames(frames))
-        return [results[type(one)].pop(0) for one in prepared]
+            said[Frame] = zip(*self.engine.infer_frames(frames), strict=True)
+        return [self._result(*next(said[type(one.taken)]), one.size) for one in prepared]
 
     def judge(self, images: NDArray[np.uint8]) -> list[Result]:
         """Judge frames that are prepared already: uint8 [N, H, W, 3] of the graph's size.
+
+        Regions are in pixels of these.
 
         Raises:
             UsageError: another type or shape, or no frame at all.
@@ -191,21 +229,31 @@ class Detector:
                 f"prepared frames of type {images.dtype} and shape {images.shape} were given: "
                 f"uint8 [N, {shape[0]}, {shape[1]}, 3] with N of at least 1 is needed"
             )
-        return self._results(*self.engine.infer(images))
-
-    def _results(self, scores: NDArray[np.float32], maps: NDArray[np.float32]) -> list[Result]:
-        limit = self.threshold
+        scores, maps = self.engine.infer(images)
+        seen = (0.0, 0.0, float(shape[1]), float(shape[0]))
         return [
-            Result(
-                score=float(score),
-                threshold=limit,
-                # A score that is not a number is no proof of a good part.
-                is_anomalous=not score <= limit,
-                percentile=percentile(self.detector_info.good_scores, float(score)),
-                score_map=one,
-            )
+            self._result(score, one, shape[:2], seen)
             for score, one in zip(scores, maps, strict=True)
         ]
+
+    def _result(
+        self,
+        score: float,
+        score_map: NDArray[np.float32],
+        size: tuple[int, int],
+        seen: Box | None = None,
+    ) -> Result:
+        return Result(
+            score=float(score),
+            threshold=self.threshold,
+            # A score that is not a number is no proof of a good part.
+            is_anomalous=not score <= self.threshold,
+            percentile=percentile(self.detector_info.good_scores, float(score)),
+            score_map=score_map,
+            pixel_threshold=self.detector_info.pixel_threshold,
+            size=size,
+            seen=seen or self.region(size[1], size[0]),
+        )
 
     def region(self, width: int, height: int) -> tuple[float, float, float, float]:
         """(left, top, right, bottom) of what the graph sees of a frame of this size."""

@@ -39,6 +39,7 @@ class Verdict:
             "threshold": result.threshold,
             "is_anomalous": result.is_anomalous,
             "percentile": result.percentile,
+            "regions": [region.to_json() for region in result.regions],
         }
 
 

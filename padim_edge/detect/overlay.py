@@ -82,11 +82,12 @@ def overlay(
     threshold: float,
     score: float,
     low: float,
+    mask: NDArray[np.bool_] | None = None,
 ) -> Image.Image:
     """Draw a score map over its frame, on a colour scale that is the same for every frame.
 
     Scores up to ``low`` leave the frame as it is; from there colour and opacity grow up to 1.5
-    times the threshold. A line surrounds the parts above the threshold, what lies outside of
+    times the threshold. A line surrounds the mask, what lies outside of
     ``region`` is darkened, and a bar below the frame states score, threshold and verdict.
 
     Args:
@@ -97,6 +98,7 @@ def overlay(
         threshold: the score that an anomalous image exceeds.
         score: the image score.
         low: a score usual for good parts, from 0 to less than ``threshold``.
+        mask: bool [H, W], what of the map belongs to a region; None for all above the threshold.
 
     Returns:
         An RGB picture: the frame at its own size, but at most 1600 pixels on the long side,
@@ -117,7 +119,10 @@ def overlay(
     pixels[~covered] *= DIMMED
 
     # A light line just inside, a dark one just outside: one of the two is seen on any frame.
-    inner, outer = outline(covered & (scores > threshold), max(1, round(max(picture.size) / 800)))
+    marked = scores > threshold
+    if mask is not None:
+        marked = scores_at(picture.size, mask.astype(np.float32), region)[0] > 0.5
+    inner, outer = outline(covered & marked, max(1, round(max(picture.size) / 800)))
     pixels[outer] *= 0.3
     pixels[inner] = 255
     return _with_caption(np.rint(pixels).astype(np.uint8), score, threshold)

@@ -60,6 +60,7 @@ class OverlayFolder:
             result.threshold,
             result.score,
             scale.low,
+            result.mask,
         )
         try:
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -205,6 +205,12 @@ class Preprocess:
             ) from error
 
     def __call__(self, picture: Picture, threads: Threads = ALONE) -> NDArray[np.uint8]:
+        """Resize and crop; see `prepare`, of which this is the first part."""
+        return self.prepare(picture, threads)[0]
+
+    def prepare(
+        self, picture: Picture, threads: Threads = ALONE
+    ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
         """Resize and crop.
 
         Args:
@@ -213,8 +219,8 @@ class Preprocess:
             threads: those among which a large frame is shared.
 
         Returns:
-            uint8 [H, W, 3], RGB, C-contiguous and the caller's own. A frame that already has
-            the size to resize to is not resampled.
+            uint8 [H, W, 3], RGB, C-contiguous and the caller's own, and (h, w) of the picture,
+            upright. A frame that already has the size to resize to is not resampled.
 
         Raises:
             UsageError: it is none of these, or in the memory of a GPU.
@@ -222,14 +228,22 @@ class Preprocess:
                 it is resized. Of a file, the message begins with the path.
         """
         if isinstance(picture, str | Path):
-            frame = load_frame(picture, self.shrink)
+            whole: list[tuple[int, int]] = []
+
+            def shrink(height: int, width: int) -> int:
+                whole.append((height, width))
+                return self.shrink(height, width)
+
+            frame = load_frame(picture, shrink)
             try:
-                return self._prepared(self._read(frame), threads)
+                return self._prepared(self._read(frame), threads), (*whole, frame.size)[0]
             except ImageError as error:
                 raise ImageError(f"{picture}: {error}") from error
         if isinstance(picture, Image.Image):
-            return self._prepared(self._read(to_frame(picture)), threads)
-        return self._prepared(picture if isinstance(picture, Frame) else Frame(picture), threads)
+            frame = self._read(to_frame(picture))
+        else:
+            frame = picture if isinstance(picture, Frame) else Frame(picture)
+        return self._prepared(frame, threads), frame.size
 
     def _read(self, frame: Frame) -> Frame:
         """A file's frame, of the bit depth that was said."""

@@ -21,8 +21,8 @@ Array = NDArray[np.float64]
 SPECK = 0.005
 """Share of a map's pixels, the highest, of which a good frame may be rid: see `pixel_score`.
 
-Of bottle, hazelnut and magnetic tiles, masks from 0.4 to 0.8 % overlap the true ones best (IoU .51,
-.30, .07; without, .30, .13, .06).
+Of bottle, hazelnut and magnetic tiles, masks from 0.4 to 0.8 % overlap the true ones best (IoU .50,
+.29, .07; without, .30, .13, .05).
 """
 
 COVERAGE = 0.95

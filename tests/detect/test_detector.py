@@ -73,7 +73,7 @@ def test_pixel_formats_of_the_detector_the_call_and_the_frame(model_file):
 def test_a_large_frame_is_shared_among_threads(model_file):
     large = frame(1200, 1800)
     with Detector(model_file, threads=1) as alone, Detector(model_file, threads=3) as shared:
-        np.testing.assert_array_equal(alone.prepare(large), shared.prepare(large))
+        np.testing.assert_array_equal(alone.prepare(large).taken, shared.prepare(large).taken)
 
 
 def test_an_array_of_frames_is_a_batch(detector):
@@ -216,7 +216,7 @@ def test_a_closed_detector_says_so(model_file):
     for use in (
         lambda: detector(frame(64, 64)),
         lambda: detector.batch([frame(64, 64)]),
-        lambda: detector.judge(prepared[None]),
+        lambda: detector.judge(prepared.taken[None]),
         lambda: detector.judge_prepared([prepared]),
     ):
         with pytest.raises(UsageError, match="this detector is closed"):

@@ -187,7 +187,7 @@ def test_a_call_is_taken_apart(model_file: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(bench.time, "perf_counter", lambda: now)
     with RealDetector(model_file, "ort") as detector:
         monkeypatch.setattr(RealDetector, "prepare", taking(10, RealDetector.prepare))
-        monkeypatch.setattr(RealDetector, "_results", taking(100, RealDetector._results))
+        monkeypatch.setattr(RealDetector, "_result", taking(100, RealDetector._result))
         small = np.zeros((20, 30, 3), np.uint8), np.ones((20, 30, 3), np.uint8)
         large = [np.zeros((40, 60, 3), np.uint8)]
         for engine, frames, graph in (
@@ -198,8 +198,8 @@ def test_a_call_is_taken_apart(model_file: Path, monkeypatch: pytest.MonkeyPatch
             detector.engine = engine  # type: ignore[assignment]
             calls = bench._FrameCalls(detector, frames, Camera(30, 20))
             calls(3)
-            assert calls.rows == [{"prepare": 30, "graph": graph, "rest": 100,
-                                   "whole": 130 + graph}]  # fmt: skip
+            assert calls.rows == [{"prepare": 30, "graph": graph, "rest": 300,
+                                   "whole": 330 + graph}]  # fmt: skip
         # Nothing is left of the clock.
         assert "prepare" not in vars(detector)
         assert "infer_frames" not in vars(detector.engine)
