@@ -71,13 +71,32 @@ def bench(
             "--roofline", help="Also predict what a frame must cost here and on Jetson modules."
         ),
     ] = False,
+    measured: Annotated[
+        Path | None,
+        typer.Option(
+            "--measured",
+            help="With --roofline: print the report of 'doctor --gpu --json' beside the "
+            "predictions for its detectors, and measure nothing.",
+        ),
+    ] = None,
 ) -> None:
     """Measure latency from a camera's pixels to the decision, by stage, beside the bare backbone.
 
     On a GPU also bandwidth and power.
     """
+    if measured:
+        if not roofline or json_file or against or plot:
+            raise UsageError(
+                "--measured goes with --roofline alone: it prints a report of doctor --gpu beside "
+                "the predictions, and measures nothing"
+            )
+        from padim_edge.measure.measured import beside, load
+
+        typer.echo("\n".join(beside(load(measured))))
+        return
     from padim_edge.files import atomic_write
-    from padim_edge.measure.against import check, load
+    from padim_edge.measure.against import check
+    from padim_edge.measure.against import load as load_earlier
     from padim_edge.measure.bench import check_cameras, check_engines, run_benchmark
     from padim_edge.measure.camera import parse_camera
     from padim_edge.measure.report import announce
@@ -91,7 +110,7 @@ def bench(
     if tolerance is not None and (against is None or not 0 <= tolerance < float("inf")):
         raise UsageError(f"--tolerance {tolerance}: give a share from 0 up, with --against")
     # All that can be wrong with a file is said now, not after minutes of measuring.
-    old = load(against) if against else None
+    old = load_earlier(against) if against else None
     if old:
         check(old, announce(model, threads), engines, batches)
     if plot:

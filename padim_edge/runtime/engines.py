@@ -38,6 +38,9 @@ with; and bfloat16, whose scores are not those that the threshold was made with.
 NVIDIA = ("trt", "trt/graph", "ort-cuda")
 """Engines that need an NVIDIA GPU."""
 
+GPU_ALONE = "padim_edge.runtime.nvidia.alone:Gpu"
+"""Their device and their kernels without an engine, for who judges them alone."""
+
 STAGES = ("backbone", "distances", "smoothing")
 """Of the engines on the CPU, whose names the others use where they do the same."""
 

@@ -1,0 +1,172 @@
+"""The proof's lines on the engines: the same scores as on the CPU, and the time that they take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from padim_edge.errors import MissingDependencyError, PadimEdgeError, first_line
+from padim_edge.images.frames import Frame
+from padim_edge.measure.bench import run_benchmark
+from padim_edge.measure.camera import Camera
+from padim_edge.measure.proof_detectors import random_images, worst, write_detector
+from padim_edge.measure.proof_line import (
+    PRESETS,
+    Line,
+    Sizes,
+    Spec,
+    benchmarked,
+    compared,
+    line,
+    rounded,
+)
+from padim_edge.measure.report import BatchResult, Latency
+from padim_edge.model.file import Model
+from padim_edge.runtime.engines import Engine, FrameEngine, open_engine
+
+TOLERANCES = {"float32": 1e-3, "float16": 2e-2, "int8": 1e-1}
+"""Of the largest value, by the type of the backbone. The kernels are judged by themselves; this is
+how differently two runtimes may round a backbone: sums in another order, of int8 another step. A
+wrong index is off by the whole value. Those of float16 and int8 have met no GPU yet."""
+
+FRAMES = 9
+COUNTS = (1, 3, FRAMES, 40)
+"""Batch sizes that are compared; the last is split by the engines."""
+
+
+def parity(sizes: Sizes, folder: Path, engine: str, network: str) -> Iterator[Line]:
+    """Scores and maps beside those of engine ``ort``; frames beside prepared images, bit for bit.
+
+    What can be opened the first time (plans are built) is opened again (plans are loaded).
+    """
+    for preset in PRESETS:
+        yield _preset(sizes, folder, engine, network, preset)
+
+
+def _preset(sizes: Sizes, folder: Path, engine: str, network: str, preset: str) -> Line:
+    """All detectors of a preset, their errors and seconds by the type of the backbone."""
+    errors: dict[str, float] = {}
+    opened: dict[str, list[float]] = {}
+    wrong: list[str] = []
+    specs = compared(sizes, engine, network, preset)
+    for spec in specs:
+        kind, types = spec.backbone, f"{spec.backbone}/{spec.constants}"
+        try:
+            error, seconds = _compared(sizes, folder, engine, spec)
+        except MissingDependencyError:
+            raise
+        except PadimEdgeError as trouble:
+            wrong.append(f"{types}: {first_line(trouble)}")
+            continue
+        errors[kind] = float(np.max([errors.get(kind, 0.0), rounded(error)]))
+        # The first of a backbone: with other constants the engine `trt` finds its plan.
+        opened.setdefault(kind, [rounded(x) for x in seconds])
+        if not error <= TOLERANCES[kind]:  # nor NaN
+            wrong.append(f"{types} is off by {error:.1e}, at most {TOLERANCES[kind]:g} is allowed")
+    told = []
+    if errors:
+        first, again = (max(of) for of in zip(*opened.values(), strict=True))
+        told = [
+            f"largest error {np.max(list(errors.values())):.1e}",
+            f"opened in up to {first:g} s, again in {again:g} s",
+        ]
+    return line(
+        f"{engine} {network} {preset}",
+        not wrong,
+        "; ".join([*wrong, f"{len(specs)} detectors", *told]),
+        errors=errors,
+        seconds_opened=opened,
+    )
+
+
+def _compared(
+    sizes: Sizes, folder: Path, engine: str, spec: Spec
+) -> tuple[float, tuple[float, float]]:
+    """Largest error of a detector, and the seconds to open it first and again."""
+    model = write_detector(spec, sizes.image, folder / "padim.onnx")
+    images = random_images(model, FRAMES)
+    cpu = open_engine("ort", model)
+    try:
+        _, wanted = cpu.infer(images)
+    finally:
+        cpu.close()
+    seconds = []
+    for counts in (COUNTS, COUNTS[:1]):
+        start = time.perf_counter()
+        one = open_engine(engine, model)
+        seconds.append(time.perf_counter() - start)
+        try:
+            places = [np.arange(count) % FRAMES for count in counts]
+            errors = [worst(one.infer(images[of]), wanted[of].astype(np.float64)) for of in places]
+            if len(seconds) == 1:
+                error = float(np.max(errors))
+                _check_frames(one, model, sizes.camera)
+            elif not np.max(errors) <= max(2 * error, 1e-6):
+                raise PadimEdgeError(f"opened again, it is off by {np.max(errors):.1e}")
+        finally:
+            one.close()
+    return error, (seconds[0], seconds[1])
+
+
+def _check_frames(engine: Engine, model: Model, camera: tuple[int, int]) -> None:
+    """Refuse an engine that judges a frame otherwise than the image that the CPU makes of it."""
+    if model.detector_info is None:
+        return
+    shape = (camera[1] // 2 * 3, camera[0] // 2 * 2)
+    frame = Frame(np.random.default_rng(5).integers(0, 256, shape, dtype=np.uint8), "nv12")
+    if not isinstance(engine, FrameEngine) or not engine.takes(frame):
+        return
+    image = model.detector_info.preprocess(frame)
+    if not np.array_equal(engine.infer_frames([frame])[1], engine.infer(image[None])[1]):
+        raise PadimEdgeError("a frame that it prepares itself gets another score map")
+
+
+# --- speed --------------------------------------------------------------------------------------
+
+
+def speed(sizes: Sizes, folder: Path, engine: str, network: str) -> Iterator[Line]:
+    """What `padim-edge bench` measures, in short."""
+    for spec in benchmarked(sizes, engine, network):
+        yield _timed(sizes, folder / "padim.onnx", engine, spec)
+
+
+def _timed(sizes: Sizes, path: Path, engine: str, spec: Spec) -> Line:
+    write_detector(spec, sizes.image, path)
+    camera = Camera(*sizes.camera)
+    report = run_benchmark(path, (engine,), sizes.batches, 0, sizes.calls, (camera,))
+    (found,) = report.engines
+    memory = found.device.memory_bytes if found.device else 0
+    rates = ", ".join(f"{one.graph.throughput:.0f}" for one in found.results)
+    return line(
+        f"{engine} {spec}",
+        all(one.graph.p50 > 0 for one in found.results),
+        f"{rates} frames/s at batch {', '.join(map(str, sizes.batches))}; device memory "
+        f"{memory / 1e6:.0f} MB, process to first score {found.cold_start_seconds:.1f} s",
+        device_bytes=memory,
+        peak_bytes=found.peak_memory_bytes,
+        start_seconds=rounded(found.cold_start_seconds),
+        batches={str(one.batch): _batch(one) for one in found.results},
+    )
+
+
+def _batch(one: BatchResult) -> dict[str, Any]:
+    """A batch size: ms of p50, p95 and p99 by stage, of the graph and from a camera's frame."""
+    (frame,) = one.frames
+    extra = {
+        "of_copy": one.kernel and rounded(one.kernel.of_copy),
+        "millijoules": one.power and rounded(one.power.millijoules_per_frame),
+    }
+    return {
+        "graph": _percentiles(one.graph),
+        **{name: _percentiles(of) for name, of in one.stages.items()},
+        "frame": _percentiles(frame.whole),
+        **{name: value for name, value in extra.items() if value is not None},
+    }
+
+
+def _percentiles(one: Latency) -> Sequence[float]:
+    return [rounded(x) for x in (one.p50, one.p95, one.p99)]
