@@ -47,8 +47,9 @@ bench: $(VENV)/.ready         ## the figures of benchmarks/README.md
 bench-peers: $(VENV)/.ready   ## anomalib, AnomaVision, plain runtimes and us, in one run
 	$(BIN)/python benchmarks/peers/compare.py $(PEERS)
 
-fuzz: $(VENV)/.ready          ## 10,000 damaged files, read by everything that reads files
+fuzz: $(VENV)/.ready          ## 10,000 damaged files are read; 200 times kill -9 while files are written
 	$(BIN)/python tests/support/hostile.py
+	$(BIN)/python tests/support/killed.py
 
 bench-curves: $(VENV)/.ready  ## latency, size, time and memory over everything that sets them
 	$(BIN)/python benchmarks/curves.py
