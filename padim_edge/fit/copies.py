@@ -32,7 +32,7 @@ DIGEST = 32
 """Bytes of a digest."""
 
 ROWS = 256
-"""Photos that are compared with all others at a time."""
+"""Photos that are compared with all later ones at a time."""
 
 
 class Copies:
@@ -111,14 +111,15 @@ def group_near(points: NDArray[np.float32]) -> NDArray[np.intp]:
     between = _squared(points[some], squares[some], points[some], squares[some])
     pairs = between[np.triu_indices(len(some), 1)]
     limit = NEAR**2 * float(np.quantile(pairs, 0.25, method="higher")) if pairs.size else 0.0
-    root = np.arange(count)
+    first = np.arange(count)
     for start in range(0, count, ROWS):
         rows = slice(start, start + ROWS)
-        close = _squared(points[rows], squares[rows], points, squares) < limit
-        for one, other in zip(*np.nonzero(close), strict=True):
-            _join(root, start + one, other)
-    roots = np.array([_root(root, one) for one in range(count)], dtype=np.intp)
-    return np.unique(roots, return_inverse=True)[1].astype(np.intp)
+        # Each pair once.
+        later = slice(start, None)
+        close = _squared(points[rows], squares[rows], points[later], squares[later]) < limit
+        one, other = np.nonzero(close)
+        _join(first, start + one, start + other)
+    return np.unique(first, return_inverse=True)[1].astype(np.intp)
 
 
 def _squared(
@@ -132,14 +133,21 @@ def _squared(
     return squared
 
 
-def _root(root: NDArray[np.intp], one: int) -> int:
-    while root[one] != one:
-        root[one] = root[root[one]]
-        one = int(root[one])
-    return one
+def _join(first: NDArray[np.intp], one: NDArray[np.intp], other: NDArray[np.intp]) -> None:
+    """Make one group of the groups of each pair.
 
-
-def _join(root: NDArray[np.intp], one: int, other: int) -> None:
-    """Make two groups one, under their first member."""
-    low, high = sorted((_root(root, one), _root(root, other)))
-    root[high] = low
+    Args:
+        first: of each point, the first member of its group, [N]; changed.
+        one: points, [pairs].
+        other: their partners.
+    """
+    while True:
+        a, b = first[one], first[other]
+        apart = a != b
+        if not apart.any():
+            return
+        # Each group takes the first of those that it touches, then whoever followed it follows on.
+        one, other, a, b = one[apart], other[apart], a[apart], b[apart]
+        np.minimum.at(first, np.maximum(a, b), np.minimum(a, b))
+        while not np.array_equal(first, following := first[first]):
+            first[:] = following

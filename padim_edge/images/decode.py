@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -68,6 +70,9 @@ _BY_WAY_OF = {"P": "RGBA", "PA": "RGBA", "La": "LA", "RGBa": "RGBA"}
 
 
 _BITS_PER_SAMPLE = 258
+
+
+_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 
 
 def load_image(path: str | Path, bit_depth: int | None = None) -> Image.Image:
@@ -137,10 +142,26 @@ def read_head(path: str | Path) -> tuple[int, int, int] | None:
     try:
         with Path(path).open("rb") as stream:
             image = _reader(stream)(stream)
+            pictures = getattr(image, "n_frames", 1)
+            # The reader of PNG decodes all pixels to look for an orientation after them.
+            if isinstance(image, PngImageFile) and not _may_be_turned(stream):
+                return image.width, image.height, pictures
             height, width = _upright_size(image)
-            return width, height, getattr(image, "n_frames", 1)
+            return width, height, pictures
     except Exception:  # as in _decode, which is there to say why
         return None
+
+
+def _may_be_turned(stream: BinaryIO) -> bool:
+    """Whether a chunk of a PNG, before or after its pixels, may hold EXIF, or XMP in its place."""
+    stream.seek(8)
+    while len(head := stream.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        begin = stream.read(min(length, 32)) if kind in _TEXTS else b""
+        if kind == b"eXIf" or begin.startswith((b"Raw profile type exif", b"XML:com.adobe.xmp")):
+            return True
+        stream.seek(length - len(begin) + 4, os.SEEK_CUR)
+    return False
 
 
 def _reader(stream: BinaryIO) -> type[ImageFile.ImageFile]:

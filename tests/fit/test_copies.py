@@ -12,7 +12,7 @@ import reference
 from PIL import Image, ImageEnhance
 
 from padim_edge.errors import PadimEdgeError
-from padim_edge.fit.copies import Copies, group_near
+from padim_edge.fit.copies import Copies, _join, group_near
 from padim_edge.fit.fit import fit_detector
 from padim_edge.fit.settings import Settings
 from padim_edge.images.dataset import train_images
@@ -225,3 +225,18 @@ def expected_scores(embedding_file: Path, paths: list[Path]) -> list[float]:
         maps = reference.distances(every[own[:1]], *reference.fit(rest))
         scores.append(float(reference.score_maps(maps, (64, 64)).max()))
     return sorted(scores)
+
+
+def test_groups_of_random_pairs_are_those_of_a_plain_search():
+    dice = np.random.default_rng(0)
+    for _ in range(300):
+        count = int(dice.integers(1, 40))
+        pairs = dice.integers(0, count, (int(dice.integers(0, count + 5)), 2))
+        first = np.arange(count)
+        for some in np.array_split(pairs, 3):
+            _join(first, some[:, 0], some[:, 1])
+        near = np.eye(count, dtype=bool)
+        near[pairs[:, 0], pairs[:, 1]] = near[pairs[:, 1], pairs[:, 0]] = True
+        for _ in range(count):
+            near = near @ near
+        assert first.tolist() == near.argmax(axis=1).tolist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 from numpy.typing import NDArray
 from pictures import STORED, failure, grey_tiff, noise, pixels, png, silent, upright
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile, PngInfo
 
-from padim_edge.images.decode import load_image, to_rgb
+from padim_edge.images.decode import load_image, read_head, to_rgb
 
 
 @silent
@@ -189,3 +191,44 @@ def test_to_rgb_leaves_its_argument_alone() -> None:
     assert image.info == {"transparency": 9}
     rgb = Image.new("RGB", (2, 2))
     assert to_rgb(rgb) is rgb
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+@silent
+@pytest.mark.parametrize("place", ["before the pixels", "after the pixels"])
+@pytest.mark.parametrize("kind", [b"eXIf", b"iTXt", b"tEXt"])
+def test_the_head_of_a_png_knows_which_way_is_up(tmp_path: Path, kind: bytes, place: str) -> None:
+    """Its size is that of the decoded picture, wherever the orientation stands."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    payload = exif.tobytes()
+    data = {
+        b"eXIf": payload.removeprefix(b"Exif\0\0"),
+        b"iTXt": b"XML:com.adobe.xmp\0\0\0\0\0<x:xmpmeta><rdf:Description "
+        b'tiff:Orientation="6"/></x:xmpmeta>',
+        b"tEXt": b"Raw profile type exif\0\nexif\n" + f"{len(payload):8}\n".encode()
+        + payload.hex().encode(),
+    }[kind]  # fmt: skip
+    Image.fromarray(noise(13, 17)).save(tmp_path / "plain.png")
+    plain = (tmp_path / "plain.png").read_bytes()
+    at = plain.index(b"IDAT" if place == "before the pixels" else b"IEND") - 4
+    (tmp_path / "a.png").write_bytes(plain[:at] + _chunk(kind, data) + plain[at:])
+    assert load_image(tmp_path / "a.png").size == (13, 17)
+    assert read_head(tmp_path / "a.png") == (13, 17, 1)
+
+
+def test_the_head_of_a_plain_png_costs_no_decoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = PngInfo()
+    info.add_text("Software", "a camera's")
+    Image.fromarray(noise(13, 17)).save(tmp_path / "a.png", pnginfo=info)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("it was decoded")
+
+    monkeypatch.setattr(PngImageFile, "load", refuse)
+    assert read_head(tmp_path / "a.png") == (17, 13, 1)
