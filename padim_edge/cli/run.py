@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from padim_edge.cli.command import ANOMALIES, command
-from padim_edge.cli.options import EngineName, ModelFile, Strict, Threads, Threshold
+from padim_edge.cli.options import (
+    EngineName,
+    ModelFile,
+    ReportFile,
+    Strict,
+    Threads,
+    Threshold,
+)
 from padim_edge.cli.output import Skipped, open_detector, say
 from padim_edge.errors import PadimEdgeError, UsageError
 
@@ -53,6 +60,7 @@ def run(
         bool,
         typer.Option("--resume", help="Go on with the FILE.part of a run that was stopped."),
     ] = False,
+    report: ReportFile = None,
     fail_on_anomaly: Annotated[
         bool,
         typer.Option(
@@ -69,19 +77,25 @@ def run(
     from padim_edge.detect.heads import Heads
     from padim_edge.detect.judging import judge
     from padim_edge.detect.overlay_folder import OverlayFolder
+    from padim_edge.detect.report.judged import JudgedReport
+    from padim_edge.detect.report.page import check_place, page
     from padim_edge.errors import ImageError
-    from padim_edge.files import check_distinct
+    from padim_edge.files import atomic_write, check_distinct
     from padim_edge.images.frames import files
 
     found = _found(sources or [], files_from)
     on_stdout = jsonl is not None and str(jsonl) == "-"
-    check_distinct(model=model, jsonl=None if on_stdout else jsonl)
+    check_place(report)
+    check_distinct(model=model, jsonl=None if on_stdout else jsonl, report=report)
     if resume and (jsonl is None or on_stdout):
         raise UsageError("--resume goes on with a file: name it with --jsonl")
+    if resume and report:
+        raise UsageError("--report shows all images of one run: leave --resume out, or --report")
     skipped = Skipped(strict)
     tally = _Tally()
     with contextlib.ExitStack() as stack:
         lines = stack.enter_context(_line_file(jsonl, resume)) if jsonl and not on_stdout else None
+        page_file = stack.enter_context(atomic_write(report)) if report else None
         detector = stack.enter_context(open_detector(model, engine, threads, threshold))
         if lines:
             _check_same(detector, lines)
@@ -90,6 +104,7 @@ def run(
         overlays = (
             OverlayFolder(detector, save_maps, found.images, sources or []) if save_maps else None
         )
+        collected = JudgedReport(detector, model, paths) if page_file else None
         for record in lines.records.values() if lines else ():
             tally.add(record)
         if not on_stdout:
@@ -101,6 +116,8 @@ def run(
             record = verdict.to_json()
             if overlays:
                 overlays.save(verdict)
+            if collected:
+                collected(verdict)
             if lines:
                 lines.write(record)
             tally.add(record)
@@ -108,6 +125,8 @@ def run(
                 typer.echo(json.dumps(record))
             elif "error" not in record:
                 typer.echo(_row(record))
+        if page_file and collected:
+            page_file.write(page(collected.report(_title(sources or [], paths))))
     skipped.summary()
     heads.summary()
     if found.others:
@@ -187,6 +206,11 @@ def _left(paths: Sequence[Path], lines: LineFile | None) -> list[Path]:
     if others:
         say(f"warning: {others} of the lines of the earlier run are of images not given now")
     return [path for path in paths if str(path) not in records]
+
+
+def _title(sources: Sequence[str], paths: Sequence[Path]) -> str:
+    """What was judged, in a word or two."""
+    return Path(sources[0]).resolve().name if len(sources) == 1 else f"{len(paths)} photos"
 
 
 class _Tally:

@@ -165,7 +165,7 @@ def ramp(size: int = 64) -> np.ndarray:
 
 
 def test_the_heat_map_is_that_of_overlays(photo):
-    made = layers(photo, Preprocess.whole((64, 64)), SCALE, 10.0, ramp())
+    made = layers(photo, Preprocess.whole((64, 64)), SCALE, ramp(), ramp() > 10)
     assert (made.width, made.height) == (300, 200)
     heat = decoded(made.heat)
     assert heat.shape == (100, 150, 4)
@@ -176,8 +176,8 @@ def test_the_heat_map_is_that_of_overlays(photo):
     assert np.abs(over_black - wanted)[inside].max() <= 3
 
 
-def test_the_mask_is_what_exceeds_the_pixel_threshold(photo):
-    made = layers(photo, Preprocess.whole((64, 64)), SCALE, 15.0, ramp())
+def test_the_mask_lies_where_it_is_in_the_map(photo):
+    made = layers(photo, Preprocess.whole((64, 64)), SCALE, ramp(), ramp() > 15)
     mask = decoded(made.mask)
     assert mask.shape == (200, 300, 4)
     marked = mask[100, :, 3] > 0
@@ -186,7 +186,7 @@ def test_the_mask_is_what_exceeds_the_pixel_threshold(photo):
 
 
 def test_what_the_graph_does_not_see_is_dark(photo):
-    made = layers(photo, Preprocess.reference((64, 64)), SCALE, 10.0, ramp())
+    made = layers(photo, Preprocess.reference((64, 64)), SCALE, ramp(), ramp() > 10)
     heat = decoded(made.heat)
     assert tuple(heat[50, 0]) == (0, 0, 0, 166)  # 0.65 of black
     assert heat[50, 75, 3] < 255
@@ -196,7 +196,7 @@ def test_what_the_graph_does_not_see_is_dark(photo):
 def test_truth_is_of_the_image_at_any_size(photo):
     truth = np.zeros((20, 30), bool)
     truth[:, :10] = True
-    made = layers(photo, Preprocess.whole((64, 64)), SCALE, 10.0, ramp(), truth)
+    made = layers(photo, Preprocess.whole((64, 64)), SCALE, ramp(), ramp() > 10, truth)
     marked = decoded(made.truth)[100, :, 3] > 0
     assert np.flatnonzero(~marked)[0] in (100, 101)  # a dark line outside
     assert not marked[110:].any()
@@ -204,7 +204,7 @@ def test_truth_is_of_the_image_at_any_size(photo):
 
 @pytest.mark.parametrize("score_map", [None, np.full((64, 64), np.nan, np.float32)])
 def test_without_a_map_there_is_a_photo(photo, score_map):
-    made = layers(photo, Preprocess.whole((64, 64)), SCALE, 10.0, score_map)
+    made = layers(photo, Preprocess.whole((64, 64)), SCALE, score_map, None)
     assert decoded(made.photo).shape == (200, 300, 4)
     assert (made.heat, made.mask, made.truth) == (None, None, None)
 
@@ -212,7 +212,7 @@ def test_without_a_map_there_is_a_photo(photo, score_map):
 def test_pictures_are_small(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (3000, 2000, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "large.png", compress_level=1)
-    made = layers(tmp_path / "large.png", Preprocess.whole((64, 64)), SCALE, 10.0, ramp())
+    made = layers(tmp_path / "large.png", Preprocess.whole((64, 64)), SCALE, ramp(), ramp() > 10)
     assert (made.width, made.height) == (213, SIDE)
     assert sum(len(one) for one in (made.photo, made.heat, made.mask)) < 100_000  # noise at that
 

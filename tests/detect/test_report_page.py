@@ -197,6 +197,115 @@ def test_kinds_of_defect(opened, evaluated):
     assert [row[:5] for row in rows] == wanted
 
 
+# --- photos of which nothing is known -------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory, model_file, photos) -> Path:
+    """The page of `run --report`: 9 photos and a file that is none."""
+    folder = tmp_path_factory.mktemp("judged")
+    new = folder / "new"
+    new.mkdir()
+    for place, photo in enumerate(sorted((photos / "test").rglob("*.png"))[:8]):
+        shutil.copy(photo, new / f"{place}.png")
+    shutil.copy(new / "0.png", new / SCRIPT)
+    (new / "broken.png").write_bytes(b"no")
+    file = folder / "report.html"
+    lines = folder / "s.jsonl"
+    in_process("run", model_file, new, "--report", file, "--jsonl", lines).worked()
+    return file
+
+
+def test_a_report_of_unknown_photos(opened, judged, model_file):
+    from padim_edge.model.file import read
+
+    page = opened(judged)
+    lines = [json.loads(line) for line in judged.with_name("s.jsonl").read_text().splitlines()]
+    known = [line for line in lines if "score" in line]
+    wanted = sorted(known, key=lambda line: -line["score"])
+    assert page.texts("h1") == ["new"]
+    assert names_of(page) == [f"new/{Path(line['path']).name}" for line in wanted]
+    assert page.texts("#gallery .said .number") == [f"{line['score']:.2f}" for line in wanted]
+    scores = np.array([line["score"] for line in known])
+    good = np.array(read(model_file, "padim").detector_info.good_scores)
+    page.page.focus("#threshold")
+    for key in ("Home", *["PageUp"] * 4, "End"):
+        page.press(key)
+        threshold = threshold_of(page)
+        alarms = int((scores > threshold).sum())
+        assert shown_counts(page) == {"alarm": alarms, "ok": len(scores) - alarms}
+        assert page.texts("#gallery .chip").count("anomaly") == alarms
+        share = f"{100 * (good > threshold).mean():.1f} %"
+        assert page.texts("[data-rate=reference]") == [share]
+    page.page.click("summary")
+    assert page.texts(".rest tr")[0].startswith("new/broken.png")
+    assert page.all("[...document.images].every(i => i.naturalWidth > 0)")
+    assert page.all("document.images.length") == 9 * (3 + 2)
+
+
+def test_a_report_of_more_photos_than_it_shows(opened, tmp_path, model_file, photos, monkeypatch):
+    monkeypatch.setattr("padim_edge.detect.report.judged.PICTURES", 3)
+    monkeypatch.setattr("padim_edge.detect.report.judged.NAMED", 4)
+    file, lines = tmp_path / "r.html", tmp_path / "s.jsonl"
+    in_process("run", model_file, photos / "test", "--report", file, "--jsonl", lines).worked()
+    records = [json.loads(line) for line in lines.read_text().splitlines()]
+    order = sorted(records, key=lambda line: -line["score"])
+    names = [Path(*Path(line["path"]).parts[-2:]).as_posix() for line in order]
+    page = opened(file)
+    assert names_of(page) == names[:3]
+    assert page.texts("summary") == ["7 more images, without pictures; 3 of them only counted"]
+    page.page.click("summary")
+    assert page.texts(".rest td:first-child") == names[3:7]
+    assert sum(shown_counts(page).values()) == 10
+
+
+def test_an_evaluation_of_more_images_than_it_shows(
+    opened, evaluated, tmp_path, model_file, monkeypatch
+):
+    monkeypatch.setattr("padim_edge.detect.report.evaluated.PICTURES", 4)
+    monkeypatch.setattr("padim_edge.detect.report.evaluated.NAMED", 5)
+    file = tmp_path / "r.html"
+    in_process("eval", model_file, evaluated.file.parent / "cloth & co", "--report", file).worked()
+    page = opened(file)
+    names = evaluated.most_wrong(evaluated.threshold)
+    assert names_of(page) == names[:4]
+    page.page.click("summary")
+    assert page.texts(".rest td:first-child") == names[4:9]
+    assert shown_counts(page) == evaluated.counts(evaluated.threshold)
+
+
+def test_a_score_that_is_no_number_is_anomalous_at_any_threshold(opened, tmp_path, monkeypatch):
+    """A broken model's: made up, because no file of ours says so."""
+    from padim_edge.detect.report.contents import Group, Kind, Layers, Report, Role, Shown
+    from padim_edge.detect.report.page import page as rendered
+
+    photo = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
+    file = tmp_path / "r.html"
+    shown = tuple(
+        Shown(f"{score}.png", 0, score, Layers(1, 1, photo)) for score in (None, 3.0, 1.0)
+    )
+    group = Group("photos", Role.UNKNOWN, (1.0, 3.0))
+    file.write_bytes(rendered(Report(Kind.RUN, "x", (), 2.0, 2.0, (1.0, 3.0), (group,), shown, ())))
+    page = opened(file)
+    assert shown_counts(page) == {"alarm": 2, "ok": 1}
+    assert names_of(page)[0] == "None.png"
+    page.page.focus("#threshold")
+    page.press("End")
+    assert shown_counts(page) == {"alarm": 1, "ok": 2}
+    assert page.texts("#gallery .said")[0] == "not a numberanomaly"
+
+
+def test_a_report_of_nothing_is_a_page_too(opened, tmp_path, model_file):
+    (tmp_path / "broken.png").write_bytes(b"no")
+    file = tmp_path / "report.html"
+    in_process("run", model_file, tmp_path, "--report", file).failed(
+        1, "none of the 1 image(s)", said=("0 ok",)
+    )
+    page = opened(file)
+    assert names_of(page) == []
+    assert shown_counts(page) == {"alarm": 0, "ok": 0}
+
+
 # --- the threshold --------------------------------------------------------------------------------
 
 

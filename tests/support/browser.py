@@ -53,7 +53,7 @@ class Page:
             "requestfailed", lambda request: self.refused.update({request.url: request.failure})
         )
         self.page.goto(file.resolve().as_uri())
-        self.page.wait_for_selector("#gallery")
+        self.page.wait_for_selector("#gallery", state="attached")
 
     def all(self, code: str) -> Any:
         """The value of a piece of JavaScript."""

@@ -69,7 +69,7 @@ class Layers:
         height: of the photo in pixels.
         photo: a JPEG.
         heat: the score map, a PNG with alpha; None where there is no map.
-        mask: what exceeds the pixel threshold, likewise.
+        mask: the regions that are anomalous, likewise.
         truth: what is known to be defective; None where that is not known.
     """
 

@@ -12,6 +12,7 @@ from padim_edge.detect.detector import Detector
 from padim_edge.detect.evaluation import Judged
 from padim_edge.detect.metrics import Metrics, require_eval_extra
 from padim_edge.detect.overlay import Scale
+from padim_edge.detect.regions import labelled
 from padim_edge.detect.report import intervals
 from padim_edge.detect.report.common import about_pictures, facts, shortened
 from padim_edge.detect.report.contents import (
@@ -61,7 +62,6 @@ def evaluated(
     require_eval_extra()
     info = detector.detector_info
     scale = Scale.of(info.good_scores, judged.threshold)
-    pixel_threshold = info.pixel_threshold or judged.threshold
     groups = _groups(judged)
     places = {group.name: place for place, group in enumerate(groups)}
     names = shortened([sample.path for sample in judged.samples])
@@ -79,8 +79,8 @@ def evaluated(
             sample.path,
             info.preprocess,
             scale,
-            pixel_threshold,
             judged.maps[place],
+            labelled(judged.maps[place], judged.threshold, info.pixel_threshold) > 0,
             truth if sample.is_anomalous else None,
         )
         shown.append(Shown(image.name, image.group, image.score, made))
@@ -99,7 +99,7 @@ def evaluated(
         tuple(unreadable),
         _metrics(judged, metrics),
         _curves(judged),
-        notes=_notes(metrics, about_pictures("the most wrong first", pixel_threshold)),
+        notes=_notes(metrics, about_pictures("the most wrong first")),
     )
 
 

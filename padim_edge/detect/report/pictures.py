@@ -32,8 +32,8 @@ def layers(
     path: Path,
     preprocess: Preprocess,
     scale: Scale,
-    pixel_threshold: float,
     score_map: NDArray[np.float32] | None,
+    mask: NDArray[np.bool_] | None,
     truth: NDArray[np.bool_] | None = None,
 ) -> Layers:
     """Pictures of one image.
@@ -42,8 +42,8 @@ def layers(
         path: its file.
         preprocess: how the detector prepared it.
         scale: the colour scale.
-        pixel_threshold: the mask is what exceeds it.
         score_map: float32 [H, W]; None, or not finite, for none.
+        mask: bool [H, W], what of the map is anomalous.
         truth: bool [h, w], what is defective, of the whole image at any size.
 
     Raises:
@@ -55,17 +55,18 @@ def layers(
     photo.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     across, down = photo.width / full[0], photo.height / full[1]
     region = (left * across, top * down, right * across, bottom * down)
-    heat = mask = marked = None
+    heat = found = marked = None
     if score_map is not None and np.isfinite(score_map).all():
-        scores, covered = scores_at(photo.size, score_map, region)
-        heat = _heat(scores, covered, scale)
-        mask = _marks(covered & (scores > pixel_threshold), _ALARM)
+        heat = _heat(*scores_at(photo.size, score_map, region), scale)
+        if mask is not None:
+            share, covered = scores_at(photo.size, mask.astype(np.float32), region)
+            found = _marks(covered & (share > 0.5), _ALARM)
     if truth is not None:
         resized = Image.fromarray(truth).resize(photo.size, Image.Resampling.NEAREST)
         marked = _marks(np.asarray(resized, bool), _TRUTH)
     stream = io.BytesIO()
     photo.save(stream, "JPEG", quality=QUALITY, optimize=True)
-    return Layers(*photo.size, _uri("jpeg", stream), heat, mask, marked)
+    return Layers(*photo.size, _uri("jpeg", stream), heat, found, marked)
 
 
 def _heat(scores: NDArray[np.float32], covered: NDArray[np.bool_], scale: Scale) -> str:

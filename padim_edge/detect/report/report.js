@@ -167,29 +167,29 @@ function histogram() {
   const wide = 720;
   const tall = 240;
   const halves = evaluated
-    ? [["good", good, 1], ["defective", defective, -1]]
-    : [[DATA.kind === "fit" ? "training photos" : "photos", groups, 1]]
-      .concat(DATA.reference ? [[DATA.reference.name, [DATA.reference], -1]] : []);
-  const binned = halves.map(([name, some, side]) => {
+    ? [["good", "good", good], ["defective", "defective", defective]]
+    : [[DATA.kind === "fit" ? "training photos" : "photos", DATA.kind === "fit" ? "good" : "unknown", groups]]
+      .concat(DATA.reference ? [[DATA.reference.name, DATA.reference.role, [DATA.reference]]] : []);
+  const binned = halves.map(([name, role, some]) => {
     const counts = new Array(BINS).fill(0);
     some.forEach((group) => group.scores.forEach((value) => {
       counts[Math.min(BINS - 1, Math.floor(((value - FROM) / (TO - FROM)) * BINS))] += 1;
     }));
-    return { name, counts, side, sum: total(some) || 1 };
+    return { name, role, counts, sum: total(some) };
   });
   // One scale for both halves, the axis where both have room.
-  const highest = binned.map((half) => Math.max(...half.counts) / half.sum);
+  const highest = binned.map((half) => Math.max(...half.counts) / (half.sum || 1));
   const scale = (tall - 24) / (highest.reduce((sum, one) => sum + one, 0) || 1);
   const axis = 14 + highest[0] * scale;
   const x = (value) => ((value - FROM) / (TO - FROM)) * wide;
   const width = wide / BINS;
-  const bars = binned.map(({ name, counts, side, sum }) => counts.map((count, bin) => {
+  const bars = binned.map(({ name, role, counts, sum }, half) => counts.map((count, bin) => {
     if (!count) return null;
     const height = Math.max(2, (count / sum) * scale);
     const start = FROM + (bin * (TO - FROM)) / BINS;
     return svg("rect", {
-      class: `bar ${side > 0 ? "first" : "second"}`, x: bin * width + 0.75, width: width - 1.5,
-      y: side > 0 ? axis - height : axis + 1, height, rx: 1.5,
+      class: `bar ${role}`, x: bin * width + 0.75, width: width - 1.5,
+      y: half ? axis + 1 : axis - height, height, rx: 1.5,
     }, svg("title", {}, `${score(start)} to ${score(start + (TO - FROM) / BINS)}: ${count} of ${sum} ${name}`));
   }));
   const line = svg("line", { class: "now", y1: 0, y2: tall });
@@ -216,8 +216,8 @@ function histogram() {
   });
   picture.addEventListener("pointermove", (event) => { if (event.buttons) take(event, false); });
   picture.addEventListener("pointerup", (event) => take(event, true));
-  const names = el("p", { class: "legend" }, binned.map(({ name, side, sum }) =>
-    el("span", { class: side > 0 ? "first" : "second" }, name, el("b", {}, String(sum)))));
+  const names = el("p", { class: "legend" }, binned.map(({ name, role, sum }) =>
+    el("span", { class: role }, name, el("b", {}, String(sum)))));
   // Left of its line by as much as it is from the left: within the picture wherever the line is.
   const part = (100 * x(OWN)) / wide;
   const mark = el("p", { class: "mark number", style: { left: `${part}%`, transform: `translateX(-${part}%)` } },
@@ -304,7 +304,7 @@ function decisions() {
         el("div", {}, el("dt", {}, DATA.kind === "fit" ? "above" : "anomalous"), el("dd", { class: "number" }, cells.alarm)),
         el("div", {}, el("dt", {}, DATA.kind === "fit" ? "below" : "ok"), el("dd", { class: "number" }, cells.ok)),
         rate("share", DATA.kind === "fit" ? "share above" : "share anomalous"),
-        DATA.reference ? rate("reference", "of the good photos of the fit") : null));
+        DATA.reference ? rate("reference", "of the fit\u2019s good photos") : null));
   }
   return el("div", { class: "decisions" },
     el("table", { class: "confusion" },
