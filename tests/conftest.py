@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from require_gpu import pytest_addoption, pytest_configure  # noqa: F401  # hooks of pytest's
 
@@ -151,6 +152,7 @@ def detectors(
     from padim_edge.fit.settings import Settings
     from padim_edge.images.dataset import train_images
     from padim_edge.images.preprocess import Preprocess
+    from padim_edge.images.roi import Roi
 
     place = tmp_path_factory.mktemp("detectors")
     whole = Preprocess.whole((64, 64))
@@ -161,6 +163,10 @@ def detectors(
     if importlib.util.find_spec("sklearn"):
         kinds["dense"] = Settings(whole, covariance="ledoit-wolf")
     kinds |= {name: Settings(whole, preset=name) for name in ("whitened", "whitened-fine")}
+    judged = np.zeros((64, 64), bool)
+    judged[10:50, 5:61] = True
+    judged[20:23, 30:40] = False
+    kinds["roi"] = Settings(whole, roi=Roi(judged))
     files = {}
     for name, settings in kinds.items():
         files[name] = str(place / f"{name}.onnx")

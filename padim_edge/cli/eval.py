@@ -78,7 +78,10 @@ def evaluate(
             name, unread = dataset.resolve().name, skipped.lines()
             shown = evaluated(name, model, detector, judged, metrics, unread, progress)
             page_file.write(page(shown))
-        heads = Heads(detector.detector_info, say)
+        info = detector.detector_info
+    if info.judged < 1:
+        say(f"{info.judged:.0%} of what the graph sees is judged: for the pixels, all else is good")
+    heads = Heads(info, say)
     for sample in samples:
         heads(sample.path)
     skipped.summary()

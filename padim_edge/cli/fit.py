@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -106,6 +107,21 @@ def fit(
             "whitened preset [default: auto, the likeliest].",
         ),
     ] = None,
+    roi: Annotated[
+        Path | None,
+        typer.Option(
+            "--roi",
+            help="Mask of the photos' aspect ratio: what is white is judged, what is black never.",
+        ),
+    ] = None,
+    ignore_border: Annotated[
+        int,
+        typer.Option(
+            "--ignore-border",
+            min=0,
+            help="Pixels of the graph's input, at each side, that are never judged.",
+        ),
+    ] = 0,
     covariance: Annotated[
         str,
         typer.Option(
@@ -181,6 +197,7 @@ def fit(
     from padim_edge.fit.fit import fit_detector
     from padim_edge.fit.settings import EPS, Settings
     from padim_edge.images.preprocess import Preprocess, parse_size
+    from padim_edge.images.roi import load_roi
     from padim_edge.model.file import read
     from padim_edge.runtime.graphs import check_graph_engine
 
@@ -199,16 +216,11 @@ def fit(
         raise UsageError(f"--eps {eps}: Ledoit-Wolf chooses its own shrinkage; leave --eps out")
     if preset != "reference" and eps is not None:
         raise UsageError(f"--eps {eps}: of a whitened preset, --shrinkage takes its place")
+    prepare = Preprocess.choose(
+        model.backbone_info.image_size, preprocess, resize, crop, interpolation, reduce, bit_depth
+    )
     settings = Settings(
-        Preprocess.choose(
-            model.backbone_info.image_size,
-            preprocess,
-            resize,
-            crop,
-            interpolation,
-            reduce,
-            bit_depth,
-        ),
+        prepare,
         covariance,
         constants,
         EPS if eps is None else eps,
@@ -221,6 +233,8 @@ def fit(
         number("--shrinkage", shrinkage),
     )
     paths = good_images(images, folders_of(normal_dir, abnormal_dir, mask_dir))
+    roi_of_photos = load_roi(roi, ignore_border, prepare, paths[0])
+    settings = dataclasses.replace(settings, roi=roi_of_photos)
     skipped = Skipped(strict)
     with progress_bars() as progress:
         if precision:
@@ -301,6 +315,8 @@ def _print_fit(output: Path, done: Fitted, default_rate: bool) -> None:
             f"  preset      {detector_info.preset}: {done.model.backbone_info.selection}, "
             f"{level.height} x {level.width}, shrinkage {detector_info.shrinkage:g}"
         )
+    if detector_info.judged < 1:
+        typer.echo(f"  judged      {detector_info.judged:.0%} of what the graph sees")
     typer.echo(f"  engine      {done.engine}")
     typer.echo(
         f"  seconds     {done.seconds_features:.1f} features, {done.seconds_statistics:.1f} "

@@ -19,6 +19,7 @@ from padim_edge.images.formats import check_pixel_format
 from padim_edge.images.frames import Frame, Picture
 from padim_edge.images.threads import Threads
 from padim_edge.model.file import read
+from padim_edge.model.names import ROI
 from padim_edge.model.threshold import percentile
 from padim_edge.progress import Progress
 from padim_edge.runtime.engines import FrameEngine, open_engine
@@ -101,6 +102,7 @@ class Detector:
             each.
         pixel_format: of frames that are bare arrays.
         threshold: a frame whose score exceeds it is anomalous.
+        roi: bool [H, W], where the score map is judged (`fit --roi`); None for everywhere.
 
     Args:
         path: a file made by ``padim-edge fit``.
@@ -137,6 +139,7 @@ class Detector:
         self.backbone_info = model.backbone_info
         self.detector_info = model.detector_info
         self.threshold = self.detector_info.threshold if threshold is None else float(threshold)
+        self.roi = model.constant(ROI).astype(bool) if model.detector_info.judged < 1 else None
         self._closed = False
         reasons: list[str] = []
         self.engine = open_engine(

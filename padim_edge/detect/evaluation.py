@@ -87,7 +87,6 @@ def judge_samples(
         MissingDependencyError: what the metrics need is not installed.
     """
     require_eval_extra()  # now, not after the last image
-    preprocess = detector.detector_info.preprocess
     kept, scores, maps, masks = [], [], [], []
     checks = _MaskChecks()
     verdicts = judge(detector, files(sample.path for sample in samples), batch)
@@ -106,12 +105,18 @@ def judge_samples(
         kept.append(sample)
         scores.append(verdict.outcome.score)
         maps.append(verdict.outcome.score_map)
-        masks.append(None if marked is None else preprocess.mask(Image.fromarray(marked)))
+        masks.append(None if marked is None else _judged(detector, marked))
     if not maps:
         raise PadimEdgeError("no image of the test set could be read")
     checks.conclude(warn)
     labels = np.array([sample.is_anomalous for sample in kept])
     return Judged(kept, labels, np.array(scores), np.stack(maps), masks, detector.threshold)
+
+
+def _judged(detector: Detector, marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """What a mask marks of the score map, where that is judged."""
+    seen = detector.detector_info.preprocess.mask(Image.fromarray(marked))
+    return seen if detector.roi is None else seen & detector.roi
 
 
 class _MaskChecks:

@@ -52,6 +52,7 @@ def assemble(
         aspect_ratios=aspect_ratios,
         preset=settings.preset,
         shrinkage=settings.shrinkage or 0.0,
+        judged=settings.roi.share if settings.roi else 1.0,
     )
     parts = [
         graph.distances(gaussians.pyramid, gaussians.means, gaussians.whitening),

@@ -145,7 +145,12 @@ def fit_detector(
             features = basis(features, head)
             backbone = with_projection(embedding, head, basis.directions, basis.offset)
             used = dataclasses.replace(settings, eps=basis.eps, shrinkage=basis.shrinkage)
-        smoothing = Smoothing.of(features.pyramid, settings.preprocess.size, settings.sigma)
+        smoothing = Smoothing.of(
+            features.pyramid,
+            settings.preprocess.size,
+            settings.sigma,
+            settings.roi.mask if settings.roi else None,
+        )
         statistics = _statistics(
             features, used, smoothing, earlier, bool(save_moments), threads, progress
         )

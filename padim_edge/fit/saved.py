@@ -143,7 +143,7 @@ def _count(arrays: Any, wanted: dict[str, Any], path: Path) -> int:
     count: int = header.pop("count")
     # Fields that came later have the defaults that are true of older moments.
     header["preprocess"] = Preprocess.from_json(header["preprocess"]).to_json()
-    header = {"preset": "reference", "dims": None} | header
+    header = {"preset": "reference", "dims": None, "roi": None} | header
     different = [key for key in wanted if header.get(key) != wanted[key]]
     if different:
         raise UsageError(
@@ -215,6 +215,7 @@ def _identity(embedding_sha256: str, settings: Settings) -> dict[str, Any]:
         "eps": settings.eps,
         "sigma": settings.sigma,
         "preset": settings.preset,
+        "roi": settings.roi.sha256 if settings.roi else None,
         **(
             {
                 "dims": head.channels,

@@ -8,6 +8,7 @@ import numpy as np
 
 from padim_edge.errors import UsageError
 from padim_edge.images.preprocess import Preprocess
+from padim_edge.images.roi import Roi
 from padim_edge.model.frame_input import check_frame_input
 from padim_edge.model.metadata import CONSTANTS, COVARIANCES, PRESETS
 from padim_edge.model.pooling import WHITENED
@@ -37,7 +38,8 @@ class Settings:
     """How to fit.
 
     None for ``false_alarm_rate``: 1 %, or the lowest that the images allow. With ``frame_input``
-    the file's graph begins at the frame (see `padim_edge.model.frame_input`).
+    the file's graph begins at the frame (see `padim_edge.model.frame_input`). With a ``roi``, it
+    alone is judged.
 
     Of a whitened ``preset`` (see `padim_edge.fit.basis`) ``dims`` is the number of directions and
     ``grid`` the (h, w) of positions, None for those of the preset, ``shrinkage`` the weight of the
@@ -56,6 +58,7 @@ class Settings:
     dims: int | None = None
     grid: tuple[int, int] | None = None
     shrinkage: float | None = None
+    roi: Roi | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be fitted.

@@ -25,7 +25,7 @@ PRODUCTS = ("Conv", "MatMul", "Gemm")
 VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity")
 ELEMENTWISE = (
     "Add", "Cast", "Clip", "Div", "HardSigmoid", "HardSwish", "LeakyRelu", "Mul", "Relu",
-    "Sigmoid", "Sqrt", "Sub",
+    "Sigmoid", "Sqrt", "Sub", "Where",
 )  # fmt: skip
 BYTES = {"float32": 4, "float16": 2, "int8": 1}
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)

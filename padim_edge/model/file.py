@@ -25,7 +25,7 @@ from padim_edge.errors import ModelError, PadimEdgeError, first_line
 from padim_edge.model.checksum import add, checksum
 from padim_edge.model.frame_input import drop_frame_input, has_frame_input, with_frame_input
 from padim_edge.model.metadata import COMMANDS, BackboneInfo, DetectorInfo, Metadata
-from padim_edge.model.names import FEATURES
+from padim_edge.model.names import FEATURES, ROI
 from padim_edge.model.pyramid import Pyramid
 
 MAX_BYTES = 2**31 - 1
@@ -208,6 +208,8 @@ def _check_shapes(
         "smoothing.rows": (height, pyramid.height),
         "smoothing.columns": (pyramid.width, width),
     }
+    if detector_info.judged < 1:
+        shapes[ROI] = (height, width)
     for index, level in enumerate(pyramid.levels):
         shapes[f"mean.{index}"] = (1, level.channels, level.height, level.width)
         for other, coarse in enumerate(pyramid.levels[: index + 1]):

@@ -8,7 +8,7 @@ adding levels are reshapes, and one product reads each constant once for the who
 
     y_i = sum over j <= i of whitening.i.j (x_j - mean.j)        [P_i, d_i, N]
     m_i = |y_i|^2 + m_(i-1) of the parent position               [P_i, N]
-    score_map = A sqrt(m) A^T                                    [N, H, W]
+    score_map = A sqrt(m) A^T, 0 where nothing is judged         [N, H, W]
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from padim_edge.errors import PadimEdgeError
 from padim_edge.model.metadata import BackboneInfo
-from padim_edge.model.names import FEATURES, IR_VERSION, NORMALISED, OPSET
+from padim_edge.model.names import FEATURES, IR_VERSION, NORMALISED, OPSET, ROI
 from padim_edge.model.pyramid import Level, Pyramid
 from padim_edge.model.smoothing import Smoothing
 
@@ -201,7 +201,12 @@ def smoothing(matrices: Smoothing) -> Nodes:
     rows = nodes.constant("smoothing.rows", matrices.rows.astype(np.float32))
     columns = nodes.constant("smoothing.columns", matrices.columns.T.astype(np.float32))
     tall = nodes.add("MatMul", [rows, "distance_map"], "tall_map")
-    nodes.add("MatMul", [tall, columns], "score_map")
+    if matrices.judged is None:
+        nodes.add("MatMul", [tall, columns], "score_map")
+    else:
+        whole = nodes.add("MatMul", [tall, columns], "whole_map")
+        nothing = nodes.constant("roi.nothing", np.float32(0))
+        nodes.add("Where", [nodes.constant(ROI, matrices.judged), whole, nothing], "score_map")
     axes = nodes.constant("score.axes", np.array([1, 2], dtype=np.int64))
     nodes.add("ReduceMax", ["score_map", axes], "score", keepdims=0)
     return nodes

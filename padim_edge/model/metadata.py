@@ -24,6 +24,11 @@ from padim_edge.images.preprocess import Preprocess
 from padim_edge.model.pyramid import Layer, Pyramid
 
 FORMAT = 1
+"""Of all files but those whose scores a reader of it might get wrong: see `ROI_FORMAT`."""
+
+ROI_FORMAT = 2
+"""Of detectors with a region of interest, which kernels of before know nothing of."""
+
 PREFIX = "padim_edge."
 COMMANDS = {"embedding": "export", "padim": "fit"}
 """Kind of file -> the command that makes it."""
@@ -137,6 +142,8 @@ class DetectorInfo:
             in it; 0 in files from before there was one.
         good_pixel_scores: of the images of ``good_scores``, sorted; none if unknown (see
             `padim_edge.model.threshold.pixel_score`).
+        judged: share of the score map that is (`padim_edge.images.roi`); elsewhere it is 0, and the
+            graph has a constant that says where.
         digests: of the prepared pixels of all images that the fit or the threshold rests on: the
             first `DIGITS` hexadecimal digits of their SHA-256; none if unknown.
     """
@@ -157,6 +164,7 @@ class DetectorInfo:
     pixel_threshold: float = 0.0
     good_pixel_scores: tuple[float, ...] = ()
     digests: tuple[str, ...] = ()
+    judged: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -182,8 +190,9 @@ class Metadata:
 
     def to_props(self) -> dict[str, str]:
         """Key -> text, as `of` reads them."""
+        info = self.detector_info
         fields = {
-            "format": FORMAT,
+            "format": ROI_FORMAT if info and info.judged < 1 else FORMAT,
             "kind": self.kind,
             "tool_version": __version__,
             # With the kind: a version that does not know this field hands an embedding's on to the
@@ -254,10 +263,10 @@ def _kind(fields: Mapping[str, Any], wanted: str | None) -> str:
         raise ModelError(
             "this ONNX file was not made by padim-edge: make one with padim-edge export and fit"
         )
-    if fields["format"] != FORMAT:
+    if fields["format"] not in (FORMAT, ROI_FORMAT):
         raise ModelError(
-            f"its format is version {fields['format']}, padim-edge {__version__} reads version "
-            f"{FORMAT}: install the padim-edge it was made with "
+            f"its format is version {fields['format']}, padim-edge {__version__} reads versions "
+            f"{FORMAT} and {ROI_FORMAT}: install the padim-edge it was made with "
             f"({fields.get('tool_version', 'unknown')}), or make it again"
         )
     found = fields.get("kind")
@@ -295,6 +304,7 @@ def _check_fields(info: BackboneInfo, detector_info: DetectorInfo | None) -> Non
         (not detector_info or _is_sorted(detector_info.good_scores), "good_scores"),
         (not detector_info or detector_info.threshold > 0, "threshold"),
         (not detector_info or detector_info.pixel_threshold >= 0, "pixel_threshold"),
+        (not detector_info or 0 < detector_info.judged <= 1, "judged"),
         (not detector_info or _are_pixel_scores(detector_info), "good_pixel_scores"),
     ):
         if not fits:

@@ -15,6 +15,7 @@ With i, j counting levels from coarse to fine:
     whitening.i.j.scale   float32 [P_i, d_i, 1]        int8 constants only
     smoothing.rows        float32 [H, h]
     smoothing.columns     float32 [w, W]
+    roi                   bool [H, W]                  where it is judged: fit --roi only
     distance_map          float32 [N, h, w]            Mahalanobis distance, not squared
     score_map, score      float32 [N, H, W], [N]       outputs of padim.onnx
 """
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 FEATURES = "features."
 NORMALISED = "normalised"
+ROI = "roi"
 OPSET = 18
 # Readers as old as ONNX Runtime 1.14 and TensorRT 10 take this; the library's default is newer.
 IR_VERSION = 8

@@ -19,30 +19,41 @@ class Smoothing:
     Attributes:
         rows: [H, h] float64.
         columns: [W, w] float64.
+        judged: bool [H, W], where the map is not 0 whatever was found (`padim_edge.images.roi`);
+            None for everywhere.
     """
 
     rows: Array
     columns: Array
+    judged: NDArray[np.bool_] | None = None
 
     @classmethod
-    def of(cls, pyramid: Pyramid, image_size: tuple[int, int], sigma: float) -> Smoothing:
+    def of(
+        cls,
+        pyramid: Pyramid,
+        image_size: tuple[int, int],
+        sigma: float,
+        judged: NDArray[np.bool_] | None = None,
+    ) -> Smoothing:
         """The matrices for the finest level of a pyramid.
 
         Args:
             pyramid: the levels.
             image_size: (H, W) of the score map.
             sigma: of the Gaussian, in pixels of the score map; 0 for none.
+            judged: bool [H, W]; None for everywhere.
         """
         height, width = image_size
         return cls(
             smoothing_matrix(height, pyramid.height, sigma),
             smoothing_matrix(width, pyramid.width, sigma),
+            judged,
         )
 
     def __call__(self, distances: Array) -> Array:
         """Score maps [..., H, W] of distance maps [..., h, w]."""
         smoothed: Array = self.rows @ distances @ self.columns.T
-        return smoothed
+        return smoothed if self.judged is None else np.where(self.judged, smoothed, 0)
 
 
 def smoothing_matrix(size: int, positions: int, sigma: float) -> Array:

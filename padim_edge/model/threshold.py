@@ -19,7 +19,7 @@ from padim_edge.errors import PadimEdgeError
 Array = NDArray[np.float64]
 
 SPECK = 0.005
-"""Share of a map's pixels, the highest, of which a good frame may be rid: see `pixel_score`.
+"""Share of a map's pixels that may exceed the pixel threshold in a good frame: see `pixel_score`.
 
 Of bottle, hazelnut and magnetic tiles, masks from 0.4 to 0.8 % overlap the true ones best (IoU .50,
 .29, .07; without, .30, .13, .05).

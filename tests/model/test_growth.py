@@ -125,9 +125,9 @@ def test_a_field_without_a_default_must_be_there(tmp_path):
 
 def test_another_format_is_refused_by_name(tmp_path):
     proto = onnx.load(FOLDER / "float16.onnx")
-    next(e for e in proto.metadata_props if e.key == PREFIX + "format").value = "2"
+    next(e for e in proto.metadata_props if e.key == PREFIX + "format").value = "3"
     onnx.save(proto, tmp_path / "newer.onnx")
-    with pytest.raises(ModelError, match=r"format is version 2.*reads version 1"):
+    with pytest.raises(ModelError, match=r"format is version 3.*reads versions 1 and 2"):
         read(tmp_path / "newer.onnx", "padim")
 
 

@@ -220,13 +220,14 @@ def assert_close(results, wanted):
         np.testing.assert_allclose(result, want, rtol=TOLERANCE, atol=0)
 
 
-def smooth(cpu, model, squared, rows, columns, **options):
+def smooth(cpu, model, squared, rows, columns, judged=None, **options):
     packed = pack_smoothing(model.pyramid, model.packed, rows, columns)
     count = len(squared)
     maps = np.full((count, len(rows), len(columns)), np.nan, np.float32)
     scores = np.zeros(count, np.float32)
     arrays = (packed.row_taps, packed.row_first, packed.column_taps, packed.column_first)
-    addresses = SmoothingAddresses(*(x.ctypes.data for x in (*arrays, squared, maps, scores)))
+    given = (*arrays, squared, maps, scores, *([] if judged is None else [judged]))
+    addresses = SmoothingAddresses(*(x.ctypes.data for x in given))
     cpu.run(packed.smooth(count, addresses), **options)
     return maps, scores
 

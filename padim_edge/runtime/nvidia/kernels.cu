@@ -506,7 +506,8 @@ MAHALANOBIS(int8, Int8, 4, 2)
 MAHALANOBIS(int8, Int8, 8, 2)
 
 // ---------------------------------------------------------------------------------------------
-// Score map A D A^T and image score, D the square root of the levels' sums.
+// Score map A D A^T and image score, D the square root of the levels' sums; the map is 0 where
+// nothing is judged.
 //
 // A row of A (bilinear upsampling, then a Gaussian cut off at 4 sigma) is zero but for a few
 // neighbouring columns, its taps: 12 of 56 at the default size. A block makes one tile of the
@@ -528,6 +529,7 @@ struct Smooth {
     const float* column_taps;    // [column_count, width]
     const int* row_first;        // [height]: the row of D that tap 0 belongs to, ascending
     const int* column_first;     // [width]
+    const unsigned char* judged; // [height, width]: where the map is not 0; none: everywhere
     float* map;                  // [N, height, width]
     int* scores;                 // [N], float32 that are not negative, compared as integers
     long long frame;             // floats per frame of `squared`
@@ -595,7 +597,9 @@ extern "C" __global__ void __launch_bounds__(256, 4) smooth(const Smooth p) {
 #pragma unroll 4
         for (int k = 0; k < p.column_count; ++k)
             sum += __ldg(p.column_taps + k * p.width + x) * row[k];
-        p.map[(frame * p.height + top + y) * p.width + x] = sum;
+        const int pixel = (top + y) * p.width + x;
+        if (p.judged != nullptr && !__ldg(p.judged + pixel)) sum = 0.0f;
+        p.map[frame * p.height * p.width + pixel] = sum;
         // Floats that are not negative are ordered like their bits, and NaN, made positive
         // here, comes after infinity: it becomes the maximum.
         best = max(best, sum != sum ? 0x7fc00000 : __float_as_int(sum));

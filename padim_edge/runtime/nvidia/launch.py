@@ -83,6 +83,7 @@ SMOOTH = np.dtype(
         ("column_taps", np.uint64),
         ("row_first", np.uint64),
         ("column_first", np.uint64),
+        ("judged", np.uint64),
         ("map", np.uint64),
         ("scores", np.uint64),
         ("frame", np.int64),

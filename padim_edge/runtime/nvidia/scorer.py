@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+import numpy as np
+
 from padim_edge.model.file import Model
-from padim_edge.model.names import FEATURES
+from padim_edge.model.names import FEATURES, ROI
 from padim_edge.runtime.nvidia.compiler import kernels
 from padim_edge.runtime.nvidia.device import Device
 from padim_edge.runtime.nvidia.plan_cache import PlanCache
@@ -87,6 +89,8 @@ class Scorer:
             scores,
         )
         taps = self._smoothing
+        info = model.detector_info
+        has_roi = info is not None and info.judged < 1
         self._to = SmoothingAddresses(
             device.upload(taps.row_taps),
             device.upload(taps.row_first),
@@ -95,6 +99,7 @@ class Scorer:
             squared,
             maps,
             scores,
+            device.upload(model.constant(ROI).astype(np.uint8)) if has_roi else 0,
         )
         # The host's copies have done their duty, and a large model's are hundreds of megabytes.
         nothing = self._whitening.lines[:0].copy()

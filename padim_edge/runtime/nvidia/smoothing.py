@@ -26,6 +26,7 @@ class SmoothingAddresses:
     squared: what `mahalanobis` wrote.
     map: N x height x width float32, written whole.
     scores: N float32, as `mahalanobis` left them; raised to the maxima of the maps.
+    judged: height x width uint8, 0 where the map is; 0 for no such array, and all is judged.
     """
 
     row_taps: int
@@ -35,6 +36,7 @@ class SmoothingAddresses:
     squared: int
     map: int
     scores: int
+    judged: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Smoothing:
                 "fit with a smaller --sigma or choose --engine trt/graph, which needs no kernels"
             )
         argument = self.parameters.copy()
-        for name in ("row_taps", "row_first", "column_taps", "column_first"):
+        for name in ("row_taps", "row_first", "column_taps", "column_first", "judged"):
             argument[name] = getattr(addresses, name)
         argument["squared"] = addresses.squared
         argument["map"] = addresses.map

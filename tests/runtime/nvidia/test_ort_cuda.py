@@ -36,7 +36,7 @@ def check_parity(folder: str, path: str, half: bool) -> None:
 
 @pytest.mark.parametrize("half", [False, True], ids=["float32 maps", "float16 maps"])
 @pytest.mark.parametrize(
-    "constants", ["float32", "float16", "int8", "dense", "whitened", "whitened-fine"]
+    "constants", ["float32", "float16", "int8", "dense", "whitened", "whitened-fine", "roi"]
 )
 def test_parity(
     gpu: ProcessPoolExecutor, folder: str, detectors: dict[str, str], constants: str, half: bool

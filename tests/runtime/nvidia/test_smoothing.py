@@ -50,6 +50,24 @@ def test_smooth(cpu, name, matrix):
     np.testing.assert_array_equal(scores, again[1])
 
 
+def test_nothing_is_found_where_nothing_is_judged(cpu):
+    model = make(SHAPES["three levels"], "float32")
+    h, w = model.pyramid.height, model.pyramid.width
+    rng = np.random.default_rng(3)
+    rows, columns = (smoothing_matrix(4 * n, n, 1.5) for n in (h, w))
+    squared, _ = distances(cpu, model, make_maps(model, 3))
+    maps, _ = smooth(cpu, model, squared, rows, columns)
+    for share in (0.5, 0.02):
+        judged = (rng.random(maps.shape[1:]) < share).astype(np.uint8)
+        found, scores = smooth(cpu, model, squared, rows, columns, judged)
+        np.testing.assert_array_equal(found, maps * judged)
+        np.testing.assert_array_equal(scores, (maps * judged).max(axis=(1, 2)))
+    squared[:] = np.nan
+    found, scores = smooth(cpu, model, squared, rows, columns, judged)
+    assert (np.isnan(found) == judged.astype(bool)).all()
+    assert np.isnan(scores).all()
+
+
 def test_default_model_at_its_full_size(cpu):
     """ResNet-18 with 100 channels, 224 x 224 pixels: every block and tile there is."""
     model = make([(18, 56, 56), (23, 28, 28), (59, 14, 14)], "float16")

@@ -126,12 +126,12 @@ def test_int8_backbones_build(
     assert len(plan) < 0.6 * len(backbone_graph(whole))  # its weights are int8 in the plan
 
 
-@pytest.mark.parametrize("preset", ["whitened", "whitened-fine"])
-def test_whitened_models_build(
-    tensorrt: Callable[..., Any], detectors: dict[str, str], preset: str
+@pytest.mark.parametrize("kind", ["whitened", "whitened-fine", "roi"])
+def test_models_with_more_operators_build(
+    tensorrt: Callable[..., Any], detectors: dict[str, str], kind: str
 ) -> None:
-    """Pooling whose border is not counted, bilinear resizing, and both parts of the cut."""
-    model = read(detectors[preset], "padim")
+    """Pooling whose border is not counted, bilinear resizing, Where, and both parts of the cut."""
+    model = read(detectors[kind], "padim")
     for graph in (backbone_graph(model), whole_graph(model)):
         plan, _ = tensorrt(build, graph)
         assert len(plan) > 0.9 * len(graph)
