@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +15,7 @@ from padim_edge.cli.options import (
     BitDepth,
     MaskDirs,
     NormalDirs,
+    ReportFile,
     Strict,
     Threads,
     folders_of,
@@ -179,6 +181,7 @@ def fit(
         Path | None,
         typer.Option("--update", help="Go on from saved moments; IMAGES are the new ones."),
     ] = None,
+    report: ReportFile = None,
     strict: Strict = False,
     engine: Annotated[
         str,
@@ -194,6 +197,9 @@ def fit(
     ),
 ) -> None:
     """Fit a detector on good images: means, whitening and threshold, in one ONNX file."""
+    from padim_edge.detect.report.fitted import fitted
+    from padim_edge.detect.report.page import check_place, page
+    from padim_edge.files import atomic_write, check_distinct
     from padim_edge.fit.fit import fit_detector
     from padim_edge.fit.settings import EPS, Settings
     from padim_edge.images.preprocess import Preprocess, parse_size
@@ -202,6 +208,8 @@ def fit(
     from padim_edge.runtime.graphs import check_graph_engine
 
     check_graph_engine(engine)
+    check_place(report)
+    check_distinct(embedding=embedding, output=output, moments=save_moments, report=report)
     if precision not in (None, "int8"):
         raise UsageError(f"--precision {precision}: int8, or leave it out; float16 is for export")
     if target and not precision:
@@ -236,7 +244,9 @@ def fit(
     roi_of_photos = load_roi(roi, ignore_border, prepare, paths[0])
     settings = dataclasses.replace(settings, roi=roi_of_photos)
     skipped = Skipped(strict)
-    with progress_bars() as progress:
+    with contextlib.ExitStack() as stack:
+        page_file = stack.enter_context(atomic_write(report)) if report else None
+        progress = stack.enter_context(progress_bars())
         if precision:
             from padim_edge.fit.quantised import quantise_embedding
             from padim_edge.images.batches import refuse
@@ -259,6 +269,9 @@ def fit(
             on_error=skipped,
             progress=progress,
         )
+        if page_file:
+            title = Path(images[0]).resolve().name if len(images) == 1 else f"{len(paths)} photos"
+            page_file.write(page(fitted(title, output, done, skipped.lines(), progress)))
     skipped.summary()
     _say_copies(done)
     say_skipped(done.skipped, done.engine)

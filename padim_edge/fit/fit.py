@@ -31,6 +31,7 @@ from padim_edge.fit.basis import find_basis, images_for
 from padim_edge.fit.calibrate import calibrate
 from padim_edge.fit.chosen import check_whole, with_chosen
 from padim_edge.fit.features import Features, extract
+from padim_edge.fit.held_out import ScoreMaps
 from padim_edge.fit.ledoit_wolf import estimator, ledoit_wolf_statistics
 from padim_edge.fit.moments import Array
 from padim_edge.fit.saved import SavedMoments
@@ -52,6 +53,9 @@ class Fitted:
         model: as it was written.
         size: of the file in bytes.
         new_images: images that were used.
+        paths: their files, [new_images].
+        scores: of each, as if it had been left out of the fit, [new_images].
+        maps: that the scores are of.
         equal: (image, the one that it equals pixel by pixel; None if an earlier fit had that),
             which were not used.
         near: groups of nearly equal images, which count as one each in the threshold.
@@ -66,6 +70,9 @@ class Fitted:
     model: Model
     size: int
     new_images: int
+    paths: tuple[Path, ...]
+    scores: Array
+    maps: ScoreMaps
     equal: tuple[tuple[Path, Path | None], ...]
     near: list[list[Path]]
     engine: str
@@ -181,6 +188,9 @@ def fit_detector(
         model=model,
         size=size,
         new_images=features.count,
+        paths=features.paths,
+        scores=statistics.scores,
+        maps=statistics.maps,
         equal=features.equal,
         near=features.near(),
         engine=features.engine,

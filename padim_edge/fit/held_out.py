@@ -6,6 +6,7 @@ Nearly equal ones (`copies`) are left out together.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,9 +74,34 @@ class HeldOut:
         blocks = gaussian.whitening(rest, self._eps)
         return gaussian.squared_distances(blocks, _centred(features, rest))
 
-    def scores(self, smoothing: Smoothing) -> tuple[Array, Array]:
+    def maps(self, smoothing: Smoothing) -> ScoreMaps:
+        """Score maps of the features' images."""
+        return ScoreMaps(self._pyramid, self._squared, smoothing)
+
+
+@dataclass(frozen=True)
+class ScoreMaps:
+    """Score maps of N images of a fit, made when they are asked for.
+
+    Attributes:
+        pyramid: the levels.
+        squared: squared distances [P in tree order, N].
+        smoothing: from distances to a score map.
+    """
+
+    pyramid: Pyramid
+    squared: Array
+    smoothing: Smoothing
+
+    def __call__(self, place: int) -> Array:
+        """That of an image, float64 [H, W]."""
+        one = self.squared[:, place : place + 1]
+        (distances,) = np.sqrt(self.pyramid.from_tree(one))
+        return self.smoothing(distances)
+
+    def scores(self) -> tuple[Array, Array]:
         """Image scores and pixel scores, [N] each."""
-        return map_scores(self._pyramid, self._squared, smoothing)
+        return map_scores(self.pyramid, self.squared, self.smoothing)
 
 
 def _centred(features: Sequence[Array], moments: Moments) -> list[Array]:

@@ -14,7 +14,7 @@ import numpy as np
 from padim_edge.errors import MissingDependencyError
 from padim_edge.fit import gaussian
 from padim_edge.fit.features import Features
-from padim_edge.fit.held_out import map_scores
+from padim_edge.fit.held_out import ScoreMaps
 from padim_edge.fit.moments import Array, Blocks, Moments
 from padim_edge.fit.runs import in_threads
 from padim_edge.fit.settings import Settings
@@ -85,10 +85,12 @@ def ledoit_wolf_statistics(
 
     cells = [slice(cell, cell + 1) for cell in range(tree.cells)]
     in_threads(of, cells, tree.cells, threads, progress)
+    maps = ScoreMaps(pyramid, squared, smoothing)
     return Statistics(
         whitening.gaussians(),
-        *map_scores(pyramid, squared, smoothing),
+        *maps.scores(),
         f"{folds.max() + 1} folds over {features.described()}",
+        maps,
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from padim_edge.fit.features import Features
-from padim_edge.fit.held_out import HeldOut
+from padim_edge.fit.held_out import HeldOut, ScoreMaps
 from padim_edge.fit.moments import Array, Moments, merge, moments_of
 from padim_edge.fit.runs import in_threads
 from padim_edge.fit.saved import Keeper, SavedMoments
@@ -30,6 +30,7 @@ class Statistics:
         scores: image scores of the new images, each as if it had been left out of the fit, [N].
         pixel_scores: pixel scores of the same (`padim_edge.model.threshold.pixel_score`), [N].
         how: how these scores were made, in words.
+        maps: that they are of.
         moments: of all images, if they were to be kept.
     """
 
@@ -37,6 +38,7 @@ class Statistics:
     scores: Array
     pixel_scores: Array
     how: str
+    maps: ScoreMaps
     moments: Moments | None = None
 
 
@@ -74,10 +76,12 @@ def sample_statistics(
             kept(cells, moments)
 
     in_threads(of, list(features.chunks()), features.pyramid.cells, threads, progress)
+    maps = held_out.maps(smoothing)
     return Statistics(
         whitening.gaussians(),
-        *held_out.scores(smoothing),
+        *maps.scores(),
         f"exact leave-one-out over {features.described()}",
+        maps,
         kept.moments if kept else None,
     )
 

@@ -9,15 +9,17 @@ from helpers import OLD, in_process, unchanged
 
 
 @pytest.fixture
-def commands(tmp_path, embedding_file, model_file, photos):
+def commands(tmp_path_factory, embedding_file, model_file, photos):
     """A command for each --report; its path comes last."""
+    out = tmp_path_factory.mktemp("out")
     return {
         "eval": ("eval", model_file, photos, "--report"),
         "run": ("run", model_file, photos / "test", "--report"),
+        "fit": ("fit", embedding_file, photos, "-o", out / "padim.onnx", "--report"),
     }
 
 
-NAMES = ("eval", "run")
+NAMES = ("eval", "run", "fit")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -14,6 +14,7 @@ import pytest
 from browser import Page, chromium
 from helpers import in_process
 from numpy.typing import NDArray
+from PIL import Image, ImageOps
 
 pytestmark = pytest.mark.slow
 
@@ -238,6 +239,7 @@ def test_a_report_of_unknown_photos(opened, judged, model_file):
         share = f"{100 * (good > threshold).mean():.1f} %"
         assert page.texts("[data-rate=reference]") == [share]
     page.page.click("summary")
+    page.page.wait_for_selector(".rest")  # filled once it is open
     assert page.texts(".rest tr")[0].startswith("new/broken.png")
     assert page.all("[...document.images].every(i => i.naturalWidth > 0)")
     assert page.all("document.images.length") == 9 * (3 + 2)
@@ -255,6 +257,7 @@ def test_a_report_of_more_photos_than_it_shows(opened, tmp_path, model_file, pho
     assert names_of(page) == names[:3]
     assert page.texts("summary") == ["7 more images, without pictures; 3 of them only counted"]
     page.page.click("summary")
+    page.page.wait_for_selector(".rest")  # filled once it is open
     assert page.texts(".rest td:first-child") == names[3:7]
     assert sum(shown_counts(page).values()) == 10
 
@@ -270,6 +273,7 @@ def test_an_evaluation_of_more_images_than_it_shows(
     names = evaluated.most_wrong(evaluated.threshold)
     assert names_of(page) == names[:4]
     page.page.click("summary")
+    page.page.wait_for_selector(".rest")  # filled once it is open
     assert page.texts(".rest td:first-child") == names[4:9]
     assert shown_counts(page) == evaluated.counts(evaluated.threshold)
 
@@ -304,6 +308,43 @@ def test_a_report_of_nothing_is_a_page_too(opened, tmp_path, model_file):
     page = opened(file)
     assert names_of(page) == []
     assert shown_counts(page) == {"alarm": 0, "ok": 0}
+
+
+# --- photos of a fit -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory, embedding_file, photos) -> Path:
+    """The page of `fit --report`: 12 good photos, and the negative of one."""
+    folder = tmp_path_factory.mktemp("fitted")
+    mine = Path(shutil.copytree(photos / "train" / "good", folder / "mine"))
+    with Image.open(mine / "000.png") as photo:
+        ImageOps.invert(photo.convert("RGB")).save(mine / "odd.png")
+    in_process(
+        *("fit", embedding_file, mine, "-o", folder / "padim.onnx"),
+        *("--report", folder / "report.html"),
+    ).worked()
+    return folder / "report.html"
+
+
+def test_the_photo_that_does_not_belong_is_on_top(opened, fitted):
+    from padim_edge.model.file import read
+
+    page = opened(fitted)
+    info = read(fitted.with_name("padim.onnx"), "padim").detector_info
+    assert len(names_of(page)) == 13
+    assert names_of(page)[0] == "mine/odd.png"
+    scores = [float(value) for value in page.all(
+        "[...document.querySelectorAll('#gallery [data-score]')].map(e => e.dataset.score)"
+    )]  # fmt: skip
+    # These photos are each a group of their own, so all scores are those of the threshold.
+    assert sorted(scores) == list(info.good_scores)
+    assert threshold_of(page) == info.threshold
+    above = int((np.array(scores) > info.threshold).sum())
+    assert shown_counts(page) == {"alarm": above, "ok": 13 - above}
+    assert page.all("[...document.images].every(i => i.naturalWidth > 0)")
+    assert page.all("document.images.length") == 13 * (2 + 1)  # photo, and heat map over it
+    assert "leave-one-out over 13 images" in page.texts(".notes")[0]
 
 
 # --- the threshold --------------------------------------------------------------------------------

@@ -98,3 +98,15 @@ def test_an_embedding_is_read_once(embedding_file, photos, tmp_path, monkeypatch
     path = tmp_path / "padim.onnx"
     fit_detector(embedding, train_images(photos), path, SETTINGS)
     assert read(path, "padim").detector_info.images == 12
+
+
+@pytest.mark.parametrize("covariance", ["sample", "ledoit-wolf"])
+def test_the_maps_of_a_fit_are_those_of_its_scores(tmp_path, embedding_file, good, covariance):
+    if covariance == "ledoit-wolf":
+        pytest.importorskip("sklearn")
+    settings = Settings(Preprocess.whole((64, 64)), covariance)
+    done = fit_detector(embedding_file, good, tmp_path / "padim.onnx", settings)
+    assert list(done.paths) == good
+    assert [done.maps(place).shape for place in range(12)] == [(64, 64)] * 12
+    maxima = [done.maps(place).max() for place in range(12)]
+    np.testing.assert_allclose(maxima, done.scores, rtol=1e-12)

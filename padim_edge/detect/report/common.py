@@ -30,14 +30,19 @@ def facts(model: Path, backbone: BackboneInfo, info: DetectorInfo, engine: str) 
     )  # fmt: skip
 
 
-def about_pictures(order: str) -> str:
-    """What is shown, and of what size."""
+DETECTED = (
+    "Detected are the regions of anomalous images as padim-edge run gives them; the slider does "
+    "not move them."
+)
+
+
+def about_pictures(order: str, end: str = "1.5 times the threshold") -> str:
+    """What is shown, of what size, and where the colours end."""
     return (
         f"At most {PICTURES} images are shown, {order}; the rest is named. Photos are scaled to at "
         f"most {SIDE} pixels a side, as JPEG of quality {QUALITY}. All heat maps have one colour "
         "scale: it begins at a score usual for good photos of the fit, where the photo stays as it "
-        "is, and ends at 1.5 times the threshold. Detected are the regions of anomalous images as "
-        "padim-edge run gives them; the slider does not move them."
+        f"is, and ends at {end}."
     )
 
 

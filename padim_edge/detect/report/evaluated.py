@@ -14,7 +14,7 @@ from padim_edge.detect.metrics import Metrics, require_eval_extra
 from padim_edge.detect.overlay import Scale
 from padim_edge.detect.regions import labelled
 from padim_edge.detect.report import intervals
-from padim_edge.detect.report.common import about_pictures, facts, shortened
+from padim_edge.detect.report.common import DETECTED, about_pictures, facts, shortened
 from padim_edge.detect.report.contents import (
     NAMED,
     PICTURES,
@@ -183,7 +183,7 @@ def _notes(metrics: Metrics, pictures: str) -> tuple[str, ...]:
             f"{metrics.images_without_mask} defective images have no mask, and are left out of the "
             "metrics of pixels."
         )
-    return (*notes, pictures)
+    return (*notes, pictures, DETECTED)
 
 
 def _auroc(labels: NDArray[np.float64], scores: NDArray[np.float64]) -> float:

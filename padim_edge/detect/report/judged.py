@@ -12,7 +12,7 @@ from pathlib import Path
 from padim_edge.detect.detector import Detector, Result
 from padim_edge.detect.judging import Verdict
 from padim_edge.detect.overlay import Scale
-from padim_edge.detect.report.common import about_pictures, facts, shortened
+from padim_edge.detect.report.common import DETECTED, about_pictures, facts, shortened
 from padim_edge.detect.report.contents import (
     NAMED,
     PICTURES,
@@ -104,5 +104,6 @@ class JudgedReport:
                 "Below the axis of the histogram, to compare with: the good photos of the fit, "
                 "each scored as if it had been left out of it.",
                 about_pictures("the highest score first"),
+                DETECTED,
             ),
         )

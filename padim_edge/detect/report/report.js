@@ -531,9 +531,10 @@ function legend() {
   return el("figure", { class: "scale", "aria-label": "Colours of the heat maps by score" },
     el("span", { class: "of" }, "Heat map"),
     el("span", { class: "ramp", style: { background: `linear-gradient(to right, ${colours})` } },
-      el("i", { style: { left: `${place}%` } })),
+      place < 100 ? el("i", { style: { left: `${place}%` } }) : null),
     el("figcaption", { class: "number" }, el("span", {}, score(low)),
-      el("span", { style: { left: `${place}%` } }, score(DATA.threshold)), el("span", {}, score(top))));
+      place < 100 ? el("span", { class: "at", style: { left: `${place}%` } }, score(DATA.threshold)) : null,
+      el("span", {}, score(top))));
 }
 
 function rest() {
