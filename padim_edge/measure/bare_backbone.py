@@ -10,7 +10,6 @@ from onnx import helper, numpy_helper
 
 from padim_edge.errors import PadimEdgeError
 from padim_edge.model.file import Model
-from padim_edge.model.graph import subgraph
 from padim_edge.model.names import FEATURES, NORMALISED
 
 
@@ -37,7 +36,7 @@ def bare_backbone(model: Model) -> onnx.ModelProto:
     names = [FEATURES + layer.name for layer in layers]
     if not has_bare_backbone(model):
         raise PadimEdgeError("a layer has no chosen channel, so its bare form is not in the file")
-    proto = subgraph(model.proto, [NORMALISED], names)
+    proto = model.part([NORMALISED], names)
     graph = proto.graph
     channels = [layer.channels for layer in layers]
     gathers = _undo_selection(graph, dict(zip(names, channels, strict=True)))

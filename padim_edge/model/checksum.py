@@ -20,13 +20,17 @@ def checksum(constants: Iterable[onnx.TensorProto]) -> str:
     """
     value = 0
     for tensor in constants:
-        value = add(value, tensor, numpy_helper.to_array(tensor))
+        value = add(begin(value, tensor), tensor, numpy_helper.to_array(tensor))
     return f"{value:08x}"
 
 
+def begin(value: int, tensor: onnx.TensorProto) -> int:
+    """The checksum so far with one more constant's name, type and shape."""
+    return zlib.crc32(f"{tensor.name} {tensor.data_type} {list(tensor.dims)}".encode(), value)
+
+
 def add(value: int, tensor: onnx.TensorProto, array: NDArray[Any]) -> int:
-    """The checksum so far with one more constant: name, type, shape, and values [...]."""
-    value = zlib.crc32(f"{tensor.name} {tensor.data_type} {list(tensor.dims)}".encode(), value)
+    """The checksum so far with values [...] of a constant: all, or those that come next."""
     if array.dtype == object:  # text, which no file of ours holds
         return zlib.crc32(tensor.SerializeToString(deterministic=True), value)
     return zlib.crc32(array.reshape(-1).view(np.uint8).data, value)

@@ -7,8 +7,7 @@ Both are plain ONNX. `padim_edge.model.names` lists what can be found in the gra
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,17 +15,18 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from padim_edge import __version__
 from padim_edge.errors import ModelError, PadimEdgeError, first_line
-from padim_edge.model.checksum import add, checksum
+from padim_edge.model.checksum import add, begin, checksum
 from padim_edge.model.frame_input import drop_frame_input, has_frame_input, with_frame_input
+from padim_edge.model.graph import subgraph
 from padim_edge.model.metadata import COMMANDS, BackboneInfo, DetectorInfo, Metadata
 from padim_edge.model.names import FEATURES, ROI
 from padim_edge.model.pyramid import Pyramid
+from padim_edge.model.stored import Source, Stored, is_held, parse, put_back, values_of
 
 MAX_BYTES = 2**31 - 1
 
@@ -46,6 +46,7 @@ class Model:
         checksum: of the constants, which was found to be right; empty in files from before it, and
             before the file is written.
         frame_input: whether the file's graph begins at ``frame`` instead, and prepares it.
+        stored: large constants by name, whose values the graph lacks: they are in the file still.
     """
 
     proto: onnx.ModelProto
@@ -57,6 +58,7 @@ class Model:
     size: int = 0
     checksum: str = ""
     frame_input: bool = False
+    stored: Mapping[str, Stored] = field(default_factory=dict)
 
     def pyramid(self) -> Pyramid:
         """Levels as they are stored: one dense level for Ledoit-Wolf, else coarse to fine."""
@@ -72,8 +74,14 @@ class Model:
         """
         for tensor in self.proto.graph.initializer:
             if tensor.name == name:
-                return numpy_helper.to_array(tensor)
+                return values_of(tensor, self.stored)
         raise ModelError(f"the model has no constant '{name}': it was altered; fit it again")
+
+    def part(self, inputs: list[str], outputs: list[str]) -> onnx.ModelProto:
+        """The part of the graph between named tensors, with all that it needs."""
+        proto = subgraph(self.proto, inputs, outputs)
+        put_back(proto, self.stored)
+        return proto
 
     def feature_names(self) -> list[str]:
         """Names of the selected maps, coarse to fine as the pyramid has them."""
@@ -109,12 +117,14 @@ def write(stream: BinaryIO, model: Model) -> int:
     return size
 
 
-def read(path: str | Path, kind: str | None) -> Model:
+def read(path: str | Path, kind: str | None, *, lazily: bool = False) -> Model:
     """Read and check one of our files.
 
     Args:
         path: the file.
         kind: "embedding" or "padim": what is expected; None takes either.
+        lazily: leave large constants in the file (`Model.stored`) after they were checked, and
+            do not compute its SHA-256, which takes longer than all the rest.
 
     Raises:
         ModelError: missing, not ONNX, truncated, not ours, another format, the other kind, or
@@ -122,22 +132,24 @@ def read(path: str | Path, kind: str | None) -> Model:
     """
     path = Path(path)
     try:
-        data = path.read_bytes()
+        source = Source(path)
     except OSError as error:
         raise ModelError(f"cannot read the model {path}: {error.strerror or error}") from error
-    # Hashing half a gigabyte takes as long as all the rest, and leaves the interpreter free.
+    if lazily:
+        return _checked(path, source, kind)
     with ThreadPoolExecutor(1) as beside:
-        digest = beside.submit(hashlib.sha256, data)
-        model = _checked(path, data, kind)
-    return dataclasses.replace(model, sha256=digest.result().hexdigest())
+        digest = beside.submit(source.sha256)
+        model = _checked(path, source, kind)
+        put_back(model.proto, model.stored)
+    return dataclasses.replace(model, sha256=digest.result(), stored={})
 
 
-def _checked(path: Path, data: bytes, kind: str | None) -> Model:
-    if not data:
+def _checked(path: Path, source: Source, kind: str | None) -> Model:
+    if not source.size:
         raise ModelError(f"{path} is empty: copy it again, or make it again")
     try:
-        proto = onnx.load_model_from_string(data)
-    except (DecodeError, ValueError, TypeError) as error:
+        proto, stored = parse(source)
+    except ValueError as error:
         raise ModelError(
             f"{path} is not an ONNX file, or it is truncated: write it again with "
             f"padim-edge {COMMANDS.get(str(kind), 'export or fit')}"
@@ -154,9 +166,10 @@ def _checked(path: Path, data: bytes, kind: str | None) -> Model:
             found.detector_info,
             found.extra,
             path,
-            size=len(data),
+            size=source.size,
             frame_input=frame_input,
             checksum=found.checksum,
+            stored=stored,
         )
         _check_graph(model)
     except ModelError as error:
@@ -181,13 +194,14 @@ def _check_graph(model: Model) -> None:
     found: dict[str, tuple[int, ...]] = {}
     value = 0
     for tensor in graph.initializer:
-        array = _values(tensor)
-        if array.dtype.kind == "f" and not _is_finite(array):
-            raise ModelError(
-                f"its constant '{tensor.name}' holds NaN or infinity: make the file again"
-            )
-        found[tensor.name] = array.shape
-        value = add(value, tensor, array)
+        value = begin(value, tensor)
+        for piece in _pieces(tensor, model.stored):
+            if piece.dtype.kind == "f" and not _is_finite(piece):
+                raise ModelError(
+                    f"its constant '{tensor.name}' holds NaN or infinity: make the file again"
+                )
+            value = add(value, tensor, piece)
+        found[tensor.name] = tuple(tensor.dims)
     if detector_info:
         _check_shapes(model, detector_info, found)
     # A file from before there were checksums has none, and is taken at its word.
@@ -222,12 +236,14 @@ def _check_shapes(
             raise ModelError(f"its constant '{name}' is missing or misshapen: fit it again")
 
 
-def _values(tensor: onnx.TensorProto) -> NDArray[Any]:
-    """The values of a constant, which must be in the file itself."""
+def _pieces(tensor: onnx.TensorProto, stored: Mapping[str, Stored]) -> Iterable[NDArray[Any]]:
+    """The values of a constant, which must be in the file itself; in one or more pieces."""
+    if is_held(tensor):
+        return stored[tensor.name].pieces()
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         raise ModelError(f"its constant '{tensor.name}' is kept in another file: that is not ours")
     try:
-        return numpy_helper.to_array(tensor)
+        return [numpy_helper.to_array(tensor)]
     except Exception as error:  # on damaged data onnx raises whatever it stumbles over
         raise ModelError(
             f"its constant '{tensor.name}' is damaged ({first_line(error)}): make the file again"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx
 import pytest
@@ -16,7 +18,7 @@ from padim_edge.model.names import FEATURES, IR_VERSION, OPSET
 from padim_edge.model.pyramid import Layer, Pyramid
 from padim_edge.model.smoothing import Smoothing
 from padim_edge.runtime.cpu import products
-from padim_edge.runtime.cpu.engine import as_inputs, lifted
+from padim_edge.runtime.cpu.engine import Constant, add_inputs, lifted
 from padim_edge.runtime.cpu.ort import Graph as OrtGraph
 from padim_edge.runtime.cpu.products import in_ort_form
 from padim_edge.runtime.graphs import Graph
@@ -100,8 +102,9 @@ def as_file(proto: onnx.ModelProto) -> Graph:
 
 def as_ort(proto: onnx.ModelProto) -> Graph:
     """As engine `ort` opens it."""
-    data, constants = in_ort_form(*lifted(proto))
-    return OrtGraph(data, 0, constants)
+    bare, blocks = lifted(proto, {})
+    constants = in_ort_form(bare, blocks)
+    return OrtGraph(bare.SerializeToString(), 0, constants)
 
 
 def as_openvino(proto: onnx.ModelProto) -> Graph:
@@ -109,9 +112,13 @@ def as_openvino(proto: onnx.ModelProto) -> Graph:
     pytest.importorskip("openvino")
     from padim_edge.runtime.cpu.openvino import Graph as OpenVinoGraph
 
-    bare, blocks = lifted(proto)
-    constants = {name: block.widened() for name, block in blocks.items()}
-    return OpenVinoGraph(as_inputs(bare, constants), 0, constants)
+    bare, blocks = lifted(proto, {})
+    constants = {
+        name: Constant(np.dtype(np.float32), block.shape, block.widened)
+        for name, block in blocks.items()
+    }
+    add_inputs(bare, constants)
+    return OpenVinoGraph(bare.SerializeToString(), 0, constants)
 
 
 def tree(pyramid, by_name):
@@ -191,8 +198,9 @@ def three_levels(constants):
 def test_lifted_whitening_is_that_of_the_graph_bit_by_bit(constants):
     """Each constant is there once, in float32, and scores are those of the file as it stands."""
     proto, feed = three_levels(constants)
-    data, lifts = in_ort_form(*lifted(proto))
-    left = onnx.load_model_from_string(data).graph
+    bare, blocks = lifted(proto, {})
+    lifts = in_ort_form(bare, blocks)
+    left = bare.graph
     assert len(lifts) == 6
     assert all(values.dtype == np.float32 for values in lifts.values())
     assert not [t.name for t in left.initializer if t.name.startswith("whitening")]
@@ -211,22 +219,24 @@ def test_large_whitening_stays_float16_and_is_widened_in_runs_of_positions(monke
     expected = as_file(proto).run(feed)
     monkeypatch.setattr(products, "LARGE_BYTES", 0)
     monkeypatch.setattr(products, "RUN_BYTES", 3000)
-    data, lifts = in_ort_form(*lifted(proto))
+    bare, blocks = lifted(proto, {})
+    lifts = in_ort_form(bare, blocks)
     assert {values.dtype for values in lifts.values()} == {np.dtype(np.float16)}
-    assert max(values.size for values in lifts.values()) * 4 <= 3000
-    assert sum(values.size for values in lifts.values()) == sum(
+    sizes = [math.prod(one.shape) for one in lifts.values()]
+    assert max(sizes) * 4 <= 3000
+    assert sum(sizes) == sum(
         numpy_helper.to_array(t).size
         for t in proto.graph.initializer
         if t.data_type == TensorProto.FLOAT16
     )
-    for ours, theirs in zip(OrtGraph(data, 0, lifts).run(feed), expected, strict=True):
+    for ours, theirs in zip(as_ort(proto).run(feed), expected, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
 def test_large_whitening_in_int8_or_float32_is_widened_once(monkeypatch):
     monkeypatch.setattr(products, "LARGE_BYTES", 0)
     for constants in ("int8", "float32"):
-        _, lifts = in_ort_form(*lifted(three_levels(constants)[0]))
+        lifts = in_ort_form(*lifted(three_levels(constants)[0], {}))
         assert [values.dtype for values in lifts.values()] == [np.dtype(np.float32)] * 6
 
 
@@ -238,7 +248,7 @@ def test_a_graph_that_does_not_fit_its_constants_is_refused():
     shape = next(t for t in proto.graph.initializer if t.name == "whitening.1.0.grouped.shape")
     shape.CopyFrom(numpy_helper.from_array(np.array([7, -1, 2]), shape.name))
     with pytest.raises(ModelError, match="its whitening is misshapen"):
-        lifted(proto)
+        lifted(proto, {})
 
 
 def test_whitening_that_float16_cannot_hold_is_refused():

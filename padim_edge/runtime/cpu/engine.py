@@ -13,7 +13,7 @@ import math
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from padim_edge.errors import ModelError, PadimEdgeError, first_line
-from padim_edge.model.file import Model, read
+from padim_edge.model.file import Model
 from padim_edge.model.graph import subgraph
+from padim_edge.model.stored import Stored, values_of
 from padim_edge.progress import Progress
 from padim_edge.runtime.engines import STAGES, DeviceFigures
 from padim_edge.runtime.graphs import Graph
@@ -32,14 +33,31 @@ from padim_edge.runtime.graphs import Graph
 REST_SECONDS = 0.02
 WARM_SECONDS = 0.05
 
-Constants = dict[str, NDArray[Any]]
+
+@dataclass(frozen=True)
+class Constant:
+    """An input that is the same in every run.
+
+    Attributes:
+        dtype: of its values.
+        shape: theirs.
+        values: makes them. That is left to whoever opens the graph, who may need all the memory
+            there is before.
+    """
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    values: Callable[[], NDArray[Any]]
+
+
+Constants = dict[str, Constant]
 
 
 class CpuEngine(ABC):
     """The whole of padim.onnx on the CPU; a runtime adds how a graph is opened, and its words.
 
     Args:
-        model: a detector; not kept, because its constants would be in memory twice.
+        model: a detector, kept for `stages`: read lazily, it is small.
         threads: threads within an operator; 0 lets the runtime take every core.
         progress: not used: nothing takes long.
 
@@ -56,13 +74,18 @@ class CpuEngine(ABC):
         progress: Progress | None = None,  # noqa: ARG002  # as for every engine
     ) -> None:
         self._threads = threads
-        self._path, self._sha256 = model.path, model.sha256
+        self._model: Model | None = model
         self._parts: list[tuple[str, Graph, list[str]]] = []
-        self._graph = self._open(*lifted(model.proto))
+        self._graph = self._open(*lifted(model.proto, model.stored), model.stored)
 
     @abstractmethod
-    def _open(self, proto: onnx.ModelProto, blocks: Mapping[str, Block]) -> Graph:
-        """Open a graph that reads these blocks of whitening; see `lifted`."""
+    def _open(
+        self, proto: onnx.ModelProto, blocks: Mapping[str, Block], stored: Mapping[str, Stored]
+    ) -> Graph:
+        """Open a graph that reads these blocks of whitening; see `lifted`.
+
+        Of its other constants, these are in the file still.
+        """
 
     def describe(self) -> str:
         """What runs where, in one line."""
@@ -101,15 +124,14 @@ class CpuEngine(ABC):
         return seconds
 
     def _cut(self) -> list[tuple[str, Graph, list[str]]]:
-        if self._path is None:
-            raise PadimEdgeError("stages can be timed only for a model that was read from a file")
-        model = read(self._path, "padim")
-        if model.sha256 != self._sha256:
-            raise PadimEdgeError(f"{self._path} was replaced while it was in use: open it again")
+        model = self._model
+        if model is None:
+            raise PadimEdgeError("the engine is closed")
         names = [["image"], model.feature_names(), ["distance_map"], ["score", "score_map"]]
         parts = []
         for stage, (inputs, outputs) in zip(STAGES, itertools.pairwise(names), strict=True):
-            graph = self._open(*lifted(subgraph(model.proto, inputs, outputs)))
+            piece = subgraph(model.proto, inputs, outputs)
+            graph = self._open(*lifted(piece, model.stored), model.stored)
             parts.append((stage, graph, outputs))
         return parts
 
@@ -122,7 +144,7 @@ class CpuEngine(ABC):
         self._graph.close()
         for _, graph, _ in self._parts:
             graph.close()
-        self._parts = []
+        self._parts, self._model = [], None
 
 
 @dataclass(frozen=True)
@@ -130,14 +152,16 @@ class Block:
     """A block of the whitening, in the shape in which a product reads it.
 
     Attributes:
-        tensor: the values as the file stores them.
+        tensor: the values as the file stores them, or what stands for them.
         shape: [P, rows, columns].
-        scale: of int8, float32 [P, rows, 1]: what the rows are multiplied by; else None.
+        scale: of int8: what the rows are multiplied by, P x rows of them; else None.
+        stored: constants that are in the file still.
     """
 
     tensor: TensorProto
     shape: tuple[int, ...]
-    scale: NDArray[np.float32] | None
+    scale: TensorProto | None
+    stored: Mapping[str, Stored]
 
     @property
     def wide_bytes(self) -> int:
@@ -146,20 +170,27 @@ class Block:
 
     def values(self) -> NDArray[Any]:
         """The values as they are stored: float32, float16 or int8."""
-        return numpy_helper.to_array(self.tensor).reshape(self.shape)
+        return values_of(self.tensor, self.stored).reshape(self.shape)
 
     def widened(self) -> NDArray[np.float32]:
         """The whitening as float32, bit for bit what the file's own nodes would make of it."""
         wide: NDArray[np.float32] = self.values().astype(np.float32, copy=False)
         if self.scale is not None:
-            wide *= self.scale  # of its own since it was int8
+            scale = values_of(self.scale, self.stored)
+            wide *= scale.reshape(*self.shape[:2], 1)  # of its own since it was int8
         return wide
 
 
-def lifted(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Block]]:
+def lifted(
+    proto: onnx.ModelProto, stored: Mapping[str, Stored]
+) -> tuple[onnx.ModelProto, dict[str, Block]]:
     """A graph without its whitening, which its products read by name.
 
     What the graph does with whitening alone (widen, scale, reshape) is left to `Block`.
+
+    Args:
+        proto: the graph.
+        stored: its constants that are in the file still.
 
     Returns:
         The graph, in which the blocks are neither constants nor inputs yet; and the blocks.
@@ -183,7 +214,7 @@ def lifted(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Block]]:
         else:
             nodes.append(node)
     try:
-        blocks = {name: _block(*recipe, tensors) for name, recipe in recipes.items()}
+        blocks = {name: _block(*recipe, tensors, stored) for name, recipe in recipes.items()}
     except ValueError as error:
         raise ModelError(f"its whitening is misshapen ({first_line(error)})") from error
 
@@ -197,13 +228,11 @@ def lifted(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Block]]:
     return bare, blocks
 
 
-def as_inputs(proto: onnx.ModelProto, constants: Constants) -> bytes:
-    """A graph, changed in place, with these further inputs: its bytes."""
-    for name, values in constants.items():
-        kind = helper.np_dtype_to_tensor_dtype(values.dtype)
-        proto.graph.input.append(helper.make_tensor_value_info(name, kind, values.shape))
-    data: bytes = proto.SerializeToString()
-    return data
+def add_inputs(proto: onnx.ModelProto, constants: Constants) -> None:
+    """Give a graph further inputs, in place."""
+    for name, one in constants.items():
+        kind = helper.np_dtype_to_tensor_dtype(one.dtype)
+        proto.graph.input.append(helper.make_tensor_value_info(name, kind, one.shape))
 
 
 def _is_known(node: onnx.NodeProto, tensors: Mapping[str, TensorProto]) -> bool:
@@ -214,15 +243,20 @@ def _is_known(node: onnx.NodeProto, tensors: Mapping[str, TensorProto]) -> bool:
 
 
 def _block(
-    tensor: TensorProto, steps: list[onnx.NodeProto], tensors: Mapping[str, TensorProto]
+    tensor: TensorProto,
+    steps: list[onnx.NodeProto],
+    tensors: Mapping[str, TensorProto],
+    stored: Mapping[str, Stored],
 ) -> Block:
     shape, scale = tuple(tensor.dims), None
     for node in steps:
         if node.op_type == "Mul":
-            scale = numpy_helper.to_array(tensors[node.input[1]])
+            scale = tensors[node.input[1]]
         elif node.op_type == "Reshape":
             wanted = tuple(int(size) for size in numpy_helper.to_array(tensors[node.input[1]]))
             if math.prod(wanted) != math.prod(shape):
                 raise ValueError(f"{list(shape)} as {list(wanted)}")
             shape = wanted
-    return Block(tensor, shape, None if scale is None else scale.reshape(*shape[:2], 1))
+    if scale is not None and math.prod(scale.dims) != math.prod(shape[:2]):
+        raise ValueError(f"{list(scale.dims)} scales of {list(shape[:2])} rows")
+    return Block(tensor, shape, scale, stored)

@@ -17,8 +17,9 @@ import onnx
 from numpy.typing import NDArray
 
 from padim_edge.errors import MissingDependencyError, PadimEdgeError, ProcessorError, first_line
+from padim_edge.model.stored import Stored, put_back
 from padim_edge.progress import Progress
-from padim_edge.runtime.cpu.engine import Block, Constants, CpuEngine, as_inputs
+from padim_edge.runtime.cpu.engine import Block, Constant, Constants, CpuEngine, add_inputs
 
 # Importing OpenVINO sends a message to its makers and leaves a folder in the user's home. It goes
 # without where its telemetry cannot be imported.
@@ -113,9 +114,10 @@ class Graph:
 def _bind(model: Any, constants: Constants) -> None:
     """Turn inputs into constants, which OpenVINO reads where they are."""
     for parameter in model.get_parameters():
-        values = constants.get(parameter.output(0).any_name)
-        if values is not None:
-            shared = np.require(values, requirements="W")  # it refuses others, and never writes
+        found = constants.get(parameter.output(0).any_name)
+        if found is not None:
+            # It refuses what cannot be written to, and never writes.
+            shared = np.require(found.values(), requirements="W")
             constant = openvino.op.Constant(shared, shared_memory=True)
             for reader in parameter.output(0).get_target_inputs():
                 reader.replace_source_output(constant.output(0))
@@ -137,9 +139,16 @@ class OpenVinoEngine(CpuEngine):
     name = "openvino"
     _precision = "f32"
 
-    def _open(self, proto: onnx.ModelProto, blocks: Mapping[str, Block]) -> Graph:
-        constants = {name: block.widened() for name, block in blocks.items()}
-        return Graph(as_inputs(proto, constants), self._threads, constants, self._precision)
+    def _open(
+        self, proto: onnx.ModelProto, blocks: Mapping[str, Block], stored: Mapping[str, Stored]
+    ) -> Graph:
+        constants = {
+            name: Constant(np.dtype(np.float32), block.shape, block.widened)
+            for name, block in blocks.items()
+        }
+        add_inputs(proto, constants)
+        put_back(proto, stored)
+        return Graph(proto.SerializeToString(), self._threads, constants, self._precision)
 
 
 class OpenVinoBf16Engine(OpenVinoEngine):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import onnx
 from numpy.typing import NDArray
 
 from padim_edge.errors import MissingDependencyError, PadimEdgeError, first_line
+from padim_edge.model.stored import MAPS, Stored, put_back, refer
 from padim_edge.progress import Progress
 from padim_edge.runtime.cpu.engine import Block, Constants, CpuEngine
 from padim_edge.runtime.cpu.products import in_ort_form
@@ -19,13 +21,19 @@ except ImportError as error:
     raise MissingDependencyError("running a graph on the CPU", "onnxruntime", "cpu") from error
 
 
+FILE_FOLDER = "session.model_external_initializers_file_folder_path"
+READS_FILES = tuple(map(int, onnxruntime.__version__.split(".")[:2])) >= (1, 22) and MAPS.exists()
+"""Whether it does (1.20.1 does not, 1.22.1 does), and Linux can say what it keeps a view of."""
+
+
 class Graph:
     """An ONNX graph in an ONNX Runtime session on the CPU.
 
     Args:
-        data: the file's bytes.
+        data: the graph's bytes.
         threads: threads within an operator; 0 lets ONNX Runtime take every core.
         constants: inputs that are the same in every run; read where they are, never copied.
+        folder: where the graph's external data are.
         progress: not used: nothing takes long.
     """
 
@@ -34,10 +42,10 @@ class Graph:
         data: bytes,
         threads: int = 0,
         constants: Constants | None = None,
+        folder: Path | None = None,
         progress: Progress | None = None,  # noqa: ARG002  # as for every graph
     ) -> None:
         self._threads = threads
-        self._constants = dict(constants or {})
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -45,6 +53,8 @@ class Graph:
         # the next frame: there a resize in two threads takes half as long again. A run that finds
         # them asleep is no slower.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        if folder:
+            options.add_session_config_entry(FILE_FOLDER, str(folder))
         try:
             self._session = onnxruntime.InferenceSession(
                 data, options, providers=["CPUExecutionProvider"]
@@ -53,6 +63,12 @@ class Graph:
             raise PadimEdgeError(
                 f"ONNX Runtime cannot load the graph: {first_line(error)}"
             ) from error
+        self._constants: dict[str, NDArray[Any]] = {}
+        self.bind(constants or {})
+
+    def bind(self, constants: Constants) -> None:
+        """Give inputs the values that they have in every run from now on."""
+        self._constants = {name: one.values() for name, one in constants.items()}
 
     def run(
         self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str] | None = None
@@ -89,6 +105,40 @@ class OrtEngine(CpuEngine):
 
     name = "ort"
 
-    def _open(self, proto: onnx.ModelProto, blocks: Mapping[str, Block]) -> Graph:
-        data, constants = in_ort_form(proto, blocks)
-        return Graph(data, self._threads, constants)
+    def _open(
+        self, proto: onnx.ModelProto, blocks: Mapping[str, Block], stored: Mapping[str, Stored]
+    ) -> Graph:
+        constants = in_ort_form(proto, blocks)
+        graph = self._from_file(proto, stored)
+        if graph is None:
+            put_back(proto, stored)
+            graph = Graph(proto.SerializeToString(), self._threads)
+        # Only now: what it took to open the graph is free again.
+        graph.bind(constants)
+        return graph
+
+    def _from_file(self, proto: onnx.ModelProto, stored: Mapping[str, Stored]) -> Graph | None:
+        """Let ONNX Runtime take the backbone's weights from the file into its own form.
+
+        Handed over as bytes, they are in memory three times for a while, and leave gaps: 98 MB of
+        weights cost 190 MB more. Only those of convolutions: others are read where they are.
+
+        Returns:
+            None if it cannot, or kept a view of the file, where later changes would show.
+        """
+        weights = {node.input[1] for node in proto.graph.node if node.op_type == "Conv"}
+        in_file = {name: one for name, one in stored.items() if name in weights}
+        if not in_file or not READS_FILES:
+            return None
+        source = next(iter(in_file.values())).source
+        if not source.is_in_place():
+            return None
+        there = onnx.ModelProto()
+        there.CopyFrom(proto)
+        folder = refer(there, in_file)
+        put_back(there, stored)
+        graph = Graph(there.SerializeToString(), self._threads, folder=folder)
+        if source.is_in_place() and not source.is_mapped():
+            return graph
+        graph.close()
+        return None

@@ -14,14 +14,16 @@ multiplied there. (ONNX Runtime's Cast from int8 is too slow for that to pay.)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from padim_edge.runtime.cpu.engine import Block, Constants, as_inputs
+from padim_edge.runtime.cpu.engine import Block, Constant, Constants, add_inputs
 
 LARGE_BYTES = 32 << 20
 """A float16 block of more than this as float32 is widened in runs."""
@@ -32,15 +34,15 @@ RUN_BYTES = 6 << 20
 CONTRIB = "com.microsoft"
 
 
-def in_ort_form(proto: onnx.ModelProto, blocks: Mapping[str, Block]) -> tuple[bytes, Constants]:
-    """A graph of `engine.lifted` for ONNX Runtime.
+def in_ort_form(proto: onnx.ModelProto, blocks: Mapping[str, Block]) -> Constants:
+    """Bring a graph of `engine.lifted` into the form for ONNX Runtime, in place.
 
     Args:
-        proto: the graph; changed in place.
+        proto: the graph.
         blocks: the whitening that it reads, by name.
 
     Returns:
-        The graph's bytes, and what its further inputs are to be given.
+        What its further inputs are to be given.
 
     Raises:
         ModelError: the graph asks for a shape that its constants do not have.
@@ -52,7 +54,8 @@ def in_ort_form(proto: onnx.ModelProto, blocks: Mapping[str, Block]) -> tuple[by
     proto.graph.node.extend(form.nodes)
     proto.graph.initializer.extend(form.shapes)
     proto.opset_import.append(helper.make_opsetid(CONTRIB, 1))
-    return as_inputs(proto, form.constants), form.constants
+    add_inputs(proto, form.constants)
+    return form.constants
 
 
 class _Form:
@@ -98,21 +101,29 @@ class _Form:
             product = self._in_runs(key, z, name)
             self._reshape(product, [1, positions * rows, -1, 1], flat)
         else:
-            self.constants[key] = block.widened().reshape(positions * rows, columns, 1, 1)
+            shape = (positions * rows, columns, 1, 1)
+            self.constants[key] = Constant(
+                np.dtype(np.float32), shape, lambda: block.widened().reshape(shape)
+            )
             pixels = self._reshape(z, [1, positions * columns, -1, 1], f"{name}.pixels")
             self._add("Conv", [pixels, key], [flat], group=positions)
             self._convolutions[flat] = self.nodes[-1]
 
     def _in_runs(self, key: str, z: str, name: str) -> str:
         """The product of a large float16 block with z, [P, d, N]."""
-        values = self._blocks[key].values()
-        step = max(1, RUN_BYTES // (4 * values[0].size))
-        runs = [values[start : start + step] for start in range(0, len(values), step)]
+        positions, rows, columns = self._blocks[key].shape
+        values = functools.cache(self._blocks[key].values)  # of which each run is a view
+        step = max(1, RUN_BYTES // (4 * rows * columns))
+        runs = [range(start, min(start + step, positions)) for start in range(0, positions, step)]
         parts = [f"{name}.{place}" for place in range(len(runs))]
         lengths = self._constant(f"{name}.runs", [len(run) for run in runs])
         self._add("Split", [z, lengths], [f"{part}.z" for part in parts], axis=0)
         for part, run in zip(parts, runs, strict=True):
-            self.constants[f"{part}.narrow"] = run
+            self.constants[f"{part}.narrow"] = Constant(
+                np.dtype(np.float16),
+                (len(run), rows, columns),
+                functools.partial(_slice, values, run),
+            )
             wide = self._add("Cast", [f"{part}.narrow"], [f"{part}.wide"], to=TensorProto.FLOAT)
             self._add("MatMul", [wide, f"{part}.z"], [part])
         return self._add("Concat", parts, [f"{name}.whole"], axis=0)
@@ -138,3 +149,8 @@ class _Form:
 
     def _reshape(self, tensor: str, shape: list[int], output: str) -> str:
         return self._add("Reshape", [tensor, self._constant(f"{output}.shape", shape)], [output])
+
+
+def _slice(values: Callable[[], NDArray[Any]], run: range) -> NDArray[Any]:
+    """The values of some positions."""
+    return values()[run.start : run.stop]

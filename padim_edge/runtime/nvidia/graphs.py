@@ -8,7 +8,7 @@ from onnx import TensorProto, numpy_helper
 
 from padim_edge.errors import PadimEdgeError
 from padim_edge.model.file import MAX_BYTES, Model
-from padim_edge.model.graph import subgraph
+from padim_edge.model.stored import put_back
 
 
 def backbone_graph(model: Model) -> bytes:
@@ -18,7 +18,7 @@ def backbone_graph(model: Model) -> bytes:
     fitted again keeps its plan. (The projection of a whitened detector is part of it, and changes
     with a new fit, but not with an update.)
     """
-    return _bare(subgraph(model.proto, ["image"], model.feature_names()))
+    return _bare(model.part(["image"], model.feature_names()))
 
 
 def whole_graph(model: Model) -> bytes:
@@ -32,6 +32,7 @@ def whole_graph(model: Model) -> bytes:
     """
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
+    put_back(proto, model.stored)
     cast = {node.input[0] for node in proto.graph.node if node.op_type == "Cast"}
     for tensor in proto.graph.initializer:
         if tensor.data_type == TensorProto.INT8 and tensor.name in cast:
