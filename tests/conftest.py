@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SLOW = (
     "benchmarks/",
     "cli/",
+    "detect/test_false_alarms.py",
     "detect/test_real_data.py",
     "export/",
     "fit/test_fit.py",
