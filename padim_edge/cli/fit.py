@@ -181,6 +181,14 @@ def fit(
         Path | None,
         typer.Option("--update", help="Go on from saved moments; IMAGES are the new ones."),
     ] = None,
+    reject_outliers: Annotated[
+        bool,
+        typer.Option(
+            "--reject-outliers",
+            help="Leave out photos that are very unlike the others, and say which; without it "
+            "they are named only.",
+        ),
+    ] = False,
     report: ReportFile = None,
     strict: Strict = False,
     engine: Annotated[
@@ -264,6 +272,7 @@ def fit(
             settings,
             update=update,
             save_moments=save_moments,
+            reject_outliers=reject_outliers,
             engine=engine,
             threads=threads,
             on_error=skipped,
@@ -274,6 +283,7 @@ def fit(
             page_file.write(page(fitted(title, output, done, skipped.lines(), progress)))
     skipped.summary()
     _say_copies(done)
+    _say_outliers(done)
     say_skipped(done.skipped, done.engine)
     if precision:
         typer.echo(f"int8: {made.described()}")
@@ -293,6 +303,25 @@ def _say_copies(done: Fitted) -> None:
             f"{len(done.near)} group(s): each counts as one in the threshold, which is set as if "
             f"all of it had been left out of the fit; the largest: {listed(done.near[0])}"
         )
+
+
+def _say_outliers(done: Fitted) -> None:
+    """Which photos are perhaps none of good parts."""
+    from padim_edge.fit.outliers import LIMIT
+
+    how = f"the logarithm of their leave-one-out score is {LIMIT} deviations above the median"
+    for found, what in (
+        (done.rejected, f"left out, because they are very unlike the others ({how})"),
+        (
+            done.outliers,
+            f"are very unlike the others ({how}): look at them, and take them away, or "
+            "give --reject-outliers, if they are no good parts",
+        ),
+    ):
+        if found:
+            say(f"warning: {len(found)} image(s) {what}; the worst first:")
+            for one in found:
+                say(f"warning:   {one}")
 
 
 def _print_fit(output: Path, done: Fitted, default_rate: bool) -> None:

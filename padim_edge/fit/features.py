@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -80,6 +81,23 @@ class Features:
         ]
         members.sort(key=len, reverse=True)
         return [[self.paths[place] for place in own] for own in members]
+
+    def without(self, paths: Container[Path]) -> Features:
+        """The same without some images.
+
+        The arrays of the levels are shared, and theirs moved up: this one is of no use afterwards.
+        """
+        kept = [place for place, path in enumerate(self.paths) if path not in paths]
+        for level in self.levels:
+            for place, earlier in enumerate(kept):
+                level[place] = level[earlier]
+        return dataclasses.replace(
+            self,
+            count=len(kept),
+            paths=tuple(self.paths[place] for place in kept),
+            groups=np.unique(self.groups[kept], return_inverse=True)[1].astype(np.intp),
+            digests=tuple(self.digests[place] for place in kept),
+        )
 
     def chunks(self) -> Iterator[slice]:
         """Runs of cells whose blocks and features take some `CHUNK_BYTES` in float64."""

@@ -5,6 +5,7 @@
 2. `statistics.estimate`          a run of cells at a time: moments of the images
 3. `whitening`, `held_out`        what each run's moments become: constants, leave-one-out distances
                                   (2 and 3 otherwise: `ledoit_wolf`)
+                                  (again without `outliers`, if they are to be rejected)
 4. `calibrate.calibrate`          leave-one-out scores give the threshold
 5. `assemble.assemble`            the graph, with everything as constants; then it is written
 
@@ -27,13 +28,14 @@ import numpy as np
 from padim_edge.errors import PadimEdgeError, UsageError
 from padim_edge.files import atomic_write, check_distinct
 from padim_edge.fit.assemble import assemble
-from padim_edge.fit.basis import find_basis, images_for
+from padim_edge.fit.basis import Basis, find_basis, images_for
 from padim_edge.fit.calibrate import calibrate
 from padim_edge.fit.chosen import check_whole, with_chosen
 from padim_edge.fit.features import Features, extract
 from padim_edge.fit.held_out import ScoreMaps
 from padim_edge.fit.ledoit_wolf import estimator, ledoit_wolf_statistics
 from padim_edge.fit.moments import Array
+from padim_edge.fit.outliers import ROUNDS, Outlier, find_outliers
 from padim_edge.fit.saved import SavedMoments
 from padim_edge.fit.settings import Settings
 from padim_edge.fit.statistics import Statistics, sample_statistics
@@ -59,6 +61,8 @@ class Fitted:
         equal: (image, the one that it equals pixel by pixel; None if an earlier fit had that),
             which were not used.
         near: groups of nearly equal images, which count as one each in the threshold.
+        outliers: images of the fit that are very unlike the others (`outliers`), the worst first.
+        rejected: outliers that were left out, round by round, the worst of each first.
         engine: what ran the backbone, in words.
         skipped: with engine "auto", why those before it were not taken, a line each.
         brightest: value in the prepared images, 0 to 255.
@@ -75,6 +79,8 @@ class Fitted:
     maps: ScoreMaps
     equal: tuple[tuple[Path, Path | None], ...]
     near: list[list[Path]]
+    outliers: tuple[Outlier, ...]
+    rejected: tuple[Outlier, ...]
     engine: str
     skipped: tuple[str, ...]
     brightest: int
@@ -91,6 +97,7 @@ def fit_detector(
     *,
     update: Path | None = None,
     save_moments: Path | None = None,
+    reject_outliers: bool = False,
     engine: str = "auto",
     threads: int = 0,
     on_error: OnError = refuse,
@@ -105,6 +112,9 @@ def fit_detector(
         settings: how to fit.
         update: saved moments of earlier images to go on from.
         save_moments: where to save the moments of all images, for a later ``update``.
+        reject_outliers: whether to leave out images that are very unlike the others, and fit on
+            the rest as if they had never been given; again until none is, `outliers.ROUNDS` times
+            at most. Those of an earlier fit stay.
         engine: what runs the backbone: a name of `padim_edge.runtime.graphs.GRAPHS`, or "auto".
         threads: of the engine on a CPU, and of the statistics; 0 for all cores.
         on_error: called for each image that cannot be read, which is then left out; it may
@@ -143,28 +153,35 @@ def fit_detector(
         )
         extracted = time.perf_counter()
         _check_count(len(features.firsts()), earlier, settings, features)
-        backbone, used, basis = embedding, settings, earlier.basis if earlier else None
         wanted = 0
-        if head:
-            if not basis:
-                wanted = images_for(features.pyramid.levels[0].layers[0])
-            basis = basis or find_basis(features, head, settings.shrinkage, threads, progress)
-            features = basis(features, head)
-            backbone = with_projection(embedding, head, basis.directions, basis.offset)
-            used = dataclasses.replace(settings, eps=basis.eps, shrinkage=basis.shrinkage)
-        smoothing = Smoothing.of(
-            features.pyramid,
-            settings.preprocess.size,
-            settings.sigma,
-            settings.roi.mask if settings.roi else None,
-        )
-        statistics = _statistics(
-            features, used, smoothing, earlier, bool(save_moments), threads, progress
-        )
+        if head and not (earlier and earlier.basis):
+            wanted = images_for(features.pyramid.levels[0].layers[0])
+        rejected: tuple[Outlier, ...] = ()
+        for rounds_left in reversed(range(ROUNDS + 1)):
+            own, backbone, used, basis = _with_basis(
+                embedding, features, settings, earlier, threads, progress
+            )
+            smoothing = Smoothing.of(
+                own.pyramid,
+                settings.preprocess.size,
+                settings.sigma,
+                settings.roi.mask if settings.roi else None,
+            )
+            statistics = _statistics(
+                own, used, smoothing, earlier, bool(save_moments), threads, progress
+            )
+            scores, pixel_scores, how = _all_scores(statistics, own, earlier)
+            outliers = find_outliers(own.paths, statistics.scores, scores)
+            if not (reject_outliers and outliers and rounds_left):
+                break
+            rejected += outliers
+            features = features.without({one.path for one in outliers})
+            _check_count(len(features.firsts()), earlier, settings, features)
         total = features.count + (earlier.moments.count if earlier else 0)
-        scores, pixel_scores, how = _all_scores(statistics, features, earlier)
         if basis:
             how = f"{how}, given the basis"
+        if rejected:
+            how = f"{how}; {len(rejected)} outliers were left out"
         calibration = calibrate(scores, pixel_scores, settings.false_alarm_rate, how)
         ratios = _aspect_ratios(features, earlier)
         digests = (earlier.digests if earlier else ()) + features.digests
@@ -193,6 +210,8 @@ def fit_detector(
         maps=statistics.maps,
         equal=features.equal,
         near=features.near(),
+        outliers=outliers,
+        rejected=rejected,
         engine=features.engine,
         skipped=features.skipped,
         brightest=features.brightest,
@@ -200,6 +219,25 @@ def fit_detector(
         seconds_features=extracted - start,
         seconds_statistics=finished - extracted,
     )
+
+
+def _with_basis(
+    embedding: Model,
+    features: Features,
+    settings: Settings,
+    earlier: SavedMoments | None,
+    threads: int,
+    progress: Progress,
+) -> tuple[Features, Model, Settings, Basis | None]:
+    """Features, backbone and settings as a whitened preset has them, and its basis; or as given."""
+    head = settings.head()
+    if not head:
+        return features, embedding, settings, None
+    basis = earlier.basis if earlier else None
+    basis = basis or find_basis(features, head, settings.shrinkage, threads, progress)
+    backbone = with_projection(embedding, head, basis.directions, basis.offset)
+    used = dataclasses.replace(settings, eps=basis.eps, shrinkage=basis.shrinkage)
+    return basis(features, head), backbone, used, basis
 
 
 def _statistics(
