@@ -148,7 +148,7 @@ def detectors(
     photos: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, str]:
-    """Detectors of every kind of constants, a dense one, and one of each whitened preset."""
+    """Detectors of every kind of constants, a dense one, of each whitened preset, of a region."""
     from padim_edge.fit.fit import fit_detector
     from padim_edge.fit.settings import Settings
     from padim_edge.images.dataset import train_images
@@ -192,13 +192,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(fake_gpu.assemble(tmp_path_factory.mktemp("gpu")))
 
 
-@pytest.fixture(scope="module")
-def gpu(folder: str) -> Iterator[ProcessPoolExecutor]:
-    """An interpreter with pycuda."""
+@pytest.fixture(scope="module", params=["pycuda", "cuda-bindings"])
+def gpu(request: pytest.FixtureRequest, folder: str) -> Iterator[ProcessPoolExecutor]:
+    """An interpreter with a package that calls the driver."""
     import fake_gpu
     from wheels import interpreter
 
-    with interpreter(fake_gpu.pycuda()) as pool:
+    with interpreter(*fake_gpu.package(request.param)) as pool:
         yield pool
 
 

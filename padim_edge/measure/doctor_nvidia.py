@@ -78,9 +78,8 @@ def tensorrt(jetson: bool) -> Finding:
 
 
 def pycuda() -> Finding:
-    """pycuda, by the devices that it reaches."""
+    """pycuda, or cuda-bindings in its place, by the devices that it reaches."""
     answer = ask("pycuda")
-    missing = answer["status"] == "missing"
-    # It has no wheels: building it wants nvcc, which JetPack leaves off PATH.
-    fix = "PATH=/usr/local/cuda/bin:$PATH pip install 'pycuda>=2024.1'" if missing else ""
-    return Finding("nvidia", "pycuda", answer["status"], answer["detail"], fix)
+    # The one of the two that is not built on a Jetson, for minutes and with nvcc.
+    fix = "pip install 'padim-edge[cuda]'" if answer["status"] == "missing" else ""
+    return Finding("nvidia", "pycuda or cuda-bindings", answer["status"], answer["detail"], fix)

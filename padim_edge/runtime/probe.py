@@ -141,18 +141,14 @@ def driver() -> Answer:
 
 
 def pycuda() -> Answer:
-    """pycuda, and the devices that it reaches."""
-    try:
-        import pycuda
-        import pycuda.driver as cuda
-    except ModuleNotFoundError as error:
-        if error.name == "pycuda":
-            return Answer("missing", "not installed")
-        raise
+    """pycuda, or cuda-bindings in its place, and the devices that it reaches."""
+    from padim_edge.runtime.nvidia.driver import PACKAGE
+    from padim_edge.runtime.nvidia.driver import driver as cuda
+
     cuda.init()
     count = cuda.Device.count()
     if not count:
-        raise PadimEdgeError(f"{pycuda.VERSION_TEXT} reaches no device")
+        raise PadimEdgeError(f"{PACKAGE} reaches no device")
     # The primary context is the one that every engine shares.
     context = cuda.Device(0).retain_primary_context()
     context.push()
@@ -160,8 +156,7 @@ def pycuda() -> Answer:
     cuda.Context.pop()
     return Answer(
         "ok",
-        f"{pycuda.VERSION_TEXT}, {count} device(s), {free / 2**30:.1f} of {total / 2**30:.1f} "
-        "GiB free",
+        f"{PACKAGE} is used, {count} device(s), {free / 2**30:.1f} of {total / 2**30:.1f} GiB free",
     )
 
 

@@ -60,7 +60,7 @@ def test_the_cpu_engine_runs_here(here):
         assert ("engine", name) in found
 
 
-@pytest.mark.parametrize("name", ["TensorRT", "pycuda"])
+@pytest.mark.parametrize("name", ["TensorRT", "pycuda or cuda-bindings"])
 def test_what_is_missing_here_has_its_mending_command(here, name):
     report, text = here
     finding = next(one for one in report["findings"] if one["name"] == name)
@@ -208,7 +208,10 @@ def test_a_device_that_pycuda_reaches(tmp_path, library):
         "mem_get_info = lambda: (3 * 2**30, 8 * 2**30)\n",
     )
     finding = doctor_nvidia.pycuda()
-    assert (finding.status, finding.detail) == ("ok", "2026.1, 2 device(s), 3.0 of 8.0 GiB free")
+    assert (finding.status, finding.detail) == (
+        "ok",
+        "pycuda 2026.1 is used, 2 device(s), 3.0 of 8.0 GiB free",
+    )
 
 
 def test_what_a_library_prints_is_not_taken_for_the_answer(library):

@@ -15,7 +15,7 @@ import padim_edge as package
 ROOT = Path(package.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 TORCH = ("torch", "torchvision", "onnxscript", "timm", "huggingface_hub", "safetensors")
-ENGINES = ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "pycuda")
+ENGINES = ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "pycuda", "cuda")
 PLOT = ("matplotlib",)
 METRICS = ("sklearn", "scipy")
 OPTIONAL = (*TORCH, *ENGINES, *PLOT, *METRICS)

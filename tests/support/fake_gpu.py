@@ -1,8 +1,8 @@
-"""The real pycuda over a driver of ours: a GPU as far as host code can see.
+"""The real pycuda, or cuda-bindings, over a driver of ours: a GPU as far as host code can see.
 
 pycuda is built once from its source distribution into the test cache (some two minutes), against
 the headers of NVIDIA's wheel. Under it lies `native/fake_cuda.cpp` in place of the driver, which
-runs the kernels by `cuda_shim` on the CPU. So what is checked by calling it is pycuda's own
+runs the kernels by `cuda_shim` on the CPU. So what is checked by calling it is the package's own
 interface, and what is checked by the results is the order of all that was asked of the device.
 """
 
@@ -25,6 +25,7 @@ import pytest
 from wheels import NATIVE, cache, unpacked
 
 PYCUDA = "pycuda==2026.1"
+BINDINGS = ("cuda-bindings==12.9.10", "cuda-pathfinder==1.9.1")
 HEADERS = "nvidia-cuda-runtime==13.0.96"
 SHIM = Path(__file__).parent / "cuda_shim" / "run.cpp"
 FLOAT32, FLOAT16 = 1e-5, 1e-3  # of the largest value, by the type of the backbone's maps
@@ -54,6 +55,14 @@ def pycuda() -> Path:
     if reason:
         pytest.skip(reason)
     return folder
+
+
+def package(name: str) -> tuple[Path, ...]:
+    """The folders from which a package that calls the driver can be imported."""
+    if name == "pycuda":
+        return (pycuda(),)
+    compiler()
+    return tuple(unpacked(wheel) for wheel in BINDINGS)
 
 
 @functools.cache

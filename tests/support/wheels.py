@@ -87,7 +87,7 @@ def facade(module: str, wheel: Path, folder: Path) -> Path:
 
 
 def interpreter(*folders: Path) -> ProcessPoolExecutor:
-    """A fresh interpreter that also imports from these folders.
+    """A fresh interpreter that imports from these folders first.
 
     Native modules of different versions do not live together in one process, and what crashes
     there must not take the tests with it. Functions given to `submit` are those of a module.
@@ -101,4 +101,4 @@ def interpreter(*folders: Path) -> ProcessPoolExecutor:
 
 
 def _extend_path(folders: list[str]) -> None:
-    sys.path.extend(folders)
+    sys.path[:0] = folders

@@ -1,4 +1,4 @@
-"""The GPU through pycuda: the primary context, one stream, memory, kernels, events.
+"""The GPU: the primary context, one stream, memory, kernels, events; by pycuda or cuda-bindings.
 
 All of it belongs to a `Device`, which frees it in order. The device is used within `current()`,
 from any thread; outside of it nothing of this file leaves a trace on the thread.
@@ -14,7 +14,6 @@ import atexit
 import contextlib
 import ctypes
 import itertools
-import platform
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,32 +22,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from padim_edge.errors import MissingDependencyError, PadimEdgeError
-from padim_edge.runtime.engines import has_driver
+from padim_edge.errors import PadimEdgeError
+from padim_edge.runtime.nvidia.driver import driver
 from padim_edge.runtime.nvidia.launch import DEFAULT_SHARED_LIMIT, Launch
 from padim_edge.system import available_memory
-
-try:
-    import pycuda.driver as driver
-except ModuleNotFoundError as missing:
-    if platform.machine() == "x86_64":
-        raise MissingDependencyError("running on an NVIDIA GPU", "pycuda", "gpu") from missing
-    # Built here from its sources, for which nvcc must be found; JetPack leaves it off PATH.
-    raise PadimEdgeError(
-        "running on an NVIDIA GPU needs pycuda, which is not installed: run  "
-        "PATH=/usr/local/cuda/bin:$PATH pip install 'pycuda>=2024.1'"
-    ) from missing
-except ImportError as broken:
-    what = str(broken) if has_driver() else "libcuda.so.1 is not found"
-    raise PadimEdgeError(
-        f"running on an NVIDIA GPU needs its driver, and pycuda cannot load it ({what}): install "
-        "the driver; in a container start with  docker run --runtime nvidia"
-    ) from broken
 
 __all__ = ["Device", "Event", "Staging"]
 
 Event = Any
-"""A point in the stream's work (`pycuda.driver.Event`)."""
+"""A point in the stream's work (`driver.Event`)."""
 
 # CU_STREAM_NON_BLOCKING, which pycuda has no name for: not to wait for the default stream, on
 # which others in this process may be working.

@@ -218,7 +218,7 @@ def check_wrong_images_are_refused(folder: str) -> None:
 
 def check_whatever_fails_while_opening_leaves_nothing(folder: str) -> None:
     device = enter(folder)
-    calls = ("cuMemAlloc", "cuMemHostAlloc", "cuStreamCreate", "cuModuleLoadDataEx",
+    calls = ("cuMemAlloc", "cuMemHostAlloc", "cuStreamCreate", "cuModuleLoadData",
              "cuModuleGetFunction", "cuLaunchKernel", "cuStreamSynchronize", "cuEventCreate",
              "cuMemcpyHtoDAsync", "cuMemGetInfo")  # fmt: skip
     for call in calls:

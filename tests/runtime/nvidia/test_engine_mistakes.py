@@ -5,6 +5,7 @@ As there, in an interpreter where libcuda is `native/fake_cuda.cpp`.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from collections.abc import Iterator
@@ -57,12 +58,30 @@ SABOTAGE = {
     ),
 }
 
+# In the other way to the driver.
+BINDINGS = {
+    "no such call": ('"cuMemcpyHtoDAsync"', '"cuMemcpyH2DAsync"'),
+    "too few arguments": ('"cuMemHostAlloc", nbytes, flags', '"cuMemHostAlloc", nbytes'),
+    "arguments in another order": ("target, _contiguous(source)", "_contiguous(source), target"),
+    "no such attribute": ("CU_DEVICE_ATTRIBUTE_INTEGRATED", "CU_DEVICE_ATTRIBUTE_IS_INTEGRATED"),
+    "the default stream": ("argument, len(argument))", "argument, len(argument)); stream = 0"),
+    "an argument that is gone": ("ctypes.addressof(content), 2", "8, 2"),
+    "a size that is gone": ("ctypes.c_size_t(len(argument))", "ctypes.c_size_t(0)"),
+    "less shared memory": ("            shared_size,", "            max(shared_size, 2**20),"),
+    "nothing is freed": ("            _call(self._free, handle)", "            pass"),
+    "freed without a context": ('_call("cuCtxPushCurrent", self._context)', "pass"),
+    "a context that stays": ('this thread."""\n        _call("cuCtxPopCurrent")', 'none."""'),
+    "memory too small": ("int(np.prod(shape)) * dtype.itemsize", "int(np.prod(shape[1:]))"),
+    "an array of another type": ('"typestr": dtype.str', '"typestr": "|i1"'),
+}  # fmt: skip
+
 
 def journey(folder: str, mistake: tuple[str, str, str] | None) -> str:
     """A batch from opening to closing with a mistake in the product; what came of it."""
     device = enter(folder)
     sources = Path(nvidia.__file__).parent
-    for name in ("device", "scorer", "preparer", "engine", "ort_cuda"):
+    other = () if importlib.util.find_spec("pycuda") else ("cuda_bindings", "driver")
+    for name in (*other, "device", "scorer", "preparer", "engine", "ort_cuda"):
         source = (sources / f"{name}.py").read_text()
         if mistake and mistake[0] == name:
             assert mistake[1] in source, "the product was changed: change the sabotage"
@@ -114,8 +133,9 @@ def check_mistake(folder: str, mistake: tuple[str, str, str] | None) -> str:
     if not child:
         try:
             os.write(writing, journey(folder, mistake).encode())
-        finally:
             os._exit(0)
+        finally:
+            os._exit(1)
     os.close(writing)
     with os.fdopen(reading, "rb") as stream:
         outcome = stream.read().decode()
@@ -130,13 +150,32 @@ def fresh(folder: str) -> Iterator[ProcessPoolExecutor]:
         yield pool
 
 
-def test_without_a_mistake_all_is_well(fresh: ProcessPoolExecutor, folder: str) -> None:
-    assert fresh.submit(check_mistake, folder, None).result(timeout=120) == ""
+@pytest.fixture(scope="module")
+def bindings(folder: str) -> Iterator[ProcessPoolExecutor]:
+    """The same with cuda-bindings."""
+    with interpreter(*fake_gpu.package("cuda-bindings")) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize("package", ["fresh", "bindings"])
+def test_without_a_mistake_all_is_well(
+    request: pytest.FixtureRequest, folder: str, package: str
+) -> None:
+    pool = request.getfixturevalue(package)
+    assert pool.submit(check_mistake, folder, None).result(timeout=120) == ""
 
 
 @pytest.mark.parametrize("name", SABOTAGE)
 def test_a_mistake_is_seen(fresh: ProcessPoolExecutor, folder: str, name: str) -> None:
     assert fresh.submit(check_mistake, folder, SABOTAGE[name]).result(timeout=120)
+
+
+@pytest.mark.parametrize("name", BINDINGS)
+def test_a_mistake_in_the_other_package_is_seen(
+    bindings: ProcessPoolExecutor, folder: str, name: str
+) -> None:
+    mistake = ("cuda_bindings", *BINDINGS[name])
+    assert bindings.submit(check_mistake, folder, mistake).result(timeout=120)
 
 
 def no_device(folder: str) -> str:

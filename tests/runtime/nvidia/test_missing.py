@@ -13,14 +13,15 @@ from helpers import in_process
 from padim_edge.errors import MissingDependencyError, PadimEdgeError, UsageError
 from padim_edge.runtime.engines import ENGINES, NVIDIA, open_engine
 
-MODULES = ("tensorrt", "builder", "plan", "device", "scorer", "engine", "trt", "ort_cuda")
+MODULES = ("tensorrt", "builder", "plan", "driver", "cuda_bindings", "device", "scorer", "preparer",
+           "engine", "trt", "ort_cuda")  # fmt: skip
 """Those that import a library of NVIDIA's, or one another."""
 
 
 @pytest.fixture
 def bare_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No driver, TensorRT or pycuda, and an x86 processor."""
-    for name in ("tensorrt", "tensorrt_rtx", "pycuda"):
+    """No driver, TensorRT, pycuda or cuda-bindings, and an x86 processor."""
+    for name in ("tensorrt", "tensorrt_rtx", "pycuda", "cuda.bindings"):
         monkeypatch.setitem(sys.modules, name, None)
     for name in MODULES:
         monkeypatch.delitem(sys.modules, f"padim_edge.runtime.nvidia.{name}", raising=False)
@@ -89,7 +90,8 @@ def test_missing_pieces_have_an_error_of_their_own(model_file: Path, bare_machin
 @pytest.fixture
 def without_pycuda(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     monkeypatch.setitem(sys.modules, "pycuda", None)
-    monkeypatch.delitem(sys.modules, "padim_edge.runtime.nvidia.device", raising=False)
+    for name in ("device", "driver", "cuda_bindings"):
+        monkeypatch.delitem(sys.modules, f"padim_edge.runtime.nvidia.{name}", raising=False)
 
     def load() -> None:
         import padim_edge.runtime.nvidia.device  # noqa: F401
@@ -97,19 +99,42 @@ def without_pycuda(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return load
 
 
-def test_pycuda_missing_on_x86(
-    without_pycuda: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("machine", "fix"),
+    [
+        ("x86_64", r"needs pycuda, .*pip install 'padim-edge\[gpu\]'"),
+        ("aarch64", r"needs pycuda or cuda-bindings, .*pip install 'padim-edge\[cuda\]'"),
+    ],
+)
+def test_neither_package_is_there(
+    without_pycuda: Callable[[], None], monkeypatch: pytest.MonkeyPatch, machine: str, fix: str
 ) -> None:
-    monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    with pytest.raises(MissingDependencyError, match=r"pycuda.*pip install 'padim-edge\[gpu\]'"):
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    with pytest.raises(MissingDependencyError, match=fix):
         without_pycuda()
 
 
-def test_pycuda_missing_on_jetson(
-    without_pycuda: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("there", [False, True])
+def test_cuda_bindings_without_a_driver(
+    without_pycuda: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    there: bool,
 ) -> None:
-    monkeypatch.setattr("platform.machine", lambda: "aarch64")
-    with pytest.raises(PadimEdgeError, match=r"run  PATH=/usr/local/cuda/bin:\$PATH pip install"):
+    """Its import says nothing of a driver: the first call does."""
+    place = tmp_path / "cuda" / "bindings"
+    place.mkdir(parents=True)
+    (place / "__init__.py").write_text("__version__ = '12.9.1'\n")
+    (place / "driver.py").write_text(
+        "def cuDriverGetVersion():\n    raise RuntimeError('no such\\nlibrary')\n"
+    )
+    for name in [name for name in sys.modules if name.split(".")[0] == "cuda"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(os.fspath(tmp_path))
+    monkeypatch.setattr("padim_edge.runtime.engines.has_driver", lambda: there)
+    words = "cuDriverGetVersion failed: no such library" if there else "libcuda.so.1 is not found"
+    with pytest.raises(PadimEdgeError, match=rf"cuda-bindings cannot load it \({words}\)"):
         without_pycuda()
 
 

@@ -1,5 +1,5 @@
 // libcuda.so.1 for a machine without a GPU: enough of the driver to run this project's host code
-// under the real pycuda, strict where a GPU is forgiving.
+// under the real pycuda and the real cuda-bindings, strict where a GPU is forgiving.
 //
 // * Device memory is host memory, counted, NaN when it is new, and NaN again when it is freed.
 // * Work in a stream is put off until somebody waits for it, so a forgotten wait shows in results.
@@ -13,6 +13,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <dlfcn.h>
 #include <functional>
 #include <map>
 #include <mutex>
@@ -150,6 +151,16 @@ EXPORT int cuInit(unsigned) {
 EXPORT int cuDriverGetVersion(int* version) {
     return *version = static_cast<int>(settings["cuda"]), kSuccess;
 }
+// How cuda-bindings finds all others: names without the number of their version, the newest of which
+// is what this file has.
+EXPORT int cuGetProcAddress_v2(const char* name, void** out, int, unsigned long long, int* found) {
+    void* const driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_NOLOAD);
+    *out = nullptr;
+    for (const char* version : {"_v2", ""})
+        if (!*out) *out = dlsym(driver, (std::string(name) + version).c_str());
+    if (found) *found = *out ? 0 : 1;
+    return *out ? kSuccess : kNotFound;
+}
 EXPORT int cuGetErrorString(int code, const char** text) {
     static const std::map<int, const char*> words = {
         {kInvalidValue, "invalid argument"}, {kOutOfMemory, "out of memory"},
@@ -208,6 +219,10 @@ EXPORT int cuCtxPopCurrent_v2(void** context) {
     *context = stack.back();
     stack.pop_back();
     return kSuccess;
+}
+EXPORT int cuCtxGetCurrent(void** context) {
+    ENTER("cuCtxGetCurrent", false);
+    return *context = stack.empty() ? nullptr : stack.back(), kSuccess;
 }
 EXPORT int cuCtxGetDevice(int* out) {
     ENTER("cuCtxGetDevice");
@@ -379,8 +394,14 @@ EXPORT int cuEventElapsedTime_v2(float* ms, Event* earlier, Event* later) {
     return kSuccess;
 }
 EXPORT int cuModuleLoadDataEx(Module** out, const void* code, unsigned, void*, void** values) {
-    ENTER("cuModuleLoadDataEx");
+    ENTER("cuModuleLoadData");
     values[1] = values[3] = nullptr;  // sizes of the logs
+    if (std::memcmp(code, "\x7f" "ELF", 4)) return 200;
+    modules.insert(*out = new Module);
+    return kSuccess;
+}
+EXPORT int cuModuleLoadData(Module** out, const void* code) {
+    ENTER("cuModuleLoadData");
     if (std::memcmp(code, "\x7f" "ELF", 4)) return 200;
     modules.insert(*out = new Module);
     return kSuccess;
@@ -462,7 +483,7 @@ ABSENT(cuMemcpyPeer) ABSENT(cuMemcpyPeerAsync) ABSENT(cuMemsetD16Async) ABSENT(c
 ABSENT(cuMemsetD2D16Async) ABSENT(cuMemsetD2D16_v2) ABSENT(cuMemsetD2D32Async)
 ABSENT(cuMemsetD2D32_v2) ABSENT(cuMemsetD2D8Async) ABSENT(cuMemsetD2D8_v2) ABSENT(cuMemsetD32Async)
 ABSENT(cuMemsetD32_v2) ABSENT(cuMemsetD8Async) ABSENT(cuModuleGetGlobal_v2)
-ABSENT(cuModuleGetSurfRef) ABSENT(cuModuleGetTexRef) ABSENT(cuModuleLoad) ABSENT(cuModuleLoadData)
+ABSENT(cuModuleGetSurfRef) ABSENT(cuModuleGetTexRef) ABSENT(cuModuleLoad)
 ABSENT(cuParamSetSize) ABSENT(cuParamSetTexRef) ABSENT(cuParamSetf) ABSENT(cuParamSeti)
 ABSENT(cuParamSetv) ABSENT(cuProfilerInitialize) ABSENT(cuProfilerStart) ABSENT(cuProfilerStop)
 ABSENT(cuStreamAttachMemAsync) ABSENT(cuStreamQuery) ABSENT(cuStreamWaitEvent)
