@@ -99,6 +99,7 @@ def test_intervals_hold_the_value_and_are_the_same_each_time():
         assert low < getattr(metrics, name) < high, name
 
 
+@pytest.mark.slow
 def test_intervals_are_as_wide_as_the_bootstrap_of_another_program_makes_them():
     stats = pytest.importorskip("scipy.stats")
     metrics = pytest.importorskip("sklearn.metrics")
@@ -115,6 +116,7 @@ def test_intervals_are_as_wide_as_the_bootstrap_of_another_program_makes_them():
     assert intervals.bootstrap(judged)["image_auroc"] == pytest.approx(tuple(other), abs=0.02)
 
 
+@pytest.mark.slow
 def test_more_images_make_intervals_narrower():
     pytest.importorskip("sklearn")
     few = intervals.bootstrap(a_test_set(1, 20, 20))["image_auroc"]
