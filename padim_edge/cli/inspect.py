@@ -25,7 +25,8 @@ def inspect(
     if json_file:
         write_json(json_file, description)
     for name, value in description["fields"].items():
-        typer.echo(f"{name:<18}{_short(value)}")
+        if value not in ("", [], None):  # what this file does not have
+            typer.echo(f"{name:<18}{_short(value)}")
     typer.echo("")
     rows = [(part, f"{size / 1e6:.3f}") for part, size in description["bytes"].items()]
     table(rows, ("part", "MB"))

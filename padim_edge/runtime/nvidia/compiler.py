@@ -40,11 +40,12 @@ class Compiler:
 
     Attributes:
         name: with its version.
-        compile: from source and architecture (sm_87); raises PadimEdgeError with the reason.
+        compile: from the name of a file, its text and an architecture (sm_87); raises
+            PadimEdgeError with the reason.
     """
 
     name: str
-    compile: Callable[[str, str], bytes]
+    compile: Callable[[str, str, str], bytes]
 
 
 def kernels(file: str, architecture: str, cache: PlanCache, newest: int | None = None) -> bytes:
@@ -67,7 +68,7 @@ def kernels(file: str, architecture: str, cache: PlanCache, newest: int | None =
         if code is not None:
             return code
         try:
-            code = compiler.compile(source, architecture)
+            code = compiler.compile(file, source, architecture)
         except PadimEdgeError as error:
             reasons.append(f"{compiler.name}: {error}")
             continue
@@ -155,11 +156,11 @@ def _nvrtc(library: ctypes.CDLL) -> Compiler:
         check(getattr(library, f"nvrtcGet{kind}")(program, content))
         return content.raw
 
-    def run(source: str, architecture: str) -> bytes:
+    def run(file: str, source: str, architecture: str) -> bytes:
         program = ctypes.c_void_p()
         check(
             library.nvrtcCreateProgram(
-                ctypes.byref(program), source.encode(), b"kernels.cu", 0, None, None
+                ctypes.byref(program), source.encode(), file.encode(), 0, None, None
             )
         )
         try:
@@ -189,9 +190,9 @@ def _nvcc(nvcc: str) -> Compiler:
             raise PadimEdgeError(f"it ends with status {done.code}{said}")
         return done.stdout
 
-    def run(source: str, architecture: str) -> bytes:
+    def run(file: str, source: str, architecture: str) -> bytes:
         with tempfile.TemporaryDirectory() as folder:
-            place, result = Path(folder) / "kernels.cu", Path(folder) / "kernels.cubin"
+            place, result = Path(folder) / file, Path(folder) / "kernels.cubin"
             place.write_text(source, encoding="utf-8")
             call("-cubin", f"-arch={architecture}", "-o", str(result), str(place))
             return result.read_bytes()

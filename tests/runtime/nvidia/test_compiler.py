@@ -20,9 +20,10 @@ def plans(tmp_path: Path) -> PlanCache:
 
 
 def counting(name: str, calls: list[str], code: bytes = b"code") -> compiler.Compiler:
-    def run(source: str, architecture: str) -> bytes:
+    def run(file: str, source: str, architecture: str) -> bytes:
         assert "mahalanobis_float16_8" not in source  # made by a macro: it is the source itself
         assert 'extern "C" __global__' in source
+        assert file == "kernels.cu"
         calls.append(architecture)
         return code
 
@@ -53,7 +54,7 @@ def test_code_is_compiled_once_per_source_architecture_and_compiler(
 
 
 def failing(reason: str) -> compiler.Compiler:
-    def run(source: str, architecture: str) -> bytes:
+    def run(file: str, source: str, architecture: str) -> bytes:
         raise PadimEdgeError(reason)
 
     return compiler.Compiler("an old one", run)
@@ -88,8 +89,8 @@ def check_nvrtc(folder: str, plans: str) -> str:
     assert compiler.kernels("kernels.cu", "sm_87", cache)[:4] == b"\x7fELF"
     with pytest.raises(PadimEdgeError, match=r"do not compile for sm_1: NVRTC 12\.9: .*gpu-arch"):
         compiler.kernels("kernels.cu", "sm_1", cache)
-    with pytest.raises(PadimEdgeError, match=r"error: .*undeclared"):
-        nvrtc.compile("__global__ void f() { undeclared = 1; }", "sm_87")
+    with pytest.raises(PadimEdgeError, match=r"prepare\.cu\(1\): error: .*undeclared"):
+        nvrtc.compile("prepare.cu", "__global__ void f() { undeclared = 1; }", "sm_87")
     return ""
 
 
@@ -136,17 +137,17 @@ def test_nvcc_is_called_with_the_architecture(tmp_path: Path) -> None:
             tmp_path,
             'if [ "$1" = --version ]; then echo "release 12.6, V12.6.68"; exit; fi\n'
             'test "$1 $2 $3" = "-cubin -arch=sm_87 -o" || exit 3\n'
-            'cat "$5" > "$4"; echo " by $1" >> "$4"',
+            'cat "$5" > "$4"; echo " by $1 ${5##*/}" >> "$4"',
         )
     )
     assert found.name == "nvcc V12.6.68"
-    assert found.compile("source", "sm_87") == b"source by -cubin\n"
+    assert found.compile("prepare.cu", "source", "sm_87") == b"source by -cubin prepare.cu\n"
 
 
 def test_nvcc_that_fails_is_told_in_one_line(tmp_path: Path) -> None:
     found = compiler._nvcc(script(tmp_path, "echo noise; echo 'x.cu(1): error: no' >&2; exit 2"))
     with pytest.raises(PadimEdgeError) as caught:
-        found.compile("source", "sm_87")
+        found.compile("prepare.cu", "source", "sm_87")
     assert str(caught.value) == "it ends with status 2: x.cu(1): error: no"
 
 
@@ -164,5 +165,5 @@ def test_nvcc_that_crashes_or_hangs(
     found = compiler._nvcc(script(tmp_path, f'[ "$1" = --version ] || {{ {text}; }}'))
     assert found.name == "nvcc"
     with pytest.raises(PadimEdgeError) as caught:
-        found.compile("source", "sm_87")
+        found.compile("prepare.cu", "source", "sm_87")
     assert str(caught.value) == words
