@@ -52,7 +52,7 @@ def test_fit_with_every_option(tmp_path, embedding_file, photos):
     first, *others = done.stdout.splitlines()
     assert first.startswith(f"{output}: ")
     assert first.endswith("fitted on 12 images")
-    assert [line.split()[0] for line in others] == ["threshold", "engine", "seconds"]
+    assert [line.split()[0] for line in others] == ["threshold", "true", "engine", "seconds"]
     detector_info = read(output, "padim").detector_info
     assert detector_info is not None
     assert detector_info.preprocess.crop
