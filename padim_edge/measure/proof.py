@@ -157,7 +157,10 @@ def _compact(value: object) -> str:
 
 
 def _plain(one: Line) -> dict[str, Any]:
+    """Without a detail that passed, if its figures say the same: a report is to be pasted."""
     values = asdict(one)
+    if one.status == "pass" and one.figures:
+        del values["detail"]
     return {"area": values.pop("area"), **values}
 
 

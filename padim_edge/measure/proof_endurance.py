@@ -74,8 +74,8 @@ def opened_and_closed(sizes: Sizes, folder: Path, engine: str) -> Iterator[Line]
     yield line(
         f"{engine} opened and closed",
         grown <= limit and own <= HOST_GROWTH,
-        f"{sizes.cycles} times: device memory grows by {grown / MIB:.1f} MiB (at most "
-        f"{limit / MIB:.0f}), the process by {own / MIB:.1f} (at most {HOST_GROWTH / MIB:.0f})",
+        f"{sizes.cycles} times: device memory grows by {grown / MIB:.1f} MiB, the process by "
+        f"{own / MIB:.1f}; at most {limit / MIB:.0f} and {HOST_GROWTH / MIB:.0f} are allowed",
         cycles=sizes.cycles,
         device_growth_bytes=grown,
         host_growth_bytes=own,
@@ -110,8 +110,7 @@ def two_processes(sizes: Sizes, folder: Path, engine: str) -> Iterator[Line]:
     yield line(
         f"{engine} in two processes",
         max(worst, theirs) <= SAME,
-        f"{frames} frames here and {len(scores)} there, scores differ by {max(worst, theirs):.1e} "
-        f"at most ({SAME:g} allowed)",
+        f"{frames} frames here, {len(scores)} there; scores differ by {max(worst, theirs):.1e}",
         frames=[frames, len(scores)],
         difference=rounded(max(worst, theirs)),
     )
@@ -175,12 +174,13 @@ def terminated(sizes: Sizes, folder: Path, engine: str) -> Iterator[Line]:
     (after,) = _score_in_a_process(path, engine, 1)
     off = _off(np.array([after]), np.array([wanted]))
     ended = "was still there" if code is None else f"ended with {code}"
+    if code not in (INTERRUPTED, None):
+        ended += f" ({INTERRUPTED} is right)"
     yield line(
         f"{engine} at SIGTERM",
         code == INTERRUPTED and kept <= limit and off <= SAME,
-        f"the process {ended} ({INTERRUPTED} is right) after {seconds:.2f} s, keeps "
-        f"{max(kept, 0) / MIB:.1f} MiB of device memory (at most {limit / MIB:.0f}); the next "
-        f"one's score differs by {off:.1e}",
+        f"the process {ended} after {seconds:.2f} s, keeps {max(kept, 0) / MIB:.1f} MiB of device "
+        f"memory; the next one's score differs by {off:.1e}",
         exit_code=code,
         seconds=rounded(seconds),
         device_growth_bytes=kept,
@@ -258,7 +258,7 @@ def under_load(sizes: Sizes, folder: Path, engine: str) -> Iterator[Line]:
         f"{engine} under load",
         drift <= sizes.drift and not throttled,
         f"{sizes.frames} frames: p50 {p50:.2f} ms, p99 {p99:.2f} ms, the last tenth "
-        f"{drift:.3f} x the first (at most {sizes.drift:g}); {_described(clocks, later)}"
+        f"{drift:.3f} x the first; {_described(clocks, later)}"
         f"{throttled}",
         frames=sizes.frames,
         p50_ms=rounded(p50),

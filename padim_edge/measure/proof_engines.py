@@ -34,8 +34,7 @@ how differently two runtimes may round a backbone: sums in another order, of int
 wrong index is off by the whole value. Those of float16 and int8 have met no GPU yet."""
 
 FRAMES = 9
-COUNTS = (1, 3, FRAMES, 40)
-"""Batch sizes that are compared; the last is split by the engines."""
+"""Different images that are compared; larger batches have them again."""
 
 
 def parity(sizes: Sizes, folder: Path, engine: str, network: str) -> Iterator[Line]:
@@ -95,7 +94,7 @@ def _compared(
     finally:
         cpu.close()
     seconds = []
-    for counts in (COUNTS, COUNTS[:1]):
+    for counts in (sizes.compared, sizes.compared[:1]):
         start = time.perf_counter()
         one = open_engine(engine, model)
         seconds.append(time.perf_counter() - start)
@@ -169,4 +168,5 @@ def _batch(one: BatchResult) -> dict[str, Any]:
 
 
 def _percentiles(one: Latency) -> Sequence[float]:
-    return [rounded(x) for x in (one.p50, one.p95, one.p99)]
+    """In ms, no finer than a microsecond."""
+    return [round(rounded(x), 3) for x in (one.p50, one.p95, one.p99)]

@@ -61,6 +61,7 @@ class Sizes:
         networks: of `proof_detectors.NETWORKS`; the first in all combinations.
         image: side of the detectors' input in pixels.
         kernel_batches: batch sizes at which kernels are judged.
+        compared: batch sizes at which engines are compared with the CPU's; more than 32 are split.
         camera: (width, height) of the frames that are prepared and followed.
         repeats: launches for a median.
         batches: batch sizes of the benchmark.
@@ -73,6 +74,7 @@ class Sizes:
     networks: tuple[str, ...] = ("resnet18", "wide_resnet50_2")
     image: int = 224
     kernel_batches: tuple[int, ...] = tuple(range(1, 33))
+    compared: tuple[int, ...] = (1, 3, 9, 40)
     camera: tuple[int, int] = (1920, 1080)
     repeats: int = 50
     batches: tuple[int, ...] = (1, 8, 32)
