@@ -56,12 +56,13 @@ def _detector(sizes: Sizes, folder: Path) -> tuple[Path, Model]:
 def opened_and_closed(sizes: Sizes, folder: Path, engine: str) -> Iterator[Line]:
     """Memory is back where it was, on the device and in the process."""
     _, model = _detector(sizes, folder)
-    images = random_images(model, 1)
+    images = random_images(model, 8)  # a live frame and a batch may have plans of their own
     device, host = [], []
     with open_gpu() as watch:
         for _ in range(sizes.cycles + 1):
             one = open_engine(engine, model)
             try:
+                one.infer(images[:1])
                 one.infer(images)
             finally:
                 one.close()

@@ -40,7 +40,7 @@ FRAMES = 9
 def parity(sizes: Sizes, folder: Path, engine: str, network: str) -> Iterator[Line]:
     """Scores and maps beside those of engine ``ort``; frames beside prepared images, bit for bit.
 
-    What can be opened the first time (plans are built) is opened again (plans are loaded).
+    What is opened the first time, which builds plans, is opened again, which loads them.
     """
     for preset in PRESETS:
         yield _preset(sizes, folder, engine, network, preset)
@@ -49,7 +49,7 @@ def parity(sizes: Sizes, folder: Path, engine: str, network: str) -> Iterator[Li
 def _preset(sizes: Sizes, folder: Path, engine: str, network: str, preset: str) -> Line:
     """All detectors of a preset, their errors and seconds by the type of the backbone."""
     errors: dict[str, float] = {}
-    opened: dict[str, list[float]] = {}
+    ready: dict[str, list[float]] = {}
     wrong: list[str] = []
     specs = compared(sizes, engine, network, preset)
     for spec in specs:
@@ -63,52 +63,52 @@ def _preset(sizes: Sizes, folder: Path, engine: str, network: str, preset: str) 
             continue
         errors[kind] = float(np.max([errors.get(kind, 0.0), rounded(error)]))
         # The first of a backbone: with other constants the engine `trt` finds its plan.
-        opened.setdefault(kind, [rounded(x) for x in seconds])
+        ready.setdefault(kind, [rounded(x) for x in seconds])
         if not error <= TOLERANCES[kind]:  # nor NaN
             wrong.append(f"{types} is off by {error:.1e}, at most {TOLERANCES[kind]:g} is allowed")
     told = []
     if errors:
-        first, again = (max(of) for of in zip(*opened.values(), strict=True))
+        first, again = (max(of) for of in zip(*ready.values(), strict=True))
         told = [
             f"largest error {np.max(list(errors.values())):.1e}",
-            f"opened in up to {first:g} s, again in {again:g} s",
+            f"ready in up to {first:g} s, again in {again:g} s",
         ]
     return line(
         f"{engine} {network} {preset}",
         not wrong,
         "; ".join([*wrong, f"{len(specs)} detectors", *told]),
         errors=errors,
-        seconds_opened=opened,
+        seconds_ready=ready,
     )
 
 
 def _compared(
     sizes: Sizes, folder: Path, engine: str, spec: Spec
 ) -> tuple[float, tuple[float, float]]:
-    """Largest error of a detector, and the seconds to open it first and again."""
+    """Largest error of a detector, and seconds until it is ready, the first time and again.
+
+    That is opened and run at each batch size: some plans are not made before they are needed.
+    """
     model = write_detector(spec, sizes.image, folder / "padim.onnx")
     images = random_images(model, FRAMES)
     cpu = open_engine("ort", model)
     try:
-        _, wanted = cpu.infer(images)
+        wanted = cpu.infer(images)[1].astype(np.float64)
     finally:
         cpu.close()
-    seconds = []
-    for counts in (sizes.compared, sizes.compared[:1]):
+    places = [np.arange(count) % FRAMES for count in sizes.compared]
+    errors, seconds = [], []
+    for _ in range(2):
         start = time.perf_counter()
         one = open_engine(engine, model)
-        seconds.append(time.perf_counter() - start)
         try:
-            places = [np.arange(count) % FRAMES for count in counts]
-            errors = [worst(one.infer(images[of]), wanted[of].astype(np.float64)) for of in places]
-            if len(seconds) == 1:
-                error = float(np.max(errors))
-                _check_frames(one, model, sizes.camera)
-            elif not np.max(errors) <= max(2 * error, 1e-6):
-                raise PadimEdgeError(f"opened again, it is off by {np.max(errors):.1e}")
+            found = [one.infer(images[of]) for of in places]
+            seconds.append(time.perf_counter() - start)
+            errors += [worst(x, wanted[of]) for x, of in zip(found, places, strict=True)]
+            _check_frames(one, model, sizes.camera)
         finally:
             one.close()
-    return error, (seconds[0], seconds[1])
+    return float(np.max(errors)), (seconds[0], seconds[1])
 
 
 def _check_frames(engine: Engine, model: Model, camera: tuple[int, int]) -> None:
