@@ -14,7 +14,7 @@ import pytest
 from browser import Page, chromium
 from helpers import in_process
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 pytestmark = pytest.mark.slow
 
@@ -315,11 +315,10 @@ def test_a_report_of_nothing_is_a_page_too(opened, tmp_path, model_file):
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory, embedding_file, photos) -> Path:
-    """The page of `fit --report`: 12 good photos, and the negative of one."""
+    """The page of `fit --report`: 12 good photos, and one of white paper."""
     folder = tmp_path_factory.mktemp("fitted")
     mine = Path(shutil.copytree(photos / "train" / "good", folder / "mine"))
-    with Image.open(mine / "000.png") as photo:
-        ImageOps.invert(photo.convert("RGB")).save(mine / "odd.png")
+    Image.new("RGB", (96, 96), "white").save(mine / "odd.png")
     in_process(
         *("fit", embedding_file, mine, "-o", folder / "padim.onnx"),
         *("--report", folder / "report.html"),
@@ -334,6 +333,7 @@ def test_the_photo_that_does_not_belong_is_on_top(opened, fitted):
     info = read(fitted.with_name("padim.onnx"), "padim").detector_info
     assert len(names_of(page)) == 13
     assert names_of(page)[0] == "mine/odd.png"
+    assert page.texts("#gallery .chip")[0] == "unlike the others"
     scores = [float(value) for value in page.all(
         "[...document.querySelectorAll('#gallery [data-score]')].map(e => e.dataset.score)"
     )]  # fmt: skip
@@ -345,6 +345,23 @@ def test_the_photo_that_does_not_belong_is_on_top(opened, fitted):
     assert page.all("[...document.images].every(i => i.naturalWidth > 0)")
     assert page.all("document.images.length") == 13 * (2 + 1)  # photo, and heat map over it
     assert "leave-one-out over 13 images" in page.texts(".notes")[0]
+
+
+def test_photos_that_were_left_out_are_shown(opened, tmp_path, embedding_file, fitted):
+    file = tmp_path / "r.html"
+    done = in_process(
+        *("fit", embedding_file, fitted.with_name("mine"), "-o", tmp_path / "padim.onnx"),
+        *("--reject-outliers", "--report", file),
+    ).worked()
+    page = opened(file)
+    rejected = [name for name in names_of(page) if f"{name} (" in done.stderr]
+    assert rejected[0] == "mine/odd.png"
+    assert page.texts("#gallery .card:has(.nothing) .name") == rejected
+    assert page.texts("#gallery .chip")[0] == "left out"
+    page.page.select_option("#filter", label="left out")
+    assert names_of(page) == rejected
+    page.page.select_option("#filter", label="photos of the fit")
+    assert len(names_of(page)) == 13 - len(rejected)
 
 
 # --- the threshold --------------------------------------------------------------------------------

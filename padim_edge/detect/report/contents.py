@@ -87,9 +87,11 @@ class Shown(Image):
 
     Attributes:
         layers: its pictures.
+        remark: what else is known of it, in a word or two; a fit's alone has one.
     """
 
     layers: Layers
+    remark: str = ""
 
 
 @dataclass(frozen=True)

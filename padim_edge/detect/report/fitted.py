@@ -22,6 +22,7 @@ from padim_edge.detect.report.pictures import layers
 from padim_edge.errors import ModelError, listed
 from padim_edge.fit.fit import Fitted
 from padim_edge.fit.moments import Array
+from padim_edge.fit.outliers import LIMIT
 from padim_edge.progress import Progress, silent
 
 
@@ -48,15 +49,29 @@ def fitted(
     if info is None:
         raise ModelError(f"{output} is no detector")
     scale = Scale.of(info.good_scores, _usual_limit(done.scores, info.threshold))
-    names = shortened(done.paths)
-    order = np.argsort(-done.scores, kind="stable")
-    images = [Image(names[place], 0, float(done.scores[place])) for place in order]
+    remarks = {one.path: "unlike the others" for one in done.outliers}
+    # Those that were left out are of a group of their own, and have no map.
+    photos = [
+        *((float(score), path, 0, place)
+          for place, (path, score) in enumerate(zip(done.paths, done.scores, strict=True))),
+        *((one.score, one.path, 1, None) for one in done.rejected),
+    ]  # fmt: skip
+    photos.sort(key=lambda photo: -photo[0])
+    names = shortened([path for _, path, _, _ in photos])
+    images = [
+        Image(name, group, score) for name, (score, _, group, _) in zip(names, photos, strict=True)
+    ]
     shown = []
-    for image, place in zip(images[:PICTURES], order, strict=False):
-        score_map = done.maps(int(place)).astype(np.float32)
-        made = layers(done.paths[place], info.preprocess, scale, score_map, None)
-        shown.append(Shown(image.name, 0, image.score, made))
+    for image, (_, path, group, place) in zip(images[:PICTURES], photos, strict=False):
+        score_map = None if place is None else done.maps(place).astype(np.float32)
+        made = layers(path, info.preprocess, scale, score_map, None)
+        remark = "left out" if group else remarks.get(path, "")
+        shown.append(Shown(image.name, group, image.score, made, remark))
         progress("pictures", len(shown), min(len(images), PICTURES))
+    groups = [Group("photos of the fit", Role.UNKNOWN, tuple(np.sort(done.scores).tolist()))]
+    if done.rejected:
+        scores = tuple(sorted(one.score for one in done.rejected))
+        groups.append(Group("left out", Role.UNKNOWN, scores))
     return Report(
         Kind.FIT,
         title,
@@ -64,7 +79,7 @@ def fitted(
         info.threshold,
         info.threshold,
         (scale.low, scale.top),
-        (Group("photos", Role.UNKNOWN, tuple(np.sort(done.scores).tolist())),),
+        tuple(groups),
         tuple(shown),
         tuple(images[PICTURES : PICTURES + NAMED]),
         max(0, len(images) - PICTURES - NAMED),
@@ -90,6 +105,15 @@ def _usual_limit(scores: Array, threshold: float) -> float:
 
 def _notes(done: Fitted, calibration: str) -> list[str]:
     notes = [f"The threshold rests on {calibration}. Heat maps are those of the photos left out."]
+    if done.outliers:
+        notes.append(
+            f"{len(done.outliers)} photos are very unlike the others, as fit says: the logarithm "
+            f"of their score lies more than {LIMIT:g} deviations above the median."
+        )
+    if done.rejected:
+        notes.append(
+            f"{len(done.rejected)} photos were left out for the same reason, and have no heat map."
+        )
     if done.near:
         notes.append(
             f"{sum(map(len, done.near))} photos are nearly equal to others, in {len(done.near)} "

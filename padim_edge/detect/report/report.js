@@ -88,6 +88,7 @@ function verdict(image) {
   const role = groups[image.group].role;
   if (role === "good") return alarm ? ["false alarm", "wrong"] : ["passed", "right"];
   if (role === "defective") return alarm ? ["found", "right"] : ["missed", "wrong"];
+  if (image.remark) return [image.remark, "alarm"];
   if (DATA.kind === "fit") return alarm ? ["above the threshold", "alarm"] : ["", "right"];
   return alarm ? ["anomaly", "alarm"] : ["ok", "right"];
 }
@@ -468,7 +469,7 @@ function gallery() {
   const [sort, sortLabel] = choice("sort", "Sort", Object.entries(ORDERS)
     .filter(([key]) => evaluated || key !== "wrong").map(([key, [name]]) => [key, name]));
   const filters = [["all", "all"]].concat(
-    evaluated ? [["wrong", "wrong decisions"]] : DATA.kind === "run" ? [["alarm", "anomalies"], ["right", "ok"]] : [["alarm", "above the threshold"]],
+    evaluated ? [["wrong", "wrong decisions"]] : DATA.kind === "run" ? [["alarm", "anomalies"], ["right", "ok"]] : [["alarm", "those with a remark"]],
     groups.length > 1 ? groups.map((group, i) => [`group-${i}`, group.name]) : []);
   const [filter, filterLabel] = choice("filter", "Show", filters);
   let visible = [];
