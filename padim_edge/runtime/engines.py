@@ -46,6 +46,19 @@ STAGES = ("backbone", "distances", "smoothing")
 
 
 @dataclass(frozen=True)
+class PlanFigures:
+    """What an engine knows of a plan of TensorRT's.
+
+    Attributes:
+        batch: smallest batch that it takes, the one that it is tuned for, and the largest.
+        scratch_bytes: device memory in which it computes, sized for the largest.
+    """
+
+    batch: tuple[int, int, int]
+    scratch_bytes: int
+
+
+@dataclass(frozen=True)
 class DeviceFigures:
     """What an engine on a GPU knows of it, for a benchmark.
 
@@ -57,12 +70,14 @@ class DeviceFigures:
         constants_bytes: of whitening that the distance kernel reads in a pass, which serves up to
             8 frames; 0 without kernels.
         copy_bandwidth: of a copy within the device's memory, bytes read plus written per second.
+        plans: of TensorRT, those that were needed so far.
     """
 
     device: str
     memory_bytes: int
     constants_bytes: int
     copy_bandwidth: float
+    plans: tuple[PlanFigures, ...] = ()
 
 
 class Engine(Protocol):

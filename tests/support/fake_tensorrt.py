@@ -5,11 +5,23 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import weakref
+from collections.abc import MutableMapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import tensorrt_stubs
 from fake_gpu import Gpu
+
+
+@dataclass
+class Binding:
+    """What a context was told of a batch."""
+
+    batch: int = 0
+    addresses: dict[str, int] = field(default_factory=dict)
+    scratch: int = 0
 
 
 class FakeTensorRT:
@@ -18,8 +30,7 @@ class FakeTensorRT:
     def __init__(self, gpu: Gpu) -> None:
         self.gpu = gpu
         self.session: Any = None
-        self.batch = 0
-        self.addresses: dict[str, int] = {}
+        self.bindings: MutableMapping[Any, Binding] = weakref.WeakKeyDictionary()  # of each context
         self.streams: set[int] = set()
         self.contexts: set[int] = set()
 
@@ -57,8 +68,9 @@ class FakeTensorRT:
             "ICudaEngine.get_tensor_profile_shape": [(n, 64, 64, 3) for n in (1, 1, 32)],
             "ICudaEngine.device_memory_size_v2": 2**20,
             "IExecutionContext.set_input_shape": self.set_input_shape,
-            "IExecutionContext.get_tensor_shape": lambda name: (self.batch, *sides(name)),
+            "IExecutionContext.get_tensor_shape": lambda name: (self.bound.batch, *sides(name)),
             "IExecutionContext.set_tensor_address": self.set_tensor_address,
+            "IExecutionContext.set_device_memory": self.set_device_memory,
             "IExecutionContext.execute_async_v3": self.execute,
         }
 
@@ -69,24 +81,36 @@ class FakeTensorRT:
         self.contexts.add(self.gpu.count("contexts"))
         return True
 
+    @property
+    def bound(self) -> Binding:
+        """What the context whose method is being called was told."""
+        return self.bindings.setdefault(sys.modules["tensorrt"].subject, Binding())
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        assert memory % 256 == 0
+        at(memory, (size,), np.uint8)[...] = 0  # it is there
+        self.bound.scratch = memory
+
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        self.batch = shape[0]
+        self.bound.batch = shape[0]
         return name == "image"
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
-        self.addresses[name] = memory
+        self.bound.addresses[name] = memory
         return True
 
     def execute(self, stream_handle: int) -> bool:
         self.streams.add(stream_handle)
         self.contexts.add(self.gpu.count("contexts"))
         self.gpu.drain()  # it is not in the stream, but has to come after what is
+        bound = self.bound
+        assert bound.scratch, "nowhere to compute"
         (source,) = self.session.get_inputs()
-        image = at(self.addresses["image"], (self.batch, *source.shape[1:]), np.uint8)
+        image = at(bound.addresses["image"], (bound.batch, *source.shape[1:]), np.uint8)
         for output, values in zip(
             self.session.get_outputs(), self.session.run(None, {"image": image}), strict=True
         ):
-            at(self.addresses[output.name], values.shape, values.dtype)[...] = values
+            at(bound.addresses[output.name], values.shape, values.dtype)[...] = values
         return True
 
 

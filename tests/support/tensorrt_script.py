@@ -9,6 +9,7 @@ from padim_edge.runtime.nvidia.plan_cache import BuildSettings
 
 SETTINGS = BuildSettings(batch=(1, 4, 32), workspace=2**28)
 STREAM = 0x7F00
+SCRATCH = 0x4000
 ADDRESSES = {"image": 0x1000, "features.layer3": 0x2000, "features.layer1": 0x3000}
 SHAPES = {"image": (-1, 64, 96, 3), "features.layer3": (-1, 66, 4, 6),
           "features.layer1": (-1, 6, 16, 24)}  # fmt: skip

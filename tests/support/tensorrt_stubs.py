@@ -126,6 +126,7 @@ class World(ModuleType):
         self.__version__ = self.real.__version__
         self.answers = answers
         self.calls: list[Call] = []
+        self.subject: Thing | None = None  # whose method is being called
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self.real, name)
@@ -224,7 +225,15 @@ class Thing:
             known = overloads(member.fget.__doc__ or "", "")
             return self.world.answer(full, known[0].returns, {})
         known = overloads(member.__doc__ or "", name)
-        return lambda *args, **kwargs: self.world.call(full, known, args, kwargs)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.world.subject = self
+            try:
+                return self.world.call(full, known, args, kwargs)
+            finally:
+                self.world.subject = None  # or it would live on
+
+        return call
 
     def __setattr__(self, name: str, value: Any) -> None:
         member = self._member(name)

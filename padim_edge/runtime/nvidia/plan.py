@@ -126,25 +126,36 @@ class Plan:
         )
 
     @property
-    def device_memory(self) -> int:
-        """Bytes that each execution takes on the device for the largest batch."""
+    def scratch_bytes(self) -> int:
+        """Bytes on the device that an execution computes in, enough for the largest batch."""
         return int(self._engine.device_memory_size_v2)
 
-    def execution(self) -> Execution:
-        """A new execution; several may run at once, each on a stream of its own.
+    def execution(self, scratch: int) -> Execution:
+        """A new execution.
+
+        Args:
+            scratch: address of `scratch_bytes` on the device, which stay the caller's; executions
+                that do not run at the same time may have them in common.
 
         Raises:
             PadimEdgeError: the device has no memory left for it.
         """
-        context = self._engine.create_execution_context()
+        managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        context = self._engine.create_execution_context(managed)
         if context is None:
             raise PadimEdgeError(
-                f"TensorRT cannot make room for the plan ({self.device_memory / 2**20:.0f} MiB "
-                f"for batches up to {self.batch[2]}): {last_errors()}"
+                f"TensorRT cannot make an execution of the plan for batches of {self.batch[0]} to "
+                f"{self.batch[2]} frames: {last_errors()}"
             )
+        context.set_device_memory(scratch, self.scratch_bytes)
         execution = Execution(self, context)
         self._executions.append(execution)
         return execution
+
+    def drop(self, execution: Execution) -> None:
+        """Close an execution and forget it."""
+        self._executions.remove(execution)
+        execution.close()
 
     def close(self) -> None:
         """Free executions, engine and runtime, in this order. Closing twice is harmless."""
@@ -162,7 +173,7 @@ class Plan:
 
 
 class Execution:
-    """A plan with its scratch memory, run again and again. Made by `Plan.execution`."""
+    """A plan that is bound to memory, run again and again. Made by `Plan.execution`."""
 
     def __init__(self, plan: Plan, context: Any) -> None:
         self._tensors = plan.tensors
@@ -217,7 +228,7 @@ class Execution:
             raise PadimEdgeError(f"TensorRT refuses tensor '{name}': {last_errors()}")
 
     def close(self) -> None:
-        """Free the scratch memory. Closing twice is harmless."""
+        """Free what TensorRT has for it. Closing twice is harmless."""
         self._context = None
 
     def __enter__(self) -> Execution:

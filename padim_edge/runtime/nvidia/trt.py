@@ -8,6 +8,9 @@ the real Python bindings over stub libraries.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,25 +21,71 @@ from padim_edge.runtime.nvidia.tensorrt import LIBRARY
 # isort: split
 from padim_edge.model.file import Model
 from padim_edge.progress import Progress
+from padim_edge.runtime.engines import DeviceFigures, PlanFigures
 from padim_edge.runtime.nvidia.device import Device
 from padim_edge.runtime.nvidia.engine import MOST, GpuEngine, Step
 from padim_edge.runtime.nvidia.graphs import backbone_graph, whole_graph
 from padim_edge.runtime.nvidia.plan import Execution, Plan, open_plan
 from padim_edge.runtime.nvidia.plan_cache import BuildSettings, PlanCache
 
+LIVE = (1, 1, 4)
+"""Batches of the plan that every engine has: smallest, the one it is tuned for, largest."""
 
-def load_plan(graph: bytes, device: Device, progress: Progress | None) -> Plan:
-    """The plan of an ONNX graph for up to `MOST` frames, from the cache or built now.
+MANY = (LIVE[2] + 1, MOST, MOST)
+"""Those of a second plan, which is built when first there are so many frames. A camera never needs
+it, nor memory in which 32 frames can be computed."""
+
+_KEPT = 4  # batch sizes for which a plan stays bound
+
+
+def load_plan(
+    graph: bytes, device: Device, batch: tuple[int, int, int], progress: Progress | None
+) -> Plan:
+    """The plan of an ONNX graph, from the cache or built now.
 
     Args:
         graph: its bytes.
         device: the current one.
+        batch: the smallest, the usual and the largest.
         progress: called while it is built.
     """
     # Jetsons of one kind share name and architecture, and power modes switch processors off. Not
     # the memory: on a Jetson its size differs from boot to boot.
     gpu = f"{device.name}, {device.architecture}, {device.processors} processors"
-    return open_plan(graph, gpu, BuildSettings(batch=(1, 1, MOST)), PlanCache(), progress)
+    return open_plan(graph, gpu, BuildSettings(batch=batch), PlanCache(), progress)
+
+
+class _Use:
+    """A plan on the device with the memory that it computes in.
+
+    It is bound to each batch size once, by an execution of its own, of which the latest are kept.
+
+    Args:
+        plan: the plan, which is closed with this.
+        device: the current one, which frees the memory.
+        addresses: of the plan's inputs and outputs.
+    """
+
+    def __init__(self, plan: Plan, device: Device, addresses: Mapping[str, int]) -> None:
+        self.plan = plan
+        self._addresses = addresses
+        self._scratch = device.allocate(plan.scratch_bytes)
+        self._executions: dict[int, Execution] = {}  # the latest at the end
+
+    def execution(self, count: int) -> Execution:
+        """That for a batch of ``count`` frames; none must be running."""
+        execution = self._executions.pop(count, None)
+        if execution is None:
+            if len(self._executions) == _KEPT:
+                self.plan.drop(self._executions.pop(next(iter(self._executions))))
+            execution = self.plan.execution(self._scratch)
+            try:
+                execution.bind(count, self._addresses)
+            except BaseException:
+                self.plan.drop(execution)
+                raise
+        self._executions[count] = execution
+        return execution
 
 
 class TrtEngine(GpuEngine):
@@ -61,14 +110,15 @@ class TrtEngine(GpuEngine):
         progress: Progress | None = None,
     ) -> None:
         self._progress = progress
-        self._plan: Plan | None = None
-        self._execution: Execution | None = None
+        self._plans: dict[tuple[int, int, int], Plan] = {}
+        self._uses: dict[tuple[int, int, int], _Use] = {}
+        self._graph: Callable[[], bytes] | None = None
         self._addresses: dict[str, int] = {}
-        self._bound = 0
         super().__init__(model)
 
     def _open(self, model: Model) -> list[tuple[str, Step]]:
-        plan = self._load(backbone_graph(model))
+        self._graph = functools.partial(backbone_graph, model)
+        plan = self._load(LIVE)
         outputs: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
             name: (tensor.shape[1:], tensor.dtype)
             for name, tensor in plan.tensors.items()
@@ -76,29 +126,39 @@ class TrtEngine(GpuEngine):
         }
         addresses, stages = self._score(model, outputs)
         self._addresses = {"image": self._images.address, **addresses}
+        self._use(LIVE)
         kind = next(iter(outputs.values()))[1]
         self._description = f"{LIBRARY} and CUDA kernels, {kind} maps,"
         return [("backbone", self._run), *stages]
 
-    def _load(self, graph: bytes) -> Plan:
-        """The plan of an ONNX graph, ready to run."""
-        plan = self._plan = load_plan(graph, self._device, self._progress)
-        self._execution = plan.execution()
-        return plan
+    def _load(self, batch: tuple[int, int, int]) -> Plan:
+        """The plan for a range of batches."""
+        if self._graph is None:
+            raise RuntimeError("the engine is closed")
+        if batch not in self._plans:
+            self._plans[batch] = load_plan(self._graph(), self._device, batch, self._progress)
+        return self._plans[batch]
+
+    def _use(self, batch: tuple[int, int, int]) -> _Use:
+        """That plan, with memory."""
+        if batch not in self._uses:
+            self._uses[batch] = _Use(self._load(batch), self._device, self._addresses)
+        return self._uses[batch]
 
     def _run(self, count: int) -> None:
-        if self._execution is None:
-            raise RuntimeError("the plan is closed")
-        if count != self._bound:
-            self._bound = 0  # for good, should binding fail halfway
-            self._execution.bind(count, self._addresses)
-            self._bound = count
-        self._execution.enqueue(self._device.stream)
+        use = self._use(LIVE if count <= LIVE[2] else MANY)
+        use.execution(count).enqueue(self._device.stream)
+
+    def figures(self) -> DeviceFigures:
+        """As `GpuEngine.figures`, with the plans."""
+        plans = tuple(PlanFigures(batch, plan.scratch_bytes) for batch, plan in self._plans.items())
+        return replace(super().figures(), plans=plans)
 
     def _release(self) -> None:
-        if self._plan is not None:
-            self._plan.close()
-        self._plan = self._execution = None
+        self._uses = {}
+        self._graph = None
+        while self._plans:
+            self._plans.popitem()[1].close()
 
 
 class TrtGraphEngine(TrtEngine):
@@ -107,11 +167,12 @@ class TrtGraphEngine(TrtEngine):
     name = "trt/graph"
 
     def _open(self, model: Model) -> list[tuple[str, Step]]:
-        self._load(whole_graph(model))
+        self._graph = functools.partial(whole_graph, model)
         self._addresses = {
             "image": self._images.address,
             "score": self._scores.address,
             "score_map": self._maps.address,
         }
+        self._use(LIVE)
         self._description = f"{LIBRARY} for the whole graph"
         return [("graph", self._run)]

@@ -43,8 +43,10 @@ class TrtGraph:
         self._device = Device()
         try:
             with self._device.current():
-                plan = self._plan = load_plan(data, self._device, progress)
-                self._execution = plan.execution()
+                # One plan, tuned for the batches of a fit: its last batch may be a small one.
+                plan = load_plan(data, self._device, (1, MOST, MOST), progress)
+                self._plan = plan
+                self._execution = plan.execution(self._device.allocate(plan.scratch_bytes))
                 self._staging = {
                     name: self._device.staging((MOST, *tensor.shape[1:]), tensor.dtype)
                     for name, tensor in plan.tensors.items()

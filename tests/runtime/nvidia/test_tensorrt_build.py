@@ -201,6 +201,16 @@ def test_the_workspace_is_a_limit(
         tensorrt(build, graph, BuildSettings(batch=(1, 4, 32), workspace=2**20))
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_profiles_of_the_engines_build(
+    tensorrt: Callable[..., Any], exported: Callable[[str, str], Model], precision: str
+) -> None:
+    graph = backbone_graph(exported("resnet18", precision))
+    for batch in ((1, 1, 4), (5, 32, 32), (1, 32, 32)):  # trt.LIVE, trt.MANY, that of a fit
+        plan, _ = tensorrt(build, graph, BuildSettings(batch=batch))
+        assert len(plan) > 0.9 * len(graph)
+
+
 def test_progress_rises_to_the_whole(
     tensorrt: Callable[..., Any], exported: Callable[[str, str], Model]
 ) -> None:

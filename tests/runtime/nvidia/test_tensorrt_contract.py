@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tensorrt_script import ADDRESSES, SETTINGS, SHAPES, STREAM, answers, says
+from tensorrt_script import ADDRESSES, SCRATCH, SETTINGS, SHAPES, STREAM, answers, says
 from tensorrt_stubs import BINDINGS, World, assemble, enter
 from wheels import interpreter
 
@@ -158,8 +158,8 @@ def check_nested_phases_become_one_fraction() -> None:
 
 def _run(load: Any) -> None:
     """A plan from loading to closing."""
-    with load(b"a plan") as plan, plan.execution() as execution:
-        assert plan.device_memory >= 0
+    with load(b"a plan") as plan, plan.execution(SCRATCH) as execution:
+        assert plan.scratch_bytes >= 0
         execution.bind(2, ADDRESSES)
         execution.enqueue(STREAM)
 
@@ -180,10 +180,15 @@ def check_execution() -> None:
             "features.layer1": (np.dtype(np.float32), False),
         }
         assert plan.batch == (1, 4, 32)
-        assert plan.device_memory == 3 * 2**20
+        assert plan.scratch_bytes == 3 * 2**20
         assert plan.tensors["features.layer3"].nbytes(8) == 8 * 66 * 4 * 6 * 2
 
-        execution = plan.execution()
+        execution = plan.execution(SCRATCH)
+        (made,) = world.named("ICudaEngine.create_execution_context")
+        managed = world.real.ExecutionContextAllocationStrategy.USER_MANAGED
+        assert made == {"strategy": managed}  # or it would take memory of its own
+        given = world.named("IExecutionContext.set_device_memory")
+        assert given == [{"memory": SCRATCH, "size": plan.scratch_bytes}]
         execution.bind(8, ADDRESSES)
         execution.enqueue(STREAM)
         execution.enqueue(STREAM)
@@ -196,6 +201,11 @@ def check_execution() -> None:
         assert calls[-2:] == ["IExecutionContext.execute_async_v3"] * 2  # nothing else per frame
         freed = [name for name in calls if name in ("~IExecutionContext", "~ICudaEngine")]
         assert freed == []
+
+        other = plan.execution(SCRATCH)
+        plan.drop(other)
+        assert [call.name for call in world.calls][-1] == "~IExecutionContext"
+        world.calls.clear()
     order = [call.name for call in world.calls if call.name.startswith("~")]
     assert order == ["~IExecutionContext", "~ICudaEngine", "~Runtime"]
     plan.close()
@@ -214,7 +224,7 @@ def check_executions_fail_aloud() -> None:
         (
             {"ICudaEngine.create_execution_context": says("out of memory", None)},
             PadimEdgeError,
-            "cannot make room for the plan (3 MiB for batches up to 32): out of memory",
+            "cannot make an execution of the plan for batches of 1 to 32 frames: out of memory",
         ),
         ({"IExecutionContext.set_input_shape": False}, PadimEdgeError, "refuses tensor 'image'"),
         ({"IExecutionContext.set_tensor_address": False}, PadimEdgeError, "refuses tensor"),
@@ -242,7 +252,7 @@ def check_bind_refuses_what_would_write_past_memory() -> None:
     world = enter(answers())
     from padim_edge.runtime.nvidia.plan import Plan
 
-    with Plan(b"a plan") as plan, plan.execution() as execution:
+    with Plan(b"a plan") as plan, plan.execution(SCRATCH) as execution:
         for batch in (0, 33):
             with pytest.raises(PadimEdgeError, match=f"batch of {batch} .* takes 1 to 32"):
                 execution.bind(batch, ADDRESSES)
@@ -303,6 +313,14 @@ SABOTAGE = [
     ("plan", "int(addresses[name])", "memoryview(bytes(8))", ()),
     ("plan", "num_io_tensors", "num_bindings", ()),
     ("plan", "device_memory_size_v2", "device_memory_size", ("10",)),
+    (
+        "plan",
+        "create_execution_context(managed)",
+        "create_execution_context_without_device_memory()",
+        ("10",),
+    ),
+    ("plan", "set_device_memory(scratch, self.scratch_bytes)", "set_device_memory(scratch)", ()),
+    ("plan", "Strategy.USER_MANAGED", "Strategy.MANUAL", ()),
     (
         "builder",
         "config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace)",

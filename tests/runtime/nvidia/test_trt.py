@@ -30,7 +30,22 @@ def check_trt(folder: str, path: str, name: str) -> None:
     engine: Any = open_engine(name, model)
     assert engine.name == name
     assert f"tensorrt {world.__version__}" in engine.describe()
-    compare(engine, model, (1, 3, 34), FLOAT32)
+    compare(engine, model, (1, 3), FLOAT32)
+    plans = engine.figures().plans  # nothing for many frames so far
+    assert [(plan.batch, plan.scratch_bytes) for plan in plans] == [((1, 1, 4), 2**20)]
+    compare(engine, model, (4, 5, 34), FLOAT32)
+    assert [plan.batch for plan in engine.figures().plans] == [(1, 1, 4), (5, 32, 32)]
+    built = [tuple(shape[key][0] for key in ("min", "opt", "max"))
+             for shape in world.named("IOptimizationProfile.set_shape")]  # fmt: skip
+    assert built == [(1, 1, 4), (5, 32, 32)]
+    # A camera's batches come and go; what is bound stays, for the latest of them.
+    before = len(fake.bindings)
+    for count in (1, 2, 3, 4, 1, 2, 3, 4):
+        engine.infer(images(model, count))
+    assert 4 <= len(fake.bindings) <= before + 4
+    made = len(world.named("ICudaEngine.create_execution_context"))
+    engine.infer(images(model, 4))
+    assert len(world.named("ICudaEngine.create_execution_context")) == made
 
     assert fake.streams == {engine._device.stream}
     assert 0 not in fake.streams
@@ -66,7 +81,8 @@ def check_trt(folder: str, path: str, name: str) -> None:
     device.set("memory", 2**30 - 2**20)  # on a Jetson it differs from boot to boot
     try:
         engine = open_engine(name, model)
-        assert len(world.named("Builder.build_serialized_network")) == 1
+        compare(engine, model, (1, 7), FLOAT32)
+        assert len(world.named("Builder.build_serialized_network")) == 2
         engine.close()
     finally:
         device.set("memory", 2**30)
