@@ -32,7 +32,8 @@ MIB = 2**20
 GROWTH = {False: 8 * MIB, True: 64 * MIB}
 """Of device memory, by whether it is the host's too, where others take and give meanwhile. A model
 that stays behind once a cycle is hundreds of megabytes in the end."""
-HOST_GROWTH = 64 * MIB
+HOST_GROWTH = 256 * MIB
+"""Of the process: what the allocator keeps differs by tens of megabytes from run to run."""
 
 SAME = 1e-3
 """Of the largest score, between processes: they may have chosen other convolutions."""
