@@ -107,6 +107,14 @@ def as_ort(proto: onnx.ModelProto) -> Graph:
     return OrtGraph(bare.SerializeToString(), 0, constants)
 
 
+def as_ort_large(proto: onnx.ModelProto) -> Graph:
+    """The same, where all whitening is far too large for a cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(products, "LARGE_BYTES", 0)
+        patch.setattr(products, "RUN_BYTES", 3000)
+        return as_ort(proto)
+
+
 def as_openvino(proto: onnx.ModelProto) -> Graph:
     """As engine `openvino` opens it."""
     pytest.importorskip("openvino")
@@ -130,7 +138,7 @@ def tree(pyramid, by_name):
     return features
 
 
-@pytest.mark.parametrize("opened", [as_file, as_ort, as_openvino])
+@pytest.mark.parametrize("opened", [as_file, as_ort, as_ort_large, as_openvino])
 @pytest.mark.parametrize("constants", TOLERANCES)
 @pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
 def test_score_maps_equal_the_reference(shapes, constants, opened):
@@ -155,31 +163,35 @@ def test_score_maps_equal_the_reference(shapes, constants, opened):
         np.testing.assert_allclose(score, expected[:batch].max(axis=(1, 2)), rtol=rtol)
 
 
-def test_a_frame_equal_to_the_mean_scores_zero_and_not_nan():
+@pytest.mark.parametrize("opened", [as_ort, as_ort_large])
+def test_a_frame_equal_to_the_mean_scores_zero_and_not_nan(opened):
     """x^T Sigma^-1 x can round to less than zero; a sum of squares cannot."""
     shapes = SHAPES["three levels"]
     layers = [Layer(f"layer{i}", *shape) for i, shape in enumerate(shapes)]
     pyramid = Pyramid.coarse_to_fine(layers)
     good = maps_of(shapes, 10, seed=0)
     by_name = dict(zip([layer.name for layer in layers], good, strict=True))
-    scorer = as_ort(build(pyramid, layers, tree(pyramid, by_name), "int8", SIZE))
+    scorer = opened(build(pyramid, layers, tree(pyramid, by_name), "int8", SIZE))
     feed = {FEATURES + n: m.mean(axis=0, keepdims=True) for n, m in by_name.items()}
     score, score_map = scorer.run(feed, ["score", "score_map"])
     assert np.isfinite(score_map).all()
     assert score[0] < 1e-3
 
 
-def test_nan_in_one_frame_stays_in_that_frame():
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("constants", ["float16", "int8"])
+@pytest.mark.parametrize("opened", [as_ort, as_ort_large])
+def test_nan_in_one_frame_stays_in_that_frame(opened, constants, value):
     shapes = SHAPES["three levels"]
     layers = [Layer(f"layer{i}", *shape) for i, shape in enumerate(shapes)]
     pyramid = Pyramid.coarse_to_fine(layers)
     by_name = dict(zip([layer.name for layer in layers], maps_of(shapes, 10, 0), strict=True))
-    scorer = as_ort(build(pyramid, layers, tree(pyramid, by_name), "float16", SIZE))
+    scorer = opened(build(pyramid, layers, tree(pyramid, by_name), constants, SIZE))
     feed = {FEATURES + n: m[:3].copy() for n, m in by_name.items()}
     clean = scorer.run(feed, ["score"])[0]
-    feed["features.layer2"][1, 0, 0, 0] = np.nan
+    feed["features.layer2"][1, 0, 0, 0] = value
     score = scorer.run(feed, ["score"])[0]
-    assert np.isnan(score[1])
+    assert not np.isfinite(score[1])
     assert np.array_equal(score[[0, 2]], clean[[0, 2]])
 
 
@@ -233,11 +245,56 @@ def test_large_whitening_stays_float16_and_is_widened_in_runs_of_positions(monke
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_large_whitening_in_int8_or_float32_is_widened_once(monkeypatch):
+def test_large_whitening_in_float32_stays_as_it_is(monkeypatch):
     monkeypatch.setattr(products, "LARGE_BYTES", 0)
-    for constants in ("int8", "float32"):
-        lifts = in_ort_form(*lifted(three_levels(constants)[0], {}))
-        assert [values.dtype for values in lifts.values()] == [np.dtype(np.float32)] * 6
+    lifts = in_ort_form(*lifted(three_levels("float32")[0], {}))
+    assert [values.dtype for values in lifts.values()] == [np.dtype(np.float32)] * 6
+
+
+def test_large_whitening_in_int8_is_multiplied_as_it_is(monkeypatch):
+    """Features have 14 bits and a sign then: far less is lost than int8 has cost."""
+    proto, feed = three_levels("int8")
+    score, score_map = as_file(proto).run(feed)
+    monkeypatch.setattr(products, "LARGE_BYTES", 0)
+    bare, blocks = lifted(proto, {})
+    lifts = in_ort_form(bare, blocks)
+    integers = [one for one in lifts.values() if one.dtype == np.int8]
+    assert sum(math.prod(one.shape) for one in integers) == sum(
+        math.prod(block.shape) for block in blocks.values()
+    )
+    rest = [math.prod(one.shape) for one in lifts.values() if one.dtype != np.int8]
+    assert sum(rest) == 2 * sum(math.prod(block.shape[:2]) for block in blocks.values())
+    for own, expected in zip(as_ort(proto).run(feed), (score, score_map), strict=True):
+        np.testing.assert_allclose(own, expected, rtol=2e-4)
+
+
+def test_digits_cannot_overflow_sixteen_bits():
+    """What x86 without VNNI adds up two products in, and would clip without a word."""
+    shape = [2, 3, 1]  # positions, features, frames
+    form = products._Form({})
+    form._digits_of("z")
+    graph = helper.make_graph(
+        form.nodes,
+        "digits",
+        [helper.make_tensor_value_info("z", TensorProto.FLOAT, shape)],
+        [
+            helper.make_tensor_value_info("z.digits", TensorProto.UINT8, None),
+            helper.make_tensor_value_info("z.worth", TensorProto.FLOAT, None),
+        ],
+        list(form.small.values()),
+    )
+    opsets = [helper.make_opsetid("", OPSET)]
+    proto = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
+    rng = np.random.default_rng(0)
+    with OrtGraph(proto.SerializeToString()) as opened:
+        for size in (1e-3, 1, 1e4):
+            for z in (*(size * rng.standard_normal([200, *shape])), size * np.ones(shape)):
+                z = z.astype(np.float32)
+                digits, worth = opened.run({"z": z})
+                assert 2 * int(digits.max()) * 127 <= 2**15 - 1
+                high, low = (digits.astype(np.float64) - products.HALF).transpose(1, 0, 3, 2)
+                most = np.abs(z).max(axis=1, keepdims=True)
+                assert (np.abs(worth * (products.DIGIT * high + low) - z) <= most / 16000).all()
 
 
 def test_a_graph_that_does_not_fit_its_constants_is_refused():

@@ -164,6 +164,11 @@ class Block:
     stored: Mapping[str, Stored]
 
     @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the values as they are stored."""
+        return np.dtype(helper.tensor_dtype_to_np_dtype(self.tensor.data_type))
+
+    @property
     def wide_bytes(self) -> int:
         """Of the block as float32."""
         return 4 * math.prod(self.shape)
@@ -176,9 +181,14 @@ class Block:
         """The whitening as float32, bit for bit what the file's own nodes would make of it."""
         wide: NDArray[np.float32] = self.values().astype(np.float32, copy=False)
         if self.scale is not None:
-            scale = values_of(self.scale, self.stored)
-            wide *= scale.reshape(*self.shape[:2], 1)  # of its own since it was int8
+            wide *= self.scales()[..., None]  # of its own since it was int8
         return wide
+
+    def scales(self) -> NDArray[np.float32]:
+        """Of int8, [P, rows]: what the rows are multiplied by."""
+        if self.scale is None:
+            raise ValueError(f"{self.tensor.name} has no scale")
+        return values_of(self.scale, self.stored).reshape(self.shape[:2])
 
 
 def lifted(
