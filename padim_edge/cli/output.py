@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 def say(text: str) -> None:
     """One line on stderr, so that stdout holds results alone."""
-    typer.echo(text, err=True)
+    typer.echo(visible(text), err=True)
+
+
+def visible(text: str) -> str:
+    """A text in one line, whatever names of files are in it: what moves the cursor is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def good_images(sources: Sequence[str], folders: Folders) -> list[Path]:

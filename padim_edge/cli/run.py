@@ -21,12 +21,14 @@ from padim_edge.cli.options import (
     Threads,
     Threshold,
 )
-from padim_edge.cli.output import Skipped, open_detector, say
+from padim_edge.cli.output import Skipped, open_detector, say, visible
 from padim_edge.errors import PadimEdgeError, UsageError
 
 if TYPE_CHECKING:
     from padim_edge.detect.detector import Detector
+    from padim_edge.detect.judging import Verdict
     from padim_edge.detect.line_file import LineFile
+    from padim_edge.detect.overlay_folder import OverlayFolder
     from padim_edge.images.find import Found
 
 
@@ -115,7 +117,7 @@ def run(
             heads(path)
             record = verdict.to_json()
             if overlays:
-                overlays.save(verdict)
+                _save_overlay(overlays, verdict, strict)
             if collected:
                 collected(verdict)
             if lines:
@@ -133,6 +135,18 @@ def run(
         say(f"not judged, for they are no images: {found}")
     say(f"{tally.ok} ok, {tally.anomalous} anomalous, {tally.unreadable} unreadable")
     tally.conclude(fail_on_anomaly)
+
+
+def _save_overlay(overlays: OverlayFolder, verdict: Verdict, strict: bool) -> None:
+    """Draw a verdict; if its file has gone since it was judged, say so and go on."""
+    from padim_edge.errors import ImageError
+
+    try:
+        overlays.save(verdict)
+    except ImageError as error:
+        if strict:
+            raise
+        say(f"warning: judged, but there is no overlay: {error}")
 
 
 def _found(sources: Sequence[str], files_from: Path | None) -> Found:
@@ -243,5 +257,5 @@ def _row(record: dict[str, Any]) -> str:
     decision = "ANOMALY" if record["is_anomalous"] else "ok"
     return (
         f"{score:>10}  {record['threshold']:10.3f}  {record['percentile']:10.1f}  {decision:<9}  "
-        f"{record['path']}"
+        f"{visible(record['path'])}"
     )

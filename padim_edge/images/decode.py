@@ -152,6 +152,28 @@ def read_head(path: str | Path) -> tuple[int, int, int] | None:
         return None
 
 
+def is_lossy(path: str | Path) -> bool:
+    """Whether an image file was compressed with loss: JPEG, also within TIFF, or lossy WebP."""
+    try:
+        with Path(path).open("rb") as stream:
+            image = _reader(stream)(stream)
+            if isinstance(image, WebPImageFile):
+                return b"VP8 " in _chunks_of_webp(stream)
+            compression = image.info.get("compression")
+            return isinstance(image, JpegImageFile) or compression in ("jpeg", "tiff_jpeg", "webp")
+    except Exception:  # as in read_head
+        return False
+
+
+def _chunks_of_webp(stream: BinaryIO) -> Iterator[bytes]:
+    """Their kinds: the pixels may come after metadata, colours and alpha."""
+    stream.seek(12)
+    while len(head := stream.read(8)) == 8:
+        kind, length = struct.unpack("<4sI", head)
+        yield kind
+        stream.seek(length + length % 2, os.SEEK_CUR)
+
+
 def _may_be_turned(stream: BinaryIO) -> bool:
     """Whether a chunk of a PNG, before or after its pixels, may hold EXIF, or XMP in its place."""
     stream.seek(8)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from padim_edge.errors import ImageError
-from padim_edge.images.decode import load_frame, read_head
+from padim_edge.images.decode import is_lossy, load_frame, read_head
 
 _WORD = r"(?:masks?|gt|ground[_-]?truth|labels?|seg)"
 _AFTER = re.compile(rf"(?P<stem>.+?)[_. -]{_WORD}(?:[_. -]?\d+)?", re.IGNORECASE)
@@ -79,15 +79,8 @@ def load_mask(path: Path) -> NDArray[np.bool_]:
         ImageError: it cannot be read.
     """
     values = np.asarray(load_frame(path).pixels)
-    marked: NDArray[np.bool_] = values > (np.iinfo(values.dtype).max // 2 if _is_lossy(path) else 0)
+    marked: NDArray[np.bool_] = values > (np.iinfo(values.dtype).max // 2 if is_lossy(path) else 0)
     return marked if marked.ndim == 2 else np.asarray(marked.any(axis=2))
-
-
-def _is_lossy(path: Path) -> bool:
-    """Whether it is a JPEG or a plain lossy WebP; others that are lossy are told by nothing."""
-    with path.open("rb") as stream:
-        head = stream.read(16)
-    return head.startswith(b"\xff\xd8\xff") or head[8:16] == b"WEBPVP8 "
 
 
 def load_masks(paths: Sequence[Path], image: Path) -> NDArray[np.bool_]:

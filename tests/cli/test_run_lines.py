@@ -242,7 +242,48 @@ def test_names_as_long_as_a_name_can_be(tmp_path, model_file, good, letter):
         Image.open(path).load()
 
 
+def test_names_that_move_the_cursor_stay_in_one_line(tmp_path, model_file, good):
+    odd = [b"new\nline.png", b"\x1b[31mred.png", b"\xff\xfe.png", "\u202egnp.png".encode()]
+    for name in odd:
+        shutil.copy(good[0], os.fsencode(tmp_path) + b"/" + name)
+    (tmp_path / "not\nan image.png").touch()
+    lines = tmp_path / "s.jsonl"
+    done = in_process("run", model_file, tmp_path, "--jsonl", lines).worked()
+    assert len(done.stdout.splitlines()) == 1 + len(odd)
+    assert all(line.isprintable() for line in (done.stdout + done.stderr).split("\n"))
+    assert "new\\nline.png" in done.stdout
+    assert "warning: left out: " in done.stderr
+    assert {record["path"] for record in records(lines)} >= {
+        os.fsdecode(os.fsencode(tmp_path) + b"/" + name) for name in odd
+    }
+
+
 # --- everything is counted ----------
+
+
+# After a photo was judged, and before it is drawn.
+VANISHING = """
+import os
+from padim_edge.detect.overlay_folder import OverlayFolder
+save = OverlayFolder.save
+def late(self, verdict):
+    if verdict.name.name == "001.png":
+        os.unlink(verdict.name)
+    save(self, verdict)
+OverlayFolder.save = late
+"""
+
+
+def test_a_photo_that_goes_before_it_is_drawn(tmp_path, model_file, mine):
+    lines, maps = tmp_path / "s.jsonl", tmp_path / "maps"
+    run = ("run", model_file, mine, "--jsonl", lines, "--save-maps", maps)
+    done = padim_edge(*run, prelude=VANISHING).worked()
+    (said,) = done.warnings()
+    assert said.startswith(f"warning: judged, but there is no overlay: {mine / '001.png'}: cannot")
+    assert len(records(lines)) == 12
+    assert len(names(maps)) == 11
+    (mine / "001.png").write_bytes((mine / "000.png").read_bytes())
+    padim_edge(*run, "--strict", prelude=VANISHING).failed(1, "001.png", said=("not complete: ",))
 
 
 def test_links_that_lead_nowhere_are_unreadable(tmp_path, model_file, good):

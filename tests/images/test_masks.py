@@ -59,6 +59,33 @@ def test_webp_without_loss_is_exact(tmp_path: Path) -> None:
     np.testing.assert_array_equal(load_mask(path), MARKED)
 
 
+def test_lossy_masks_of_every_kind(tmp_path: Path) -> None:
+    """Compression leaves values beside 0 and white, wherever the file says that it compresses."""
+    photo = np.zeros((96, 96, 3), np.uint8)
+    photo[30:60, 30:60] = 255
+    exif = Image.Exif()
+    exif[0x010F] = "a camera"
+    for name, options in {
+        "a.jpg": {"quality": 20},
+        "b.webp": {"quality": 20},
+        "c.webp": {"quality": 20, "exif": exif.tobytes()},  # the pixels are not the first chunk
+        "d.tif": {"compression": "jpeg", "quality": 30},
+        "e.webp": {"lossless": True, "exif": exif.tobytes()},
+        "f.tif": {"compression": "tiff_lzw"},
+    }.items():
+        path = tmp_path / name
+        Image.fromarray(photo).save(path, **options)
+        near_black = photo.copy()
+        near_black[0, 0] = 9
+        lossless = tmp_path / f"near-black-{name}"
+        Image.fromarray(near_black).save(lossless, **options)
+        wrong = load_mask(path) != (photo[..., 0] > 0)
+        assert wrong.mean() < 0.01, name
+        if name > "e":
+            assert not wrong.any()
+            assert load_mask(lossless)[0, 0]
+
+
 def test_several_masks_of_an_image(tmp_path: Path) -> None:
     image = stored(tmp_path, "image.png", np.zeros((48, 64, 3), np.uint8))
     other = ~MARKED & (np.arange(64) < 8)
