@@ -1,0 +1,351 @@
+"""How well detectors find defects, and at what price: categories, backbones, presets, precisions.
+
+    python benchmarks/accuracy.py FOLDER... [--backbones resnet18=FILE,efficientnet-lite0]
+        [--presets published,reference,whitened,whitened-fine] [--precisions float32,int8]
+        [--constants float16,int8] [--false-alarm-rate 0.05] [--json FILE] [--work FOLDER]
+
+Each FOLDER is a data set, or holds some: train/good, test/good, test/<defect>, ground_truth. Of
+each everything is fitted on all of train/good and judged on all of test, by what `padim-edge fit`
+and `padim-edge eval` do. Nothing is chosen by looking at a test set. `published` is the preset
+`reference` with the preparation and the float32 constants of the reference implementation.
+
+A backbone is a network, with =FILE for weights that its source does not have. int8 backbones are
+calibrated on the category's own good photos. False alarms are of test/good, whose photos no fit has
+seen, at the threshold for --false-alarm-rate; the interval is Clopper and Pearson's.
+
+Times: the engine ort on one prepared frame, detectors of the first category in turn, blocks of ten
+calls with a rest between, medians. They want a machine that does nothing else: --skip-times leaves
+them out, and with the same --work and --json, --only-times adds them later. Rows that are in the
+JSON already stay there, and new ones are added, so that a long run can be made in pieces
+(--stop-after SECONDS).
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from padim_edge.detect.detector import Detector
+from padim_edge.detect.evaluation import evaluate_detector
+from padim_edge.errors import PadimEdgeError
+from padim_edge.files import atomic_write
+from padim_edge.fit.fit import fit_detector
+from padim_edge.fit.quantised import quantise_embedding
+from padim_edge.fit.settings import Settings
+from padim_edge.images.batches import refuse
+from padim_edge.images.dataset import test_samples, train_images
+from padim_edge.images.preprocess import Preprocess
+from padim_edge.measure.report import machine
+from padim_edge.model.file import Model, read, write
+from padim_edge.model.threshold import share_interval
+
+Row = dict[str, Any]
+
+SIZE = (224, 224)
+PRESETS = ("published", "reference", "whitened", "whitened-fine")
+KEY = ("category", "backbone", "preset", "backbone_precision", "constants")
+BLOCK, ROUNDS, REST_SECONDS = 10, 8, 0.05
+PAPER_DIMS = {"wide_resnet50_2": 550}
+"""Channels that are drawn; 100 of the others."""
+
+PUBLISHED = {
+    "bottle": (0.996, 0.981), "cable": (0.855, 0.949), "capsule": (0.870, 0.982),
+    "carpet": (0.984, 0.988), "grid": (0.898, 0.936), "hazelnut": (0.841, 0.979),
+    "leather": (0.988, 0.990), "metal_nut": (0.974, 0.967), "pill": (0.869, 0.946),
+    "screw": (0.745, 0.972), "tile": (0.959, 0.917), "toothbrush": (0.947, 0.986),
+    "transistor": (0.925, 0.968), "wood": (0.990, 0.940), "zipper": (0.741, 0.976),
+}  # fmt: skip
+"""Image and pixel AUROC on MVTec AD, ResNet-18 with 100 channels, of the reference implementation
+(github.com/xiahaifeng1995/PaDiM-Anomaly-Detection-Localization-master, README)."""
+
+
+def main() -> None:
+    arguments = _arguments()
+    categories = [found for folder in arguments.folders for found in data_sets(folder)]
+    if not categories:
+        sys.exit(f"no data set in {', '.join(map(str, arguments.folders))}: train/good and test")
+    report = _load(arguments.json)
+    with tempfile.TemporaryDirectory() as name:
+        work = arguments.work or Path(name)
+        work.mkdir(parents=True, exist_ok=True)
+        wanted = list(_wanted(arguments, categories))
+        if not arguments.only_times:
+            start = time.monotonic()
+            for folder, weights, row in wanted:
+                late = time.monotonic() - start > arguments.stop_after
+                if find(report["rows"], row) is None and not late:
+                    try:
+                        found = judged(folder, weights, row, arguments, work)
+                    except PadimEdgeError as error:
+                        found = {"refused": str(error)}
+                    report["rows"].append(row | found)
+                    _save(report, arguments.json, "accuracy")
+                    print(" ".join(f"{row[key]}" for key in KEY), file=sys.stderr, flush=True)
+        if not arguments.skip_times:
+            first = [find(report["rows"], row) for at, _, row in wanted if at == categories[0]]
+            there = [row for row in first if row and "refused" not in row]
+            for row, ms in zip(there, times([work / _file(row) for row in there]), strict=True):
+                row["ms"] = ms
+            _save(report, arguments.json, "times")
+    print(tables(report))
+
+
+def data_sets(folder: Path) -> list[Path]:
+    """A folder, if it is a data set; else those below it, two levels deep."""
+    candidates = [folder, *sorted(folder.glob("*")), *sorted(folder.glob("*/*"))]
+    return [
+        path for path in candidates if all((path / name).is_dir() for name in ("train", "test"))
+    ]
+
+
+def _wanted(
+    arguments: argparse.Namespace, categories: Sequence[Path]
+) -> Iterator[tuple[Path, str, Row]]:
+    """(data set, weights, what identifies a row) of everything that is asked for."""
+    for text, folder in itertools.product(arguments.backbones.split(","), categories):
+        backbone, _, weights = text.partition("=")
+        for preset, precision, constants in itertools.product(
+            arguments.presets.split(","),
+            arguments.precisions.split(","),
+            arguments.constants.split(","),
+        ):
+            if preset not in PRESETS:
+                sys.exit(f"--presets {preset}: choose among {', '.join(PRESETS)}")
+            row = dict(zip(KEY, (folder.name, backbone, preset, precision, constants), strict=True))
+            if preset == "published":  # of one kind alone
+                if (precision, constants) != (
+                    arguments.precisions.split(",")[0],
+                    arguments.constants.split(",")[0],
+                ):
+                    continue
+                row |= {"backbone_precision": "float32", "constants": "float32"}
+            yield folder, weights or "default", row
+
+
+def find(rows: Sequence[Row], row: Row) -> Row | None:
+    """The row with the same key, if there is one."""
+    return next((own for own in rows if all(own[key] == row[key] for key in KEY)), None)
+
+
+def _file(row: Row) -> str:
+    return "-".join(row[key] for key in KEY) + ".onnx"
+
+
+def judged(folder: Path, weights: str, row: Row, arguments: argparse.Namespace, work: Path) -> Row:
+    """Fit a detector on a data set and judge its test images."""
+    published = row["preset"] == "published"
+    preset = "reference" if published else row["preset"]
+    preprocess = (Preprocess.reference if published else Preprocess.whole)(SIZE)
+    embedding = _embedding(folder, weights, row, preprocess, work)
+    settings = Settings(
+        preprocess,
+        preset=preset,
+        dims=PAPER_DIMS.get(row["backbone"], 100) if preset == "reference" else None,
+        constants=row["constants"],
+        shrinkage=arguments.shrinkage if preset != "reference" else None,
+        false_alarm_rate=arguments.false_alarm_rate,
+    )
+    path = work / _file(row)
+    start = time.perf_counter()
+    fitted = fit_detector(
+        embedding, train_images(folder), path, settings, engine="ort", threads=arguments.threads
+    )
+    seconds = time.perf_counter() - start
+    with Detector(path, engine="ort", threads=arguments.threads) as detector:
+        metrics = evaluate_detector(detector, test_samples(folder), 8, refuse)
+        shrinkage = detector.detector_info.shrinkage
+    return {
+        "train": fitted.new_images,
+        **metrics.to_json(),
+        "false_alarms": round(metrics.false_alarm_rate * metrics.good),
+        "target": arguments.false_alarm_rate,
+        "shrinkage": shrinkage,
+        "bytes": fitted.size,
+        "fit_seconds": seconds,
+    }
+
+
+def _embedding(folder: Path, weights: str, row: Row, preprocess: Preprocess, work: Path) -> Model:
+    """Of a backbone, with all channels, in its precision; made once."""
+    plain = work / f"{row['backbone']}.onnx"
+    if not plain.exists():
+        from padim_edge.export.export import export_backbone  # torch, where it is needed
+
+        export_backbone(plain, row["backbone"], dims="all", image_size=SIZE, weights=weights)
+    if row["backbone_precision"] == "float32":
+        return read(plain, "embedding")
+    path = work / f"{folder.name}-{row['backbone']}-{row['backbone_precision']}.onnx"
+    if not path.exists():
+        photos = train_images(folder)
+        made = quantise_embedding(read(plain, "embedding"), photos, preprocess, "cpu")
+        with atomic_write(path) as stream:
+            write(stream, made.model)
+    return read(path, "embedding")
+
+
+def times(paths: Sequence[Path]) -> list[float]:
+    """Median ms of one prepared frame in each detector, in interleaved blocks."""
+    frame = np.random.default_rng(0).integers(0, 256, (1, *SIZE, 3), np.uint8)
+    found: list[list[float]] = [[] for _ in paths]
+    detectors = [Detector(path, engine="ort") for path in paths]
+    try:
+        for _ in range(ROUNDS):
+            for detector, own in zip(detectors, found, strict=True):
+                time.sleep(REST_SECONDS)
+                detector.engine.infer(frame)  # not counted: caches are cold
+                for _ in range(BLOCK):
+                    start = time.perf_counter()
+                    detector.engine.infer(frame)
+                    own.append((time.perf_counter() - start) * 1e3)
+    finally:
+        for detector in detectors:
+            detector.close()
+    return [statistics.median(own) for own in found]
+
+
+# ------------------------------------------------------------------------------------ the report
+
+
+def _load(path: Path | None) -> dict[str, Any]:
+    if path and path.exists():
+        report: dict[str, Any] = json.loads(path.read_text())
+        return report
+    return {"runs": {}, "rows": []}
+
+
+def _save(report: dict[str, Any], path: Path | None, what: str) -> None:
+    """With the command, the machine and the versions of the last run of a kind."""
+    report["runs"][what] = {"command": " ".join(["python", *sys.argv]), **asdict(machine())}
+    report["runs"][what]["date"] = time.strftime("%Y-%m-%d")
+    if path:
+        with atomic_write(path) as stream:
+            stream.write((json.dumps(report, indent=1) + "\n").encode())
+
+
+def tables(report: dict[str, Any]) -> str:
+    """Every row, the means over categories, and the reference implementation's own figures."""
+    rows: list[Row] = sorted((row for row in report["rows"] if "refused" not in row), key=_order)
+    refused = [row for row in report["rows"] if "refused" in row]
+    lines = []
+    for what, run in report["runs"].items():
+        versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
+        lines += [
+            f"{what}: {run['processor']}, {run['cores']} cores, {versions}, {run['date']}",
+            f"`{run['command']}`",
+            "",
+        ]
+    lines += _means(rows) + _each(rows) + _published(rows)
+    for row in refused:
+        lines.append(f"- not made: {' '.join(row[key] for key in KEY)}: {row['refused']}")
+    return "\n".join(lines)
+
+
+def _order(row: Row) -> tuple[Any, ...]:
+    """Backbones and categories by name, presets as they are listed."""
+    return (
+        row["backbone"], PRESETS.index(row["preset"]), row["backbone_precision"], row["constants"],
+        row["category"],
+    )  # fmt: skip
+
+
+def _means(rows: Sequence[Row]) -> list[str]:
+    """Over the categories that all have."""
+    kinds: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        kinds.setdefault(tuple(row[key] for key in KEY[1:]), []).append(row)
+    most = max(map(len, kinds.values()), default=0)
+    lines = [
+        f"Means over {most} categories; false alarms and their 95 % interval are of all good test "
+        f"photos together, at a target of {rows[0]['target']:g}."
+        if rows
+        else "Nothing was judged.",
+        "",
+        "| backbone | preset | backbone in | constants | image AUROC | pixel AUROC | PRO "
+        "| false alarms | ms | MB |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for kind, own in kinds.items():
+        if len(own) < most:
+            continue
+        values = (statistics.fmean(row[name] for row in own)
+                  for name in ("image_auroc", "pixel_auroc", "pro"))  # fmt: skip
+        ms = next((f"{row['ms']:.1f}" for row in own if "ms" in row), "not measured")
+        size = statistics.fmean(row["bytes"] for row in own) / 1e6
+        cells = [*kind, *(f"{value:.4f}" for value in values), _alarms(own), ms, f"{size:.1f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def _alarms(rows: Sequence[Row]) -> str:
+    hits, count = (sum(row[name] for row in rows) for name in ("false_alarms", "good"))
+    low, high = share_interval(hits, count)
+    return f"{hits} of {count}: {hits / count:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _each(rows: Sequence[Row]) -> list[str]:
+    lines = [
+        "| category | backbone | preset | backbone in | constants | image AUROC | pixel AUROC "
+        "| PRO | false alarms | shrinkage | MB |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in sorted(rows, key=lambda row: (row["category"], *_order(row))):
+        values = [row[name] for name in ("image_auroc", "pixel_auroc", "pro")]
+        cells = [
+            *(row[key] for key in KEY),
+            *("-" if value is None else f"{value:.4f}" for value in values),
+            _alarms([row]),
+            f"{row['shrinkage']:g}" if row["shrinkage"] else "-",
+            f"{row['bytes'] / 1e6:.1f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def _published(rows: Sequence[Row]) -> list[str]:
+    """Our figures with the reference implementation's preparation beside its own."""
+    lines = [
+        "| category | image AUROC: ours | published | difference | pixel AUROC: ours | published "
+        "| difference |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        known = PUBLISHED.get(row["category"])
+        if row["preset"] == "published" and row["backbone"] == "resnet18" and known:
+            cells = [row["category"]]
+            for name, theirs in zip(("image_auroc", "pixel_auroc"), known, strict=True):
+                cells += [f"{row[name]:.4f}", f"{theirs:.3f}", f"{row[name] - theirs:+.4f}"]
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folders", type=Path, nargs="+")
+    parser.add_argument("--backbones", default="resnet18,efficientnet-lite0")
+    parser.add_argument("--presets", default=",".join(PRESETS))
+    parser.add_argument("--precisions", default="float32,int8")
+    parser.add_argument("--constants", default="float16,int8")
+    parser.add_argument("--shrinkage", type=float, default=None, help="of whitened presets: auto")
+    parser.add_argument("--false-alarm-rate", type=float, default=0.05)
+    parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument("--work", type=Path, default=None, help="where models are kept")
+    parser.add_argument("--threads", type=int, default=0, help="of fit and judging; 0 for all")
+    parser.add_argument("--stop-after", type=float, default=1e9, help="begin no row after seconds")
+    parser.add_argument("--skip-times", action="store_true")
+    parser.add_argument("--only-times", action="store_true")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
