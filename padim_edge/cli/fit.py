@@ -284,6 +284,7 @@ def fit(
     skipped.summary()
     _say_copies(done)
     _say_outliers(done)
+    _say_shapes(done)
     say_skipped(done.skipped, done.engine)
     if precision:
         typer.echo(f"int8: {made.described()}")
@@ -322,6 +323,18 @@ def _say_outliers(done: Fitted) -> None:
             say(f"warning: {len(found)} image(s) {what}; the worst first:")
             for one in found:
                 say(f"warning:   {one}")
+
+
+def _say_shapes(done: Fitted) -> None:
+    """Which photos are squeezed otherwise than most."""
+    from padim_edge.detect.heads import TOLERANCE, unusual_shapes
+
+    ratios = done.model.detector_info.aspect_ratios if done.model.detector_info else ()
+    if ratios and ratios[-1] > ratios[0] * (1 + TOLERANCE) and (odd := unusual_shapes(done.paths)):
+        say(
+            f"warning: {len(odd)} image(s) have another shape than most, so that parts are "
+            f"squeezed or cut otherwise in them: {listed(odd)}"
+        )
 
 
 def _print_fit(output: Path, done: Fitted, default_rate: bool) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from padim_edge.images.decode import read_head
@@ -10,6 +11,18 @@ from padim_edge.model.metadata import DetectorInfo
 
 TOLERANCE = 0.02
 """Share by which an aspect ratio may differ from those of the fit: rounding to whole pixels."""
+
+
+def unusual_shapes(paths: Sequence[Path]) -> list[str]:
+    """Which files have another shape than most, in words; none if their shapes are all alike."""
+    heads = [(path, head) for path in paths if (head := read_head(path))]
+    ratios = [width / height for _, (width, height, _) in heads]
+    usual = statistics.median_low(ratios) if ratios else 0.0
+    return [
+        f"{path} ({head[0]} x {head[1]})"
+        for (path, head), ratio in zip(heads, ratios, strict=True)
+        if abs(ratio - usual) > TOLERANCE * usual
+    ]
 
 
 class Heads:

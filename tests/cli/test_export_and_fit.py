@@ -93,6 +93,18 @@ def test_fit_with_a_whitened_preset(tmp_path, whole_embedding, photos):
     assert len(read(output, "padim").backbone_info.channels) == 9
 
 
+def test_a_photo_of_another_shape_is_named(tmp_path, embedding_file, mine):
+    fit = ("fit", embedding_file, mine, "-o", tmp_path / "padim.onnx")
+    Image.open(mine / "000.png").resize((960, 950)).save(mine / "nearly.png")
+    assert "another shape" not in in_process(*fit).worked().stderr
+    Image.open(mine / "001.png").resize((400, 20)).save(mine / "long.png")
+    (said,) = [line for line in in_process(*fit).worked().warnings() if "another shape" in line]
+    assert said == (
+        "warning: 1 image(s) have another shape than most, so that parts are squeezed or cut "
+        f"otherwise in them: {mine / 'long.png'} (400 x 20)"
+    )
+
+
 def test_a_camera_that_fills_12_of_16_bits(tmp_path, embedding_file, photos):
     """The photos in grey: of 8 bits, and as a camera's Mono12 writes them. One is as the other."""
     for kind in ("8", "12"):
