@@ -146,6 +146,9 @@ def _timed(sizes: Sizes, path: Path, engine: str, spec: Spec) -> Line:
         f"{rates} frames/s at batch {', '.join(map(str, sizes.batches))}; device memory "
         f"{memory / 1e6:.0f} MB, process to first score {found.cold_start_seconds:.1f} s",
         device_bytes=memory,
+        plans=[
+            [*one.batch, one.scratch_bytes] for one in (found.device.plans if found.device else ())
+        ],
         peak_bytes=found.peak_memory_bytes,
         start_seconds=rounded(found.cold_start_seconds),
         batches={str(one.batch): _batch(one) for one in found.results},
