@@ -140,6 +140,9 @@ def test_the_whole_way_without_torch(installed):
     )
     assert len(told.splitlines()) == 1 + 5
     assert len(list((installed.folder / "maps").rglob("*.png"))) == 5
+    installed.run("padim-edge", "run", "padim.onnx", "photos/test", "--report", "report.html")
+    page = (installed.folder / "report.html").read_text()
+    assert (PACKAGE / "detect" / "report" / "report.js").read_text() in page
     assert "threshold" in installed.run("padim-edge", "inspect", "padim.onnx")
     told = installed.run("padim-edge", "bench", "padim.onnx", "--engine", "ort", "--calls", "30")
     assert "graph / bare backbone" in told
