@@ -245,7 +245,7 @@ def frames_that_get_slower() -> None:
     from padim_edge.measure import proof_endurance
 
     slower = itertools.count(1)
-    proof_endurance._seconds = lambda _: 10.0 ** next(slower)
+    proof_endurance._seconds = lambda _: 100.0 ** next(slower)
 
 
 def a_crash() -> None:
