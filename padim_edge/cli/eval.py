@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,7 +13,6 @@ from padim_edge.cli.options import (
     AbnormalDirs,
     EngineName,
     MaskDirs,
-    ModelFile,
     NormalDirs,
     ReportFile,
     Strict,
@@ -30,13 +29,28 @@ from padim_edge.cli.output import (
     table,
     write_json,
 )
-from padim_edge.errors import listed
+from padim_edge.errors import UsageError, listed
+
+if TYPE_CHECKING:
+    from padim_edge.detect.metrics import Metrics
+    from padim_edge.images.dataset import Folders
 
 
 @command("eval", "padim-edge eval padim.onnx mvtec/bottle --json bottle.json")
 def evaluate(
-    model: ModelFile,
-    dataset: Annotated[Path, typer.Argument(help="Data set with test/ and ground_truth/.")],
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="Detector made by 'padim-edge fit'; or, for several categories, a folder with "
+            "NAME.onnx for each."
+        ),
+    ],
+    dataset: Annotated[
+        Path,
+        typer.Argument(
+            help="Data set with test/ and ground_truth/; or a folder with one for each category."
+        ),
+    ],
     normal_dir: NormalDirs = None,
     abnormal_dir: AbnormalDirs = None,
     mask_dir: MaskDirs = None,
@@ -45,22 +59,73 @@ def evaluate(
         Path | None, typer.Option("--json", help="Write the results as JSON.")
     ] = None,
     report: ReportFile = None,
+    fit_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--fit-from",
+            help="Of several categories: an embedding.onnx, from which detectors that are not "
+            "there are fitted on train/good, as fit does by default.",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Of several categories: take from the file of --json what it has of the same "
+            "detector.",
+        ),
+    ] = False,
     threshold: Threshold = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Images per run of the engine.")] = 8,
     strict: Strict = False,
     threads: Threads = 0,
 ) -> None:
     """Measure a detector on images with known defects: AUROC, PRO, F1, false alarms."""
+    from padim_edge.detect.report.page import check_place
+    from padim_edge.files import check_distinct
+
+    folders = folders_of(normal_dir, abnormal_dir, mask_dir)
+
+    def measured(model: Path, dataset: Path) -> Metrics:
+        return _measured(model, dataset, folders, engine, report, threshold, batch, strict, threads)
+
+    if fit_from or model.is_dir():
+        check_distinct(embedding=fit_from, json=json_file)
+        if report or threshold is not None:
+            raise UsageError("--report and --threshold are of one category: give its own file")
+        from padim_edge.cli.categories import evaluate_categories
+
+        evaluate_categories(model, dataset, measured, fit_from, json_file, resume)
+        return
+    if resume:
+        raise UsageError("--resume is of several categories: give a folder with NAME.onnx for each")
+    check_place(report)
+    check_distinct(model=model, json=json_file, report=report)
+    metrics = measured(model, dataset)
+    _print(metrics)
+    if json_file:
+        write_json(json_file, metrics.to_json())
+
+
+def _measured(
+    model: Path,
+    dataset: Path,
+    folders: Folders,
+    engine: str,
+    report: Path | None,
+    threshold: float | None,
+    batch: int,
+    strict: bool,
+    threads: int,
+) -> Metrics:
+    """The metrics of a detector; says what the user should know of the images, writes the page."""
     from padim_edge.detect.evaluation import judge_samples
     from padim_edge.detect.heads import Heads
     from padim_edge.detect.report.evaluated import evaluated
-    from padim_edge.detect.report.page import check_place, page
-    from padim_edge.files import atomic_write, check_distinct
+    from padim_edge.detect.report.page import page
+    from padim_edge.files import atomic_write
     from padim_edge.images.dataset import stray_masks, test_samples
 
-    check_place(report)
-    check_distinct(model=model, json=json_file, report=report)
-    folders = folders_of(normal_dir, abnormal_dir, mask_dir)
     samples = test_samples(dataset, folders)
     say_images([sample.path for sample in samples])
     if strays := stray_masks(dataset, samples, folders):
@@ -86,7 +151,10 @@ def evaluate(
         heads(sample.path)
     skipped.summary()
     heads.summary()
+    return metrics
 
+
+def _print(metrics: Metrics) -> None:
     def number(value: float | None) -> str:
         return "no masks" if value is None else f"{value:.4f}"
 
@@ -105,5 +173,3 @@ def evaluate(
     )
     if metrics.images_without_mask:
         say(f"{metrics.images_without_mask} defective image(s) have no mask: left out of pixels")
-    if json_file:
-        write_json(json_file, metrics.to_json())
