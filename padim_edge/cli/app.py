@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import keyword
 import signal
 import sys
 import warnings
@@ -16,13 +17,14 @@ from padim_edge.cli.output import say
 from padim_edge.errors import UsageError
 
 COMMANDS = (
-    *("export", "quantize", "fit", "calibrate", "run", "eval", "bench", "inspect", "demo"),
-    "doctor",
+    *("export", "quantize", "fit", "import", "calibrate", "run", "eval", "bench", "inspect"),
+    *("demo", "doctor"),
 )
 """In the order of the help. Each is a file of this room, and registers itself when imported."""
 
 for _name in COMMANDS:
-    import_module(f"padim_edge.cli.{_name}")
+    # `import` is a keyword, and no name of a module.
+    import_module(f"padim_edge.cli.{_name}{'_' * keyword.iskeyword(_name)}")
 
 # The class of all complaints of typer about arguments; it has no public name.
 _WrongArguments = cast("type[Exception]", typer.BadParameter.__base__)

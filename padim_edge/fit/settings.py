@@ -10,7 +10,7 @@ from padim_edge.errors import UsageError
 from padim_edge.images.preprocess import Preprocess
 from padim_edge.images.roi import Roi
 from padim_edge.model.frame_input import check_frame_input
-from padim_edge.model.metadata import CONSTANTS, COVARIANCES, PRESETS
+from padim_edge.model.metadata import CONSTANTS, ESTIMATORS, PRESETS
 from padim_edge.model.pooling import WHITENED
 from padim_edge.model.pyramid import Layer
 
@@ -67,8 +67,8 @@ class Settings:
             UsageError: an unknown name, a number out of range, or a preprocessing that no graph
                 can do.
         """
-        if self.covariance not in COVARIANCES:
-            raise UsageError(f"--covariance {self.covariance}: choose {' or '.join(COVARIANCES)}")
+        if self.covariance not in ESTIMATORS:
+            raise UsageError(f"--covariance {self.covariance}: choose {' or '.join(ESTIMATORS)}")
         if self.constants not in CONSTANTS:
             raise UsageError(f"--constants {self.constants}: choose {', '.join(CONSTANTS)}")
         if not 0 <= self.eps < np.inf:

@@ -23,7 +23,7 @@ from padim_edge.errors import ModelError, PadimEdgeError, first_line
 from padim_edge.model.checksum import add, begin, checksum
 from padim_edge.model.frame_input import drop_frame_input, has_frame_input, with_frame_input
 from padim_edge.model.graph import subgraph
-from padim_edge.model.metadata import COMMANDS, BackboneInfo, DetectorInfo, Metadata
+from padim_edge.model.metadata import COMMANDS, DENSE, BackboneInfo, DetectorInfo, Metadata
 from padim_edge.model.names import FEATURES, ROI
 from padim_edge.model.pyramid import Pyramid
 from padim_edge.model.stored import Source, Stored, is_held, parse, put_back, values_of
@@ -63,7 +63,7 @@ class Model:
     def pyramid(self) -> Pyramid:
         """Levels as they are stored: one dense level for Ledoit-Wolf, else coarse to fine."""
         layers = self.backbone_info.pyramid_layers()
-        dense = self.detector_info is not None and self.detector_info.covariance == "ledoit-wolf"
+        dense = self.detector_info is not None and self.detector_info.covariance in DENSE
         return Pyramid.dense(layers) if dense else Pyramid.coarse_to_fine(layers)
 
     def constant(self, name: str) -> NDArray[Any]:

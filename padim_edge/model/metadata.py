@@ -39,8 +39,11 @@ PRECISIONS = ("float32", "float16", "int8")
 CONSTANTS = ("float32", "float16", "int8")
 """How the whitening is stored."""
 
-COVARIANCES = ("sample", "ledoit-wolf")
-"""Estimators of the covariance."""
+ESTIMATORS = ("sample", "ledoit-wolf")
+"""Of the covariance, in a fit."""
+
+DENSE = ("ledoit-wolf", "dense")
+"""Covariances whose whitening has one level, with all channels: "dense" are imported ones."""
 
 DIGITS = 16
 """Hexadecimal digits of an image's digest: enough to tell any two of a fit's images apart."""
@@ -125,11 +128,11 @@ class DetectorInfo:
 
     Attributes:
         preprocess: from any image to the graph's input.
-        covariance: "sample" or "ledoit-wolf".
+        covariance: one of `ESTIMATORS`, or "dense": imported from another program.
         eps: added to the diagonal of the sample covariance; 0 for Ledoit-Wolf.
         sigma: of the Gaussian filter, in pixels of the score map.
         constants: "float16", "float32" or "int8": how the whitening is stored.
-        images: number of good images in the fit.
+        images: number of good images in the fit; 0 if unknown, of one that was imported.
         threshold: a frame whose score exceeds it is anomalous.
         false_alarm_rate: the rate the threshold was set for.
         calibration: how the held-out scores of good images were made.
@@ -298,7 +301,7 @@ def _check_fields(info: BackboneInfo, detector_info: DetectorInfo | None) -> Non
             "source_layers",
         ),
         (not detector_info or detector_info.preset in PRESETS, "preset"),
-        (not detector_info or detector_info.covariance in COVARIANCES, "covariance"),
+        (not detector_info or detector_info.covariance in (*ESTIMATORS, *DENSE), "covariance"),
         (not detector_info or detector_info.constants in CONSTANTS, "constants"),
         (not detector_info or detector_info.preprocess.size == info.image_size, "preprocess"),
         (not detector_info or _is_sorted(detector_info.good_scores), "good_scores"),

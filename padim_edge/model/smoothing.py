@@ -34,6 +34,7 @@ class Smoothing:
         image_size: tuple[int, int],
         sigma: float,
         judged: NDArray[np.bool_] | None = None,
+        border: str = "reflect",
     ) -> Smoothing:
         """The matrices for the finest level of a pyramid.
 
@@ -42,11 +43,12 @@ class Smoothing:
             image_size: (H, W) of the score map.
             sigma: of the Gaussian, in pixels of the score map; 0 for none.
             judged: bool [H, W]; None for everywhere.
+            border: of the filter, as of `smoothing_matrix`.
         """
         height, width = image_size
         return cls(
-            smoothing_matrix(height, pyramid.height, sigma),
-            smoothing_matrix(width, pyramid.width, sigma),
+            smoothing_matrix(height, pyramid.height, sigma, border),
+            smoothing_matrix(width, pyramid.width, sigma, border),
             judged,
         )
 
@@ -56,16 +58,18 @@ class Smoothing:
         return smoothed if self.judged is None else np.where(self.judged, smoothed, 0)
 
 
-def smoothing_matrix(size: int, positions: int, sigma: float) -> Array:
+def smoothing_matrix(size: int, positions: int, sigma: float, border: str = "reflect") -> Array:
     """One axis of upsampling and smoothing as a matrix A, so that score map = A D A^T.
 
     Bilinear resizing (align_corners=False) followed by a Gaussian filter as SciPy defines it
-    (reflect at the borders, truncated at 4 sigma). Both are linear and separable.
+    (truncated at 4 sigma; at the border "reflect" repeats the last pixel, "mirror" does not). Both
+    are linear and separable.
 
     Args:
         size: pixels of the score map along this axis.
         positions: pixels of the distance map along this axis.
         sigma: of the Gaussian, in pixels of the score map; 0 for none.
+        border: "reflect" or "mirror".
 
     Returns:
         [size, positions].
@@ -85,9 +89,11 @@ def smoothing_matrix(size: int, positions: int, sigma: float) -> Array:
     offsets = np.arange(-radius, radius + 1)
     weights = np.exp(-0.5 * (offsets / sigma) ** 2)
     weights /= weights.sum()
-    # "reflect" mirrors about the border's edge, again and again if need be: d c b a | a b c d
-    source = (np.arange(size)[:, None] + offsets) % (2 * size)
-    source = np.minimum(source, 2 * size - 1 - source)
+    # Again and again if need be: d c b a | a b c d, and e d c b | a b c d e.
+    repeated = 1 if border == "reflect" else 0
+    period = max(1, 2 * (size - 1 + repeated))
+    source = (np.arange(size)[:, None] + offsets) % period
+    source = np.minimum(source, period - repeated - source)
     gaussian = np.zeros((size, size))
     np.add.at(gaussian, (np.arange(size)[:, None], source), weights)
     smoothing: Array = gaussian @ bilinear

@@ -7,6 +7,7 @@ import functools
 import numpy as np
 import pytest
 import reference
+import scipy.ndimage
 import scipy.stats
 
 from padim_edge.errors import PadimEdgeError, UsageError
@@ -190,6 +191,14 @@ def test_smoothing_matrix_equals_interpolation_and_gaussian_filter(size, positio
     ours = A @ maps @ A.T
     theirs = reference.score_maps(maps, (size, size), sigma)
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize(("size", "sigma"), [(64, 4.0), (7, 4.0), (30, 1.5), (1, 2.0)])
+def test_a_filter_whose_border_is_not_repeated(size, sigma):
+    maps = np.random.default_rng(3).random((size, size))
+    A = smoothing_matrix(size, size, sigma, "mirror")
+    theirs = scipy.ndimage.gaussian_filter(maps, sigma, mode="mirror")
+    np.testing.assert_allclose(A @ maps @ A.T, theirs, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize(
