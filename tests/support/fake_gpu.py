@@ -16,7 +16,9 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import traceback
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ BINDINGS = ("cuda-bindings==12.9.10", "cuda-pathfinder==1.9.1")
 HEADERS = "nvidia-cuda-runtime==13.0.96"
 SHIM = Path(__file__).parent / "cuda_shim" / "run.cpp"
 FLOAT32, FLOAT16 = 1e-5, 1e-3  # of the largest value, by the type of the backbone's maps
-OWNED = ("device", "host", "streams", "modules", "events", "queued", "contexts")
+OWNED = ("device", "host", "streams", "modules", "events", "graphs", "queued", "contexts")
 
 
 # --- building -------------------------------------------------------------------------------------
@@ -133,11 +135,26 @@ class Gpu:
         self.driver.fake_count.restype = ctypes.c_longlong
         self.driver.fake_set.argtypes = [ctypes.c_char_p, ctypes.c_longlong]
         self.drain = self.driver.fake_drain
+        self.work: list[Any] = []  # of other libraries; a recording may call it again
         self.forget = self.driver.fake_forget
 
     def set(self, name: str, value: int) -> None:
         """Change the device: devices, integrated, shared, memory, cuda."""
         self.driver.fake_set(name.encode(), value)
+
+    def enqueue(self, stream: int, work: Callable[[], None]) -> int:
+        """Put work of another library into a stream; CUDA's code, 0 if all is well."""
+
+        def run() -> int:
+            try:
+                work()
+            except BaseException:
+                traceback.print_exc()
+                return 719
+            return 0
+
+        self.work.append(ctypes.CFUNCTYPE(ctypes.c_int)(run))
+        return int(self.driver.fake_enqueue(ctypes.c_void_p(stream), self.work[-1]))
 
     def fail(self, call: str, code: int) -> None:
         """Let the next call of this name fail."""

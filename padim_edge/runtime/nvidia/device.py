@@ -25,6 +25,7 @@ from numpy.typing import DTypeLike, NDArray
 from padim_edge.errors import PadimEdgeError
 from padim_edge.runtime.nvidia.driver import driver
 from padim_edge.runtime.nvidia.launch import DEFAULT_SHARED_LIMIT, Launch
+from padim_edge.runtime.nvidia.recording import Recording
 from padim_edge.system import available_memory
 
 __all__ = ["Device", "Event", "Staging"]
@@ -200,6 +201,17 @@ class Device:
             )
 
         return prepared
+
+    def record(self, work: Callable[[], None]) -> Recording:
+        """What some work enqueues, to be enqueued in one call; it does not run now.
+
+        Raises:
+            PadimEdgeError: CUDA refuses, or the work fails.
+        """
+        try:
+            return Recording(self.stream, work)
+        except driver.Error as error:
+            raise PadimEdgeError(" ".join(str(error).split())) from error
 
     def synchronize(self) -> None:
         """Wait for all that was enqueued; on a closed device there is nothing."""

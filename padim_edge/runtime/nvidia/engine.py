@@ -3,7 +3,8 @@
     upload -> (backbone -> distances -> smoothing, or whatever a subclass enqueues) -> download
 
 Prepared images are uploaded as they are; frames of a camera become such images on the device
-(`preparer`). All on one stream, in memory that was taken before, with one wait at the end.
+(`preparer`). All on one stream, in memory that was taken before, with one wait at the end. Where
+all stages can be, they are recorded for each batch size as a CUDA graph, which is one call.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import itertools
+import logging
 import threading
 import weakref
 from collections import defaultdict
@@ -26,6 +28,7 @@ from padim_edge.model.file import Model
 from padim_edge.runtime.engines import DeviceFigures
 from padim_edge.runtime.nvidia.device import Device, Event
 from padim_edge.runtime.nvidia.preparer import Preparer
+from padim_edge.runtime.nvidia.recording import Recording
 from padim_edge.runtime.nvidia.scorer import Scorer
 
 MOST = 32
@@ -33,6 +36,10 @@ MOST = 32
 
 Step = Callable[[int], None]
 """Enqueues a stage for a number of frames."""
+
+_KEPT = 4  # batch sizes of which recordings are kept
+_logger = logging.getLogger(__name__)
+_logger.addHandler(logging.NullHandler())  # a library stays silent unless it is asked
 
 
 class GpuEngine:
@@ -42,9 +49,14 @@ class GpuEngine:
     """
 
     name = ""
+    _can_record = False  # whether all stages do nothing but enqueue
 
     def __init__(self, model: Model) -> None:
         self._lock = threading.Lock()
+        # By batch size, the latest at the end: recordings by the stage that they begin with, None
+        # where these stages ran once, unrecorded.
+        self._sizes: dict[int, dict[int, Recording | None]] = {}
+        self._refusal = ""
         self._steps: list[tuple[str, Step]] = []
         self._events: list[Event] = []
         self._scorer: Scorer | None = None
@@ -134,15 +146,9 @@ class GpuEngine:
 
     def infer(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Score a batch; see `padim_edge.runtime.engines.Engine`."""
-
-        def bring(part: slice) -> int:
-            count = self._take(images[part])
-            self._upload(count)
-            return count
-
         with self._lock:
             self._check(images)
-            return self._score_all(len(images), bring)
+            return self._score_all(len(images), lambda part: self._take(images[part]), 0)
 
     def takes(self, frame: Frame) -> bool:
         """Whether frames like this one are prepared on the device; asked in any thread."""
@@ -154,12 +160,18 @@ class GpuEngine:
         """Score a batch of frames as they are; see `padim_edge.runtime.engines.FrameEngine`."""
         with self._lock:
             preparer = self._check_frames(frames)
-            return self._score_all(len(frames), lambda part: preparer.bring(frames[part]))
+            return self._score_all(len(frames), lambda part: preparer.bring(frames[part]), 1)
 
     def _score_all(
-        self, total: int, bring: Callable[[slice], int]
+        self, total: int, bring: Callable[[slice], int], first_step: int
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Scores and maps of ``total`` frames; ``bring`` enqueues how a part of them gets there."""
+        """Scores and maps of ``total`` frames.
+
+        Args:
+            total: how many.
+            bring: takes a part of them, as the stages want it.
+            first_step: the stage with which they begin.
+        """
         scores = np.empty(total, np.float32)
         maps = np.empty((total, *self._image_shape[:2]), np.float32)
         with self._device.current():
@@ -167,17 +179,54 @@ class GpuEngine:
                 part = slice(first, first + MOST)
                 with self._drained():
                     count = bring(part)
-                    for _, step in self._steps[1:]:
-                        step(count)
+                    self._enqueue(first_step, count)
                     self._device.synchronize()
                 scores[part] = self._scores.host[:count]
                 maps[part] = self._maps.host[:count]
         return scores, maps
 
+    def _enqueue(self, first: int, count: int) -> None:
+        """Enqueue the stages from one on: in one call, where they are recorded."""
+        size = self._size(count)
+        recording = size.get(first)
+        # Recorded when it comes again: the first run is TensorRT's to get ready for a batch size.
+        if recording is None and first in size and self._can_record and not self._refusal:
+            try:
+                recording = self._device.record(lambda: self._enqueue_steps(first, count))
+            except PadimEdgeError as error:
+                self._refusal = str(error)
+                _logger.warning("frames go on without CUDA graphs: %s", self._refusal)
+        if recording is not None:
+            recording.enqueue()
+        else:
+            self._enqueue_steps(first, count)
+        size[first] = recording
+
+    def _enqueue_steps(self, first: int, count: int) -> None:
+        for _, step in self._steps[first:]:
+            step(count)
+
+    def _size(self, count: int) -> dict[int, Recording | None]:
+        """What is kept for a batch size, which is the latest now; nothing must be running."""
+        size = self._sizes.pop(count, None)
+        if size is None:
+            if len(self._sizes) == _KEPT:
+                self._forget(next(iter(self._sizes)))
+            size = {}
+        self._sizes[count] = size
+        return size
+
+    def _forget(self, count: int) -> None:
+        """Let go of what is kept for a batch size; nothing must be running."""
+        for recording in self._sizes.pop(count).values():
+            if recording is not None:
+                recording.close()
+
     def stages(self, images: NDArray[np.uint8]) -> dict[str, float]:
         """Run one batch with an event after each stage; seconds of each by the GPU's clock.
 
-        What the host does before and after (copies to and from page-locked memory) is in none.
+        They run one by one, not as a CUDA graph. What the host does before and after (copies to and
+        from page-locked memory) is in none.
         """
         seconds: defaultdict[str, float] = defaultdict(float)
         with self._lock:
@@ -217,6 +266,7 @@ class GpuEngine:
         self, steps: Sequence[tuple[str, Step]], count: int, seconds: dict[str, float]
     ) -> None:
         """Run steps to their end, and add up what each took."""
+        self._size(count)
         events = self._events[: len(steps) + 1]
         self._device.mark(events[0])
         for (_, step), event in zip(steps, events[1:], strict=True):
@@ -240,7 +290,11 @@ class GpuEngine:
 
     def describe(self) -> str:
         """What runs where, in one line."""
-        return f"{self._description} on {self._device.name} ({self._device.architecture})"
+        recorded = any(any(size.values()) for size in self._sizes.values())
+        graphs = " in CUDA graphs" if recorded else ""
+        if self._refusal:
+            graphs = f" without CUDA graphs ({self._refusal})"
+        return f"{self._description}{graphs} on {self._device.name} ({self._device.architecture})"
 
     def _check(self, images: NDArray[np.uint8] | None = None) -> None:
         if not self._steps:
@@ -292,7 +346,11 @@ class GpuEngine:
                     finally:
                         self._events = []
                         self._preparer = None
-                        self._release()
+                        try:
+                            while self._sizes:
+                                self._forget(next(iter(self._sizes)))
+                        finally:
+                            self._release()
             finally:
                 self._device.close()
         atexit.unregister(self._at_exit)

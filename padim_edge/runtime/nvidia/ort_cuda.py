@@ -101,6 +101,7 @@ class OrtCudaEngine(GpuEngine):
     """
 
     name = "ort-cuda"
+    # Its session is not recorded: it may allocate and wait as it goes.
     _memory = "cuda"  # where bound tensors are
 
     def __init__(

@@ -35,8 +35,6 @@ MANY = (LIVE[2] + 1, MOST, MOST)
 """Those of a second plan, which is built when first there are so many frames. A camera never needs
 it, nor memory in which 32 frames can be computed."""
 
-_KEPT = 4  # batch sizes for which a plan stays bound
-
 
 def load_plan(
     graph: bytes, device: Device, batch: tuple[int, int, int], progress: Progress | None
@@ -58,7 +56,8 @@ def load_plan(
 class _Use:
     """A plan on the device with the memory that it computes in.
 
-    It is bound to each batch size once, by an execution of its own, of which the latest are kept.
+    It is bound to each batch size once, by an execution of its own: to change one from which a CUDA
+    graph was recorded is not allowed.
 
     Args:
         plan: the plan, which is closed with this.
@@ -70,22 +69,24 @@ class _Use:
         self.plan = plan
         self._addresses = addresses
         self._scratch = device.allocate(plan.scratch_bytes)
-        self._executions: dict[int, Execution] = {}  # the latest at the end
+        self._executions: dict[int, Execution] = {}
 
     def execution(self, count: int) -> Execution:
-        """That for a batch of ``count`` frames; none must be running."""
-        execution = self._executions.pop(count, None)
-        if execution is None:
-            if len(self._executions) == _KEPT:
-                self.plan.drop(self._executions.pop(next(iter(self._executions))))
+        """That for a batch of ``count`` frames."""
+        if count not in self._executions:
             execution = self.plan.execution(self._scratch)
             try:
                 execution.bind(count, self._addresses)
             except BaseException:
                 self.plan.drop(execution)
                 raise
-        self._executions[count] = execution
-        return execution
+            self._executions[count] = execution
+        return self._executions[count]
+
+    def forget(self, count: int) -> None:
+        """Free that for a batch size, if there is one; it must not be running."""
+        if count in self._executions:
+            self.plan.drop(self._executions.pop(count))
 
 
 class TrtEngine(GpuEngine):
@@ -102,6 +103,7 @@ class TrtEngine(GpuEngine):
     """
 
     name = "trt"
+    _can_record = True
 
     def __init__(
         self,
@@ -148,6 +150,11 @@ class TrtEngine(GpuEngine):
     def _run(self, count: int) -> None:
         use = self._use(LIVE if count <= LIVE[2] else MANY)
         use.execution(count).enqueue(self._device.stream)
+
+    def _forget(self, count: int) -> None:
+        super()._forget(count)
+        for use in self._uses.values():
+            use.forget(count)
 
     def figures(self) -> DeviceFigures:
         """As `GpuEngine.figures`, with the plans."""

@@ -7,6 +7,7 @@ CPU.
 
 from __future__ import annotations
 
+import logging
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
@@ -52,12 +53,14 @@ def check_trt(folder: str, path: str, name: str) -> None:
     assert fake.contexts == {1}, "TensorRT was called without a context"
     batch = images(model, 2)
     engine.infer(batch)
+    engine.infer(batch)
     before = len(world.calls)
     device.forget()
     engine.infer(batch)
-    assert [call.name for call in world.calls[before:]] == ["IExecutionContext.execute_async_v3"]
-    assert device.count("cuMemAlloc") == 0
-    assert device.count("cuStreamSynchronize") == 1
+    assert world.calls[before:] == []  # all of it is in the graph
+    calls = ("cuGraphLaunch", "cuStreamSynchronize", "cuLaunchKernel", "cuMemAlloc",
+             "cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync")  # fmt: skip
+    assert [device.count(call) for call in calls] == [1, 1, 0, 0, 0, 0]
 
     # Only where kernels run anyway: the other engine is for machines without a compiler, too.
     shots = [Frame(batch[0].repeat(3, axis=0)), Frame(batch[1, :, 1:])]
@@ -94,6 +97,122 @@ def test_trt(
     trt: ProcessPoolExecutor, folder: str, detectors: dict[str, str], name: str, kind: str
 ) -> None:
     trt.submit(check_trt, folder, detectors[kind], name).result(timeout=300)
+
+
+# --- CUDA graphs ----------------------------------------------------------------------------------
+
+
+def check_graphs(folder: str, path: str, name: str, integrated: bool) -> None:
+    device = enter(folder)
+    device.set("integrated", integrated)
+    fake = FakeTensorRT(device)
+    install(folder, f"{name} graphs {integrated}", fake.answers())
+    from padim_edge.model.file import read
+
+    model = read(path, "padim")
+    plain: Any = open_engine(name, model)
+    plain._can_record = False
+    engine: Any = open_engine(name, model)
+    for turn in range(3):  # other pixels each time, in the same memory
+        for count in (1, 3, 9):
+            device.forget()
+            batch = images(model, count, seed=10 * turn + count)
+            scores, maps = engine.infer(batch)
+            assert device.count("cuStreamBeginCapture") == (turn == 1)
+            assert device.count("cuGraphLaunch") == (turn > 0)
+            wanted, wanted_maps = plain.infer(batch)
+            np.testing.assert_array_equal(scores, wanted)
+            np.testing.assert_array_equal(maps, wanted_maps)
+    assert " in CUDA graphs on " in engine.describe()
+    assert "CUDA graph" not in plain.describe()
+    engine.stages(batch)
+    np.testing.assert_array_equal(engine.infer(batch)[0], wanted)
+
+    if name == "trt":  # frames come another way, and of another graph
+        for seed in range(4):
+            shots = [Frame(one) for one in images(model, 3, seed=seed).repeat(2, axis=1)]
+            device.forget()
+            scores, maps = engine.infer_frames(shots)
+            assert device.count("cuGraphLaunch") == (seed > 0)
+            np.testing.assert_array_equal(maps, plain.infer_frames(shots)[1])
+
+    # Of many batch sizes the latest are kept, with what they are bound to.
+    for _ in range(2):
+        for count in (1, 2, 3, 4, 5, 6):
+            batch = images(model, count)
+            np.testing.assert_array_equal(engine.infer(batch)[1], plain.infer(batch)[1])
+        assert device.count("graphs") <= 4
+    for count in (6, 5, 6, 5):
+        engine.infer(images(model, count))
+    assert device.count("graphs") >= 2
+    engine.close()
+    plain.close()
+    assert device.owned() == {}, device.owned()
+    device.set("integrated", 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "integrated"), [("trt", False), ("trt", True), ("trt/graph", False)]
+)
+def test_graphs_give_the_same_bits(
+    trt: ProcessPoolExecutor, folder: str, detectors: dict[str, str], name: str, integrated: bool
+) -> None:
+    trt.submit(check_graphs, folder, detectors["float16"], name, integrated).result(timeout=300)
+
+
+def check_refused_graphs(folder: str, path: str) -> None:
+    device = enter(folder)
+    from padim_edge.model.file import read
+
+    model = read(path, "padim")
+    batches = [images(model, 2, seed=seed) for seed in range(4)]
+
+    class Refuses(FakeTensorRT):
+        def execute(self, stream_handle: int) -> bool:
+            return not device.count("recording") and super().execute(stream_handle)
+
+    install(folder, "refused", FakeTensorRT(device).answers())
+    plain: Any = open_engine("trt", model)
+    plain._can_record = False
+    wanted = [plain.infer(batch) for batch in batches]
+    plain.close()
+    cases: dict[str, tuple[type[FakeTensorRT], str]] = {
+        "cuStreamBeginCapture failed: not supported": (FakeTensorRT, "cuStreamBeginCapture"),
+        "cuStreamEndCapture failed: not supported": (FakeTensorRT, "cuStreamEndCapture"),
+        "cuGraphInstantiate": (FakeTensorRT, "cuGraphInstantiate"),
+        "TensorRT cannot run the plan": (Refuses, ""),
+        "cuLaunchKernel failed: not supported": (FakeTensorRT, "cuLaunchKernel"),
+    }
+    for words, (kind, call) in cases.items():
+        install(folder, f"refused {words}", kind(device).answers())
+        engine: Any = open_engine("trt", model)
+        records: list[logging.LogRecord] = []
+        handler = logging.Handler()
+        handler.emit = records.append  # type: ignore[method-assign]
+        logger = logging.getLogger("padim_edge.runtime.nvidia.engine")
+        logger.addHandler(handler)
+        engine.infer(batches[0])
+        if call:
+            device.fail(call, 801)
+        device.forget()
+        for batch, (scores, maps) in zip(batches, wanted, strict=True):
+            got, got_maps = engine.infer(batch)
+            np.testing.assert_array_equal(got, scores)
+            np.testing.assert_array_equal(got_maps, maps)
+        logger.removeHandler(handler)
+        assert [words in record.getMessage() for record in records] == [True], words  # once
+        assert f" without CUDA graphs ({words}" in engine.describe()
+        assert "\n" not in engine.describe()
+        assert device.count("cuStreamBeginCapture") == 1, "it was tried again"
+        assert device.count("recording") == 0
+        engine.close()
+        assert device.owned() == {}, (words, device.owned())
+
+
+def test_without_graphs_frames_go_on(
+    trt: ProcessPoolExecutor, folder: str, detectors: dict[str, str]
+) -> None:
+    trt.submit(check_refused_graphs, folder, detectors["float16"]).result(timeout=300)
 
 
 def one_batch(model: Any) -> None:

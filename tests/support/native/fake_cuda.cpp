@@ -25,7 +25,8 @@ namespace {
 
 enum Result { kSuccess = 0, kInvalidValue = 1, kOutOfMemory = 2, kInvalidContext = 201,
               kNoDevice = 100, kInvalidHandle = 400, kNotFound = 500, kNotReady = 600,
-              kLaunchFailed = 719, kNotSupported = 801 };
+              kLaunchFailed = 719, kNotSupported = 801, kCaptureUnsupported = 900,
+              kCaptureInvalidated = 901 };
 
 constexpr int kProcessors = 16;
 constexpr int kMaxSharedOptin = 97, kIntegrated = 18, kCapabilityMajor = 75, kCapabilityMinor = 76;
@@ -43,6 +44,9 @@ struct Function {
 struct Module {
     std::deque<Function> functions;
 };
+struct Graph {
+    std::vector<std::function<Result()>> work;
+};
 struct Event {
     bool recorded = false, passed = false;
     Clock::time_point time;
@@ -56,6 +60,10 @@ std::map<uintptr_t, size_t> device, host;
 std::set<void*> streams;
 std::set<Module*> modules;
 std::set<Event*> events;
+std::set<Graph*> graphs, executables;
+Graph* recording = nullptr;  // of...
+void* recorded = nullptr;    // ...this stream
+bool spoilt = false;         // by a call that must not be made meanwhile
 std::deque<std::function<Result()>> queue;
 std::vector<std::string> calls;
 std::string failing;      // a call that fails next time, with...
@@ -93,6 +101,12 @@ Result drain() {
     return result;
 }
 
+// What waits for the stream, or may do so, and is refused while it is recorded.
+const std::set<std::string> unsafe = {
+    "cuMemAlloc", "cuMemFree", "cuMemHostAlloc", "cuMemFreeHost", "cuModuleLoadData",
+    "cuModuleUnload", "cuStreamSynchronize", "cuEventSynchronize", "cuCtxSynchronize",
+    "cuMemcpyHtoD", "cuMemcpyDtoH", "cuMemsetD8"};
+
 // Every entry: takes the lock, notes the call, fails it if a test wants it to.
 struct Entry {
     std::lock_guard<std::recursive_mutex> lock{mutex};
@@ -104,6 +118,9 @@ struct Entry {
             failing.clear();
         } else if (context && stack.empty()) {
             result = kInvalidContext;
+        } else if (recording && unsafe.count(name)) {
+            spoilt = true;
+            result = kCaptureUnsupported;
         }
     }
 };
@@ -134,7 +151,9 @@ EXPORT long long fake_count(const char* what) {
     if (name == "streams") return static_cast<long long>(streams.size());
     if (name == "modules") return static_cast<long long>(modules.size());
     if (name == "events") return static_cast<long long>(events.size());
+    if (name == "graphs") return static_cast<long long>(graphs.size() + executables.size());
     if (name == "queued") return static_cast<long long>(queue.size());
+    if (name == "recording") return recording != nullptr;
     if (name == "retained") return retained;
     if (name == "contexts") return static_cast<long long>(stack.size());  // of this thread
     long long count = 0;
@@ -167,7 +186,9 @@ EXPORT int cuGetErrorString(int code, const char** text) {
         {kNoDevice, "no CUDA-capable device is detected"},
         {kInvalidContext, "invalid device context"}, {kInvalidHandle, "invalid resource handle"},
         {kNotFound, "named symbol not found"}, {kNotReady, "device not ready"},
-        {kLaunchFailed, "unspecified launch failure"}, {kNotSupported, "not supported"}};
+        {kLaunchFailed, "unspecified launch failure"}, {kNotSupported, "not supported"},
+        {kCaptureUnsupported, "operation not permitted when stream is capturing"},
+        {kCaptureInvalidated, "operation failed due to a previous error during capture"}};
     const auto found = words.find(code);
     *text = found == words.end() ? "unknown error" : found->second;
     return kSuccess;
@@ -292,6 +313,7 @@ Result copy(uintptr_t to, uintptr_t from, size_t size, bool to_device, bool from
 Result enqueue(void* stream, std::function<Result()> work) {
     if (!stream) calls.push_back("default stream");
     if (stream && !streams.count(stream)) return kInvalidHandle;
+    if (recording && stream == recorded) return recording->work.push_back(std::move(work)), kSuccess;
     queue.push_back(std::move(work));
     return kSuccess;
 }
@@ -314,6 +336,7 @@ EXPORT int cuMemcpyHtoDAsync_v2(unsigned long long to, const void* from, size_t 
     if (!on_device(to, size)) return kInvalidValue;
     if (within(host, at, size))
         return enqueue(stream, [=] { return copy(to, at, size, true, false); });
+    if (recording) return spoilt = true, kCaptureUnsupported;
     // Pageable memory may be the caller's again when the call returns.
     calls.push_back("pageable");
     std::vector<char> kept(static_cast<const char*>(from), static_cast<const char*>(from) + size);
@@ -455,6 +478,59 @@ EXPORT int cuLaunchKernel(Function* function, unsigned gx, unsigned gy, unsigned
         if (error) trouble = error;
         return error ? kLaunchFailed : kSuccess;
     });
+}
+
+// --- CUDA graphs ----------------------------------------------------------------------------------
+
+// Work of another library, in the order of a stream.
+EXPORT int fake_enqueue(void* stream, int (*work)()) {
+    std::lock_guard<std::recursive_mutex> lock(mutex);
+    return enqueue(stream, [=] { return static_cast<Result>(work()); });
+}
+EXPORT int cuStreamBeginCapture_v2(void* stream, int mode) {
+    ENTER("cuStreamBeginCapture");
+    if (!streams.count(stream) || recording || mode < 0 || mode > 2) return kInvalidValue;
+    return graphs.insert(recording = new Graph), recorded = stream, spoilt = false, kSuccess;
+}
+EXPORT int cuStreamEndCapture(void* stream, Graph** out) {
+    Entry entry("cuStreamEndCapture");  // ends it in any case
+    *out = nullptr;
+    if (!recording || stream != recorded) return kInvalidValue;
+    Graph* const graph = recording;
+    recording = nullptr;
+    if (!entry.result && spoilt) entry.result = kCaptureInvalidated;
+    if (entry.result) {
+        graphs.erase(graph);
+        delete graph;
+    } else {
+        *out = graph;
+    }
+    return entry.result;
+}
+EXPORT int cuGraphInstantiateWithFlags(Graph** out, Graph* graph, unsigned long long flags) {
+    ENTER("cuGraphInstantiate");
+    if (!graphs.count(graph) || flags) return kInvalidValue;
+    return executables.insert(*out = new Graph(*graph)), kSuccess;
+}
+EXPORT int cuGraphDestroy(Graph* graph) {
+    ENTER("cuGraphDestroy");
+    if (!graphs.erase(graph)) return kInvalidHandle;
+    delete graph;
+    return kSuccess;
+}
+EXPORT int cuGraphLaunch(Graph* executable, void* stream) {
+    ENTER("cuGraphLaunch");
+    if (!executables.count(executable)) return kInvalidHandle;
+    for (const auto& work : executable->work)
+        if (const Result result = enqueue(stream, work)) return result;
+    return kSuccess;
+}
+EXPORT int cuGraphExecDestroy(Graph* executable) {
+    ENTER("cuGraphExecDestroy");
+    drain();
+    if (!executables.erase(executable)) return kInvalidHandle;
+    delete executable;
+    return kSuccess;
 }
 
 // --- what pycuda links to and this project must not need ------------------------------------------
