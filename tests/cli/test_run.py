@@ -49,7 +49,9 @@ def test_json_lines_of_run(tmp_path, model_file, photos, batch):
     records = [json.loads(line) for line in lines.read_text().splitlines()]
     assert len(records) == TEST_IMAGES
     for record in records:
-        assert set(record) == {"path", "score", "threshold", "is_anomalous", "percentile"}
+        fields = {"path", "score", "threshold", "is_anomalous", "percentile", "regions"}
+        assert set(record) == fields
+        assert bool(record["regions"]) == record["is_anomalous"]
         assert record["is_anomalous"] is (record["score"] > record["threshold"])
         assert 0 <= record["percentile"] <= 100
     done = in_process(*arguments, "-").worked()
@@ -87,7 +89,7 @@ def test_stdout_holds_results_alone_on_a_terminal(tmp_path, model_file, photos, 
     (tmp_path / "test").symlink_to(photos / "test")
     (tmp_path / "ground_truth").symlink_to(photos / "ground_truth")
     for arguments, lines in (
-        (("fit", embedding_file, photos, "-o", tmp_path / "padim.onnx"), 4),
+        (("fit", embedding_file, photos, "-o", tmp_path / "padim.onnx"), 5),
         (("run", model_file, tmp_path / "test", "--jsonl", "-"), TEST_IMAGES),
         (("eval", model_file, tmp_path), 9),
     ):
