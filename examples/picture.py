@@ -51,11 +51,11 @@ def row(detector: Detector, path: Path, side: int) -> Image.Image:
     photo = load_image(path)
     photo = photo.resize((side, round(side * photo.height / photo.width)), Image.Resampling.LANCZOS)
     frame = np.asarray(photo)
-    region = detector.region(*photo.size)
+    seen = detector.seen(*photo.size)
 
     def drawn(background: np.ndarray, low: float) -> Image.Image:
         numbers = result.threshold, result.score, low
-        return overlay(background, result.score_map, region, *numbers, result.mask)
+        return overlay(background, result.score_map, seen, *numbers, result.mask)
 
     usual = float(np.median(detector.detector_info.good_scores))
     decision = drawn(frame, min(usual, 0.9 * result.threshold))

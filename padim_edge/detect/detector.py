@@ -54,7 +54,7 @@ class Result:
         percentile: per cent of the good images of the fit (each scored as if left out of it)
             that score no higher.
         score_map: float32 [H, W] over the part of the frame that the graph sees
-            (`Detector.region`).
+            (`Detector.seen`).
         pixel_threshold: a pixel whose score exceeds it may belong to a region; 0 if the file has
             none, and the threshold takes its place.
         size: (h, w) of the frame.
@@ -255,12 +255,12 @@ class Detector:
             score_map=score_map,
             pixel_threshold=self.detector_info.pixel_threshold,
             size=size,
-            seen=seen or self.region(size[1], size[0]),
+            seen=seen or self.seen(size[1], size[0]),
         )
 
-    def region(self, width: int, height: int) -> tuple[float, float, float, float]:
+    def seen(self, width: int, height: int) -> tuple[float, float, float, float]:
         """(left, top, right, bottom) of what the graph sees of a frame of this size."""
-        return self.detector_info.preprocess.region(width, height)
+        return self.detector_info.preprocess.seen(width, height)
 
     def _check_open(self) -> None:
         if self._closed:

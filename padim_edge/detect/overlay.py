@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from padim_edge.detect.regions import Box
 from padim_edge.errors import UsageError
-
-Region = tuple[float, float, float, float]
 
 #: Pixels on the long side; larger frames are scaled down for the picture.
 MAX_SIDE = 1600
@@ -21,7 +20,7 @@ MAX_SIDE = 1600
 #: Where the colour scale ends the frame shines through by a quarter.
 OPACITY = 0.75
 
-#: Brightness outside of the region.
+#: Brightness outside of what the map covers.
 DIMMED = 0.35
 
 _TOP = 1.5  # the colour scale ends at this multiple of the threshold
@@ -78,7 +77,7 @@ class Scale:
 def overlay(
     frame: NDArray[np.uint8],
     score_map: NDArray[np.float32],
-    region: Region,
+    seen: Box,
     threshold: float,
     score: float,
     low: float,
@@ -88,12 +87,12 @@ def overlay(
 
     Scores up to ``low`` leave the frame as it is; from there colour and opacity grow up to 1.5
     times the threshold. A line surrounds the mask, what lies outside of
-    ``region`` is darkened, and a bar below the frame states score, threshold and verdict.
+    ``seen`` is darkened, and a bar below the frame states score, threshold and verdict.
 
     Args:
         frame: uint8 [h, w, 3], RGB. Not modified.
         score_map: float32 [H, W], at any resolution.
-        region: (left, top, right, bottom) of the part of the frame that the map covers, in
+        seen: (left, top, right, bottom) of the part of the frame that the map covers, in
             pixels of the frame; (0, 0, w, h) is all of it.
         threshold: the score that an anomalous image exceeds.
         score: the image score.
@@ -105,12 +104,12 @@ def overlay(
         and the bar below it.
 
     Raises:
-        UsageError: wrong shapes or types, an empty region, NaN or infinite scores, or ``low``
+        UsageError: wrong shapes or types, nothing seen, NaN or infinite scores, or ``low``
             not in [0, threshold).
     """
-    _check(frame, score_map, region, threshold, score, low)
-    picture, region = _at_most_max_side(Image.fromarray(frame), region)
-    scores, covered = scores_at(picture.size, score_map, region)
+    _check(frame, score_map, seen, threshold, score, low)
+    picture, seen = _at_most_max_side(Image.fromarray(frame), seen)
+    scores, covered = scores_at(picture.size, score_map, seen)
 
     position = np.where(covered, Scale(low, threshold).positions(scores), 0)
     colours = colour_table()[np.rint(position * 255).astype(np.uint8)]
@@ -121,40 +120,40 @@ def overlay(
     # A light line just inside, a dark one just outside: one of the two is seen on any frame.
     marked = scores > threshold
     if mask is not None:
-        marked = scores_at(picture.size, mask.astype(np.float32), region)[0] > 0.5
+        marked = scores_at(picture.size, mask.astype(np.float32), seen)[0] > 0.5
     inner, outer = outline(covered & marked, max(1, round(max(picture.size) / 800)))
     pixels[outer] *= 0.3
     pixels[inner] = 255
     return _with_caption(np.rint(pixels).astype(np.uint8), score, threshold)
 
 
-def _at_most_max_side(picture: Image.Image, region: Region) -> tuple[Image.Image, Region]:
-    """Scale a large frame down, and the region with it."""
+def _at_most_max_side(picture: Image.Image, seen: Box) -> tuple[Image.Image, Box]:
+    """Scale a large frame down, and what the map covers of it."""
     shrink = MAX_SIDE / max(picture.size)
     if shrink >= 1:
-        return picture, region
+        return picture, seen
     width, height = (max(1, round(side * shrink)) for side in picture.size)
     across, down = width / picture.width, height / picture.height
-    left, top, right, bottom = region
+    left, top, right, bottom = seen
     scaled = left * across, top * down, right * across, bottom * down
     return picture.resize((width, height), Image.Resampling.BOX), scaled
 
 
 def scores_at(
-    size: tuple[int, int], score_map: NDArray[np.float32], region: Region
+    size: tuple[int, int], score_map: NDArray[np.float32], seen: Box
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Interpolate a map at the centre of every pixel of a picture.
 
     Args:
         size: (w, h) of the picture.
         score_map: float32 [H, W], at any resolution.
-        region: as of `overlay`, in pixels of the picture.
+        seen: as of `overlay`, in pixels of the picture.
 
     Returns:
         Scores, float32 [h, w], and which pixels the map covers, bool [h, w].
     """
     width, height = size
-    left, top, right, bottom = region
+    left, top, right, bottom = seen
     rows, columns = score_map.shape
     across, down = columns / (right - left), rows / (bottom - top)
     scores = Image.fromarray(np.asarray(score_map, np.float32)).transform(
@@ -232,7 +231,7 @@ def _font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 def _check(
     frame: NDArray[np.uint8],
     score_map: NDArray[np.float32],
-    region: Region,
+    seen: Box,
     threshold: float,
     score: float,
     low: float,
@@ -243,9 +242,9 @@ def _check(
         raise UsageError(f"score map must be float32 [H, W]; got shape {score_map.shape}")
     if not (np.isfinite(score_map).all() and np.isfinite([score, threshold, low]).all()):
         raise UsageError("NaN or infinite values in score, threshold, low or the score map")
-    left, top, right, bottom = region
+    left, top, right, bottom = seen
     if not (left < right and top < bottom):
-        raise UsageError(f"region must be (left, top, right, bottom) and not empty; got {region}")
+        raise UsageError(f"seen must be (left, top, right, bottom) and not empty; got {seen}")
     if not 0 <= low < threshold:
         raise UsageError(
             f"low must be from 0 to less than the threshold {threshold:g}; got {low:g}"

@@ -56,7 +56,7 @@ class OverlayFolder:
         picture = overlay(
             frame,
             result.score_map,
-            self._detector.region(frame.shape[1], frame.shape[0]),
+            self._detector.seen(frame.shape[1], frame.shape[0]),
             result.threshold,
             result.score,
             scale.low,

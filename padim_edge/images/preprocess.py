@@ -294,7 +294,7 @@ class Preprocess:
         seen = np.asarray(resized)[top : top + height, left : left + width]
         return np.asarray(seen.any(axis=2))
 
-    def region(self, width: int, height: int) -> tuple[float, float, float, float]:
+    def seen(self, width: int, height: int) -> tuple[float, float, float, float]:
         """The part of a frame that the graph sees.
 
         Args:

@@ -13,13 +13,13 @@ GREY = 100
 WHITE = (255, 255, 255)
 
 
-def draw(score_map, size=(64, 48), region=None, threshold=10.0, score=None, low=5.0):
+def draw(score_map, size=(64, 48), seen=None, threshold=10.0, score=None, low=5.0):
     """Overlay on a grey frame of (width, height): the frame's part and the bar below it."""
     width, height = size
     frame = np.full((height, width, 3), GREY, np.uint8)
     score_map = np.asarray(score_map, np.float32)
     score = float(score_map.max()) if score is None else score
-    picture = overlay(frame, score_map, region or (0, 0, width, height), threshold, score, low)
+    picture = overlay(frame, score_map, seen or (0, 0, width, height), threshold, score, low)
     assert picture.mode == "RGB"
     assert (frame == GREY).all()
     pixels = np.asarray(picture)
@@ -75,7 +75,7 @@ def test_line_is_closed_at_the_edge_of_the_frame():
 
 def test_region_places_the_map_and_the_rest_is_dimmed():
     pixels, _ = draw(
-        block((20, 30), np.s_[5:10], np.s_[8:20]), size=(100, 80), region=(40, 50, 70, 70)
+        block((20, 30), np.s_[5:10], np.s_[8:20]), size=(100, 80), seen=(40, 50, 70, 70)
     )
     hot = np.zeros((80, 100), bool)
     hot[55:60, 48:60] = True
@@ -87,7 +87,7 @@ def test_region_places_the_map_and_the_rest_is_dimmed():
 
 
 def test_region_may_be_fractional_and_reach_over_the_edge():
-    pixels, _ = draw(np.zeros((4, 4)), size=(20, 10), region=(2.4, -3, 17.6, 7.5))
+    pixels, _ = draw(np.zeros((4, 4)), size=(20, 10), seen=(2.4, -3, 17.6, 7.5))
     dimmed = pixels[..., 0] != GREY
     # A pixel is covered when its centre is.
     expected = np.ones((10, 20), bool)
@@ -131,10 +131,10 @@ def test_colours_are_those_of_inferno():
 
 def test_large_frames_are_scaled_down_with_region_and_line():
     pixels, _ = draw(
-        block((50, 50), np.s_[10:40], np.s_[10:40]), (3200, 2400), region=(400, 800, 1400, 1800)
+        block((50, 50), np.s_[10:40], np.s_[10:40]), (3200, 2400), seen=(400, 800, 1400, 1800)
     )
     assert pixels.shape == (1200, 1600, 3)
-    # The region is (200, 400, 700, 900) in the picture, ten pixels to a cell. From 0 to 12,
+    # The seen is (200, 400, 700, 900) in the picture, ten pixels to a cell. From 0 to 12,
     # the threshold of 10 is crossed at 10 / 12 of the way between two cells' centres.
     line = np.array([9.5 + 10 / 12, 40.5 - 10 / 12]) * 10
     for place, offset in zip(np.nonzero(is_white(pixels)), (400, 200), strict=True):
@@ -169,7 +169,7 @@ def arguments():
     return {
         "frame": np.zeros((8, 8, 3), np.uint8),
         "score_map": np.zeros((4, 4), np.float32),
-        "region": (0, 0, 8, 8),
+        "seen": (0, 0, 8, 8),
         "threshold": 10.0,
         "score": 3.0,
         "low": 5.0,
@@ -184,8 +184,8 @@ def arguments():
         ("score_map", np.zeros((1, 4, 4), np.float32), r"\(1, 4, 4\)"),
         ("score_map", np.full((4, 4), np.nan, np.float32), "NaN"),
         ("score", float("inf"), "infinite"),
-        ("region", (4, 0, 4, 8), "not empty"),
-        ("region", (0, float("nan"), 4, 8), "not empty"),
+        ("seen", (4, 0, 4, 8), "not empty"),
+        ("seen", (0, float("nan"), 4, 8), "not empty"),
         ("low", 10.0, "less than the threshold 10; got 10"),
         ("low", -1.0, "got -1"),
     ],

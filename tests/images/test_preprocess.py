@@ -271,13 +271,13 @@ def test_a_thin_frame_does_not_explode() -> None:
     ],
 )
 def test_region(preprocess: Preprocess, expected: tuple[float, ...]) -> None:
-    assert preprocess.region(640, 480) == pytest.approx(expected, abs=1e-9)
+    assert preprocess.seen(640, 480) == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize("size", [(301, 450), (450, 301), (1000, 1000)])
 def test_region_and_mask_are_what_the_graph_sees(size: tuple[int, int]) -> None:
     preprocess = Preprocess.reference((64, 64))
-    left, top, right, bottom = preprocess.region(size[1], size[0])
+    left, top, right, bottom = preprocess.seen(size[1], size[0])
     inside = np.zeros(size, np.uint8)
     inside[round(top) : round(bottom), round(left) : round(right)] = 1
     seen = preprocess.mask(Image.fromarray(inside))

@@ -50,16 +50,16 @@ def layers(
         ImageError: the file cannot be read.
     """
     photo = load_image(path, preprocess.bit_depth)
-    left, top, right, bottom = preprocess.region(*photo.size)
+    left, top, right, bottom = preprocess.seen(*photo.size)
     full = photo.size
     photo.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     across, down = photo.width / full[0], photo.height / full[1]
-    region = (left * across, top * down, right * across, bottom * down)
+    seen = (left * across, top * down, right * across, bottom * down)
     heat = found = marked = None
     if score_map is not None and np.isfinite(score_map).all():
-        heat = _heat(*scores_at(photo.size, score_map, region), scale)
+        heat = _heat(*scores_at(photo.size, score_map, seen), scale)
         if mask is not None:
-            share, covered = scores_at(photo.size, mask.astype(np.float32), region)
+            share, covered = scores_at(photo.size, mask.astype(np.float32), seen)
             found = _marks(covered & (share > 0.5), _ALARM)
     if truth is not None:
         resized = Image.fromarray(truth).resize(photo.size, Image.Resampling.NEAREST)
