@@ -14,6 +14,7 @@ from padim_edge.cli.output import (
     json_bytes,
     progress_bars,
     say,
+    say_if_float32,
     say_skipped,
     table,
 )
@@ -100,6 +101,7 @@ def bench(
     from padim_edge.measure.bench import check_cameras, check_engines, run_benchmark
     from padim_edge.measure.camera import parse_camera
     from padim_edge.measure.report import announce
+    from padim_edge.runtime.engines import NVIDIA
 
     engines = names_of(engine) or ()
     batches = integers("--batch", batch) or ()
@@ -128,6 +130,8 @@ def bench(
             if json_stream:
                 json_stream.write(json_bytes(report.to_json()))
         say_skipped(report.engines[0].skipped, report.engines[0].name)
+        on_gpu = [one.name for one in report.engines if one.name in NVIDIA]
+        say_if_float32((*on_gpu, "none")[0], report.model.precision)
         _print_bench(report)
         worse = _print_changes(old, report, 0.1 if tolerance is None else tolerance) if old else ""
         # Last: whatever goes wrong with a picture, the figures are there.

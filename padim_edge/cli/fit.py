@@ -28,6 +28,7 @@ from padim_edge.cli.output import (
     progress_bars,
     say,
     say_if_dark,
+    say_if_float32,
     say_skipped,
 )
 from padim_edge.errors import PadimEdgeError, UsageError, listed
@@ -286,6 +287,7 @@ def fit(
     _say_outliers(done)
     _say_shapes(done)
     say_skipped(done.skipped, done.engine)
+    say_if_float32(engine, model.backbone_info.precision)
     if precision:
         typer.echo(f"int8: {made.described()}")
     _print_fit(output, done, default_rate=false_alarm_rate is None)

@@ -77,6 +77,7 @@ def open_detector(
         detector = Detector(model, engine, threads, progress, threshold=threshold)
     with detector:
         say_skipped(detector.skipped, detector.engine.name)
+        say_if_float32(detector.engine.name, detector.backbone_info.precision)
         yield detector
 
 
@@ -86,6 +87,17 @@ def say_skipped(reasons: Sequence[str], chosen: str) -> None:
         say(f"not on this machine: {reason}")
     if reasons:
         say(f"engine {chosen} is used")
+
+
+def say_if_float32(engine: str, precision: str) -> None:
+    """That a GPU would be faster in another precision, if it would."""
+    from padim_edge.runtime.engines import NVIDIA
+
+    if engine in NVIDIA and precision == "float32":
+        say(
+            "note: this backbone is float32, and a GPU does float16 in about half the time, with "
+            "the same AUROC: padim-edge export --precision float16, then fit again"
+        )
 
 
 class Skipped:

@@ -134,7 +134,7 @@ def test_large_frames_are_scaled_down_with_region_and_line():
         block((50, 50), np.s_[10:40], np.s_[10:40]), (3200, 2400), seen=(400, 800, 1400, 1800)
     )
     assert pixels.shape == (1200, 1600, 3)
-    # The seen is (200, 400, 700, 900) in the picture, ten pixels to a cell. From 0 to 12,
+    # Seen is (200, 400, 700, 900) in the picture, ten pixels to a cell. From 0 to 12,
     # the threshold of 10 is crossed at 10 / 12 of the way between two cells' centres.
     line = np.array([9.5 + 10 / 12, 40.5 - 10 / 12]) * 10
     for place, offset in zip(np.nonzero(is_white(pixels)), (400, 200), strict=True):
