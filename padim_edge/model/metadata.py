@@ -205,6 +205,8 @@ class Metadata:
         }
         if self.detector_info:
             fields |= _written(self.detector_info)
+            # Last one that no file may lack: a file that was cut within the metadata is noticed.
+            del fields["preprocess"]
             fields["preprocess"] = self.detector_info.preprocess.to_json()
         return {PREFIX + name: json.dumps(value) for name, value in fields.items()} | dict(
             self.extra

@@ -108,7 +108,7 @@ def test_nothing_in_the_file_is_a_pickle(model_file):
 
 
 REFUSED = {
-    "another format": (set_field("format", "2"), "format is version 2"),
+    "another format": (set_field("format", "3"), "format is version 3"),
     "metadata that is no JSON": (set_field("layers", "[oops"), "metadata is damaged"),
     "a wrong type": (set_field("threshold", '"high"'), "wrong 'threshold'"),
     "a threshold that is no number": (set_field("threshold", "NaN"), "wrong 'threshold'"),
