@@ -76,7 +76,7 @@ EXPORT = ("export", "--weights", "random", "--image-size", "64", "-o", "{new}")
         (("bench", "{model}", "--frame", "8x6,8x6"), ["--frame 8x6,8x6", "once"]),
         (("bench", "{model}", "--pixel-format", "cmyk"), ["'cmyk'", "bgr, rgba"]),
         (("export", "--backbone", "resnet19", "-o", "{new}"), ["resnet19", "resnet18"]),
-        (("export", "--backbone", "vgg11", "-o", "{new}"), ["vgg11", "--layers", "resnet18"]),
+        (("export", "--backbone", "vgg11", "-o", "{new}"), ["vgg11", "--layers", "features.0"]),
         ((*EXPORT, "--layers", "layer9"), ["layer9", "--layers", "layer1"]),
         ((*EXPORT, "--layers", "fc"), ["fc", "--layers", "layer1"]),
         ((*EXPORT, "--layers", "layer1,layer1"), ["layer1,layer1", "twice"]),
