@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,11 +28,13 @@ from padim_edge.cli.output import (
     say,
     say_images,
     table,
+    visible,
     write_json,
 )
-from padim_edge.errors import UsageError, listed
+from padim_edge.errors import PadimEdgeError, UsageError, listed
 
 if TYPE_CHECKING:
+    from padim_edge.detect.categories import Results
     from padim_edge.detect.metrics import Metrics
     from padim_edge.images.dataset import Folders
 
@@ -93,9 +96,11 @@ def evaluate(
         check_distinct(embedding=fit_from, json=json_file)
         if report or threshold is not None:
             raise UsageError("--report and --threshold are of one category: give its own file")
-        from padim_edge.cli.categories import evaluate_categories
+        from padim_edge.detect.categories import evaluate_categories
 
-        evaluate_categories(model, dataset, measured, fit_from, json_file, resume)
+        fit = functools.partial(_fit, fit_from) if fit_from else None
+        results = evaluate_categories(model, dataset, measured, fit, json_file, resume, say)
+        _print_categories(results)
         return
     if resume:
         raise UsageError("--resume is of several categories: give a folder with NAME.onnx for each")
@@ -173,3 +178,37 @@ def _print(metrics: Metrics) -> None:
     )
     if metrics.images_without_mask:
         say(f"{metrics.images_without_mask} defective image(s) have no mask: left out of pixels")
+
+
+def _fit(embedding: Path, dataset: Path, target: Path) -> None:
+    """A detector as `fit` makes it by default."""
+    from padim_edge.fit.fit import fit_detector
+    from padim_edge.fit.settings import Settings
+    from padim_edge.images.dataset import train_images
+    from padim_edge.images.preprocess import Preprocess
+    from padim_edge.model.file import read
+
+    model = read(embedding, "embedding")
+    settings = Settings(Preprocess.choose(model.backbone_info.image_size))
+    with progress_bars() as progress:
+        fit_detector(model, train_images(dataset), target, settings, progress=progress)
+
+
+def _print_categories(results: Results) -> None:
+    """The papers' table; fails if a category did."""
+    from padim_edge.detect.categories import FIGURES
+
+    def cells(name: str, values: list[float | None]) -> tuple[str, ...]:
+        return (visible(name), *("-" if value is None else f"{value:.4f}" for value in values))
+
+    rows = [
+        cells(name, [one.get(figure) for figure in FIGURES])
+        for name, one in sorted(results.categories.items())
+    ]
+    rows.append(cells("mean", [results.mean(figure) for figure in FIGURES]))
+    typer.echo("")
+    table(rows, ("category", *FIGURES.values()))
+    if results.failed:
+        raise PadimEdgeError(
+            f"{results.failed} of {len(results.categories)} categories failed, see above"
+        )

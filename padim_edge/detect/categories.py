@@ -1,4 +1,4 @@
-"""`padim-edge eval` of several categories: a detector each, and the papers' table at the end."""
+"""Several categories: a detector each, measured on its own data set, and their means."""
 
 from __future__ import annotations
 
@@ -8,20 +8,19 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import typer
-
-from padim_edge.cli.output import progress_bars, say, table, visible, write_json
+from padim_edge.detect.metrics import Metrics, require_eval_extra
 from padim_edge.errors import PadimEdgeError, UsageError
-
-if TYPE_CHECKING:
-    from padim_edge.detect.metrics import Metrics
+from padim_edge.files import atomic_write
 
 FIGURES = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "pro": "PRO (to 0.3)"}
 
-Measure = Callable[[Path, Path], "Metrics"]
+Measure = Callable[[Path, Path], Metrics]
 """From a detector's file and a data set to its metrics."""
+
+Fit = Callable[[Path, Path], None]
+"""From a data set to the file of a detector, which is written."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +63,19 @@ class Results:
         known = [one[figure] for one in self.categories.values() if one.get(figure) is not None]
         return math.fsum(known) / len(known) if known else None
 
+    @property
+    def failed(self) -> int:
+        """How many have none."""
+        return sum("error" in one for one in self.categories.values())
+
     def keep(self, complete: bool) -> None:
         """Write them."""
         if self.file:
             means = {figure: self.mean(figure) for figure in FIGURES}
             categories = dict(sorted(self.categories.items()))
             value = {"complete": complete, "mean": means, "categories": categories}
-            write_json(self.file, value)
+            with atomic_write(self.file) as stream:
+                stream.write((json.dumps(value, indent=2) + "\n").encode())
 
 
 def _is_result(value: object) -> bool:
@@ -84,25 +89,25 @@ def evaluate_categories(
     detectors: Path,
     datasets: Path,
     measure: Measure,
-    embedding: Path | None,
+    fit: Fit | None,
     json_file: Path | None,
     resume: bool,
-) -> None:
+    tell: Callable[[str], None] = lambda _: None,
+) -> Results:
     """Measure a detector on each folder of a folder; one at a time, and none stops the rest.
 
     Args:
         detectors: a folder with ``NAME.onnx`` or ``NAME/padim.onnx`` for each category.
         datasets: a folder with a data set for each.
         measure: does it.
-        embedding: what detectors that are not there are fitted from; None to fit none.
+        fit: makes detectors that are not there; None to make none.
         json_file: where results are kept as they come.
         resume: whether categories in that file, of the same detector, are taken from it.
+        tell: takes a line as work goes on.
 
     Raises:
-        PadimEdgeError: a category failed; said at the end.
+        PadimEdgeError: there is no category, or the file cannot be written.
     """
-    from padim_edge.detect.metrics import require_eval_extra
-
     require_eval_extra()  # now, not for each
     folders = datasets.iterdir() if datasets.is_dir() else ()
     names = sorted(one.name for one in folders if one.is_dir() and not one.name.startswith("."))
@@ -115,54 +120,44 @@ def evaluate_categories(
     for other in results.categories.keys() - set(names):
         del results.categories[other]
     results.keep(complete=False)  # and a file that cannot be written is told of before the work
-    failed = 0
     for name in names:
-        say(f"{name}:")
+        tell(f"{name}:")
         try:
-            model = _detector(detectors, name, datasets / name, embedding)
+            model = _detector(detectors, name, datasets / name, fit, tell)
             of = {"detector": str(model), "sha256": _sha256(model)}
             known = results.categories.get(name, {})
             if known.get("sha256") == of["sha256"] and "error" not in known:
-                say("  as in the earlier run")
+                tell("  as in the earlier run")
             else:
                 results.categories[name] = of | measure(model, datasets / name).to_json()
         except (PadimEdgeError, OSError, MemoryError) as error:
-            failed += 1
             reason = str(error) or type(error).__name__
-            say(f"warning: {name} is left out: {reason}")
+            tell(f"warning: {name} is left out: {reason}")
             results.categories[name] = {"error": reason}
         results.keep(complete=False)
     results.keep(complete=True)
-    _print(results)
-    if failed:
-        raise PadimEdgeError(f"{failed} of {len(names)} categories failed, see above")
+    return results
 
 
-def _detector(detectors: Path, name: str, dataset: Path, embedding: Path | None) -> Path:
+def _detector(
+    detectors: Path,
+    name: str,
+    dataset: Path,
+    fit: Fit | None,
+    tell: Callable[[str], None],
+) -> Path:
     """The file of a category's detector, fitted if there is none and it is wanted."""
     places = (detectors / f"{name}.onnx", detectors / name / "padim.onnx")
     found = next((place for place in places if place.exists()), None)
     if found:
         return found
-    if embedding is None:
+    if fit is None:
         raise PadimEdgeError(
             f"there is no {places[0]} and no {places[1]}: fit one, or give --fit-from"
         )
-    from padim_edge.fit.fit import fit_detector
-    from padim_edge.fit.settings import Settings
-    from padim_edge.images.dataset import train_images
-    from padim_edge.images.preprocess import Preprocess
-    from padim_edge.model.file import read
-
-    model = read(embedding, "embedding")
     detectors.mkdir(parents=True, exist_ok=True)
-    with progress_bars() as progress:
-        fit_detector(
-            *(model, train_images(dataset), places[0]),
-            Settings(Preprocess.choose(model.backbone_info.image_size)),
-            progress=progress,
-        )
-    say(f"  fitted: {places[0]}")
+    fit(dataset, places[0])
+    tell(f"  fitted: {places[0]}")
     return places[0]
 
 
@@ -171,16 +166,3 @@ def _sha256(model: Path) -> str:
         return hashlib.sha256(model.read_bytes()).hexdigest()
     except OSError as error:
         raise PadimEdgeError(f"cannot read {model}: {error.strerror}") from error
-
-
-def _print(results: Results) -> None:
-    def cells(name: str, values: list[float | None]) -> tuple[str, ...]:
-        return (visible(name), *("-" if value is None else f"{value:.4f}" for value in values))
-
-    rows = [
-        cells(name, [one.get(figure) for figure in FIGURES])
-        for name, one in sorted(results.categories.items())
-    ]
-    rows.append(cells("mean", [results.mean(figure) for figure in FIGURES]))
-    typer.echo("")
-    table(rows, ("category", *FIGURES.values()))
