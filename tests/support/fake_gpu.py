@@ -12,10 +12,12 @@ import ctypes
 import functools
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import traceback
 import zipfile
 from collections.abc import Callable
@@ -148,6 +150,9 @@ class Gpu:
         def run() -> int:
             try:
                 work()
+            except (KeyboardInterrupt, SystemExit):  # of a signal, which came while this ran
+                work()
+                threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
             except BaseException:
                 traceback.print_exc()
                 return 719
