@@ -51,6 +51,8 @@ def read_arrays(path: Path) -> Arrays:
             if zipfile.is_zipfile(stream):
                 with zipfile.ZipFile(stream) as archive:
                     return dict(_found(_torch(archive)))
+            if stream.seek(0, 2) > MOST_BYTES:
+                raise ModelError(f"it holds more than {MOST_BYTES >> 30} GiB")
             stream.seek(0)
             return dict(_found(_Unpickler(stream).load()))
     except OSError as error:
@@ -102,43 +104,49 @@ class Inert:
         self.append(value)
 
 
-def _numpy(name: str) -> Callable[..., Any] | type | None:
-    """What builds arrays, wherever the writer's NumPy had it."""
-    if name == "_reconstruct":
-        # What it really has comes with its state.
-        return lambda *_: np.empty(0, np.uint8)
-    if name == "_frombuffer":
-        return _from_buffer
-    if name == "ndarray":
-        return np.ndarray
-    if name == "dtype":
-        return _dtype
-    if name == "scalar":
-        return lambda dtype, data: np.frombuffer(data, dtype)[0]
-    return None
+class _Dtype:
+    """In place of NumPy's dtype: a number's kind, and of its state the byte order."""
+
+    def __init__(self, name: Any, *_: object) -> None:
+        self.made: np.dtype[Any] = np.dtype(name)
+        if self.made.hasobject:
+            raise ModelError("it holds arrays of objects, and numbers alone are read")
+
+    def __setstate__(self, state: Any) -> None:
+        if state[1] in ("<", ">"):
+            self.made = self.made.newbyteorder(state[1])
 
 
-_NUMPY = (
-    *("numpy", "numpy.core.multiarray", "numpy._core.multiarray"),
-    *("numpy.core.numeric", "numpy._core.numeric"),
-)
+class _Array:
+    """In place of NumPy's array: what is in it is known once its state is."""
+
+    def __init__(self, *_: object) -> None:
+        self.made: NDArray[Any] = np.empty(0)
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, fortran, data = state
+        data = data.encode("latin1") if isinstance(data, str) else data
+        self.made = np.frombuffer(data, dtype.made).reshape(shape, order="F" if fortran else "C")
 
 
-def _from_buffer(data: Any, dtype: Any, shape: Any, order: str, axes: Any = None) -> NDArray[Any]:
+def _from_buffer(data: Any, dtype: _Dtype, shape: Any, order: str, axes: Any = None) -> _Array:
     """As NumPy's own, of whatever version."""
-    flat: NDArray[Any] = np.frombuffer(data, dtype)
+    array = _Array()
+    flat: NDArray[Any] = np.frombuffer(data, dtype.made)
     if axes is not None:
-        turned: NDArray[Any] = flat.reshape(shape).transpose(axes)
-        return turned
-    made: NDArray[Any] = flat.reshape(shape, order="F" if order == "F" else "C")
-    return made
+        array.made = flat.reshape(shape).transpose(axes)
+    else:
+        array.made = flat.reshape(shape, order="F" if order == "F" else "C")
+    return array
 
 
-def _dtype(*arguments: Any) -> np.dtype[Any]:
-    made: np.dtype[Any] = np.dtype(arguments[0])
-    if made.hasobject:
-        raise ModelError("it holds arrays of objects, and numbers alone are read")
-    return made
+_NUMPY: dict[str, Any] = {
+    "_reconstruct": _Array,
+    "_frombuffer": _from_buffer,
+    "dtype": _Dtype,
+    "scalar": lambda dtype, data: np.frombuffer(data, dtype.made)[0],
+}
+"""What builds arrays, wherever the writer's NumPy had it; nothing of NumPy's own is called."""
 
 
 class _Unpickler(pickle.Unpickler):
@@ -152,10 +160,8 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """The few names that are known."""
-        if module in _NUMPY:
-            known = _numpy(name)
-            if known is not None:
-                return known
+        if module.split(".")[0] == "numpy" and name in _NUMPY:
+            return _NUMPY[name]
         if (module, name) == ("_codecs", "encode"):  # bytes, in the protocols of Python 2
             return lambda text, _="latin1": codecs.encode(text, "latin1")
         if (module, name) == ("collections", "OrderedDict"):
@@ -172,22 +178,30 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> Any:
         """The bytes of a tensor, of which the pickle has only the name."""
         kind, storage, key, _, count = pid
-        if kind != "storage" or self._storage is None or storage not in _DTYPES:
+        if kind != "storage" or self._storage is None:
             raise ModelError("it refers to something outside of the file")
-        return self._storage(_DTYPES[storage], str(key), int(count))
+        # Of a kind that NumPy has not, as bfloat16: not read, and its tensors neither.
+        known = isinstance(storage, str) and storage in _DTYPES
+        return self._storage(_DTYPES[storage], str(key), int(count)) if known else Inert()
 
 
 def _tensor(
-    storage: NDArray[Any], start: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any
-) -> NDArray[Any]:
+    storage: Any, start: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any
+) -> NDArray[Any] | Inert:
     """A tensor as torch describes it: elements of a storage, from ``start`` in steps."""
-    if min((start, *shape, *strides), default=0) < 0 or math.prod(shape) > len(storage):
+    if isinstance(storage, Inert):
+        return Inert()
+    # A storage is what was read for one; a pickle could name anything here.
+    if not isinstance(storage, np.ndarray) or storage.ndim != 1 or not storage.flags.c_contiguous:
+        raise ModelError("it describes a tensor of something else")
+    count = math.prod(shape)
+    if min((start, *shape, *strides), default=0) < 0 or count * storage.itemsize > MOST_BYTES:
         raise ModelError("it describes a tensor that makes no sense")
-    last = start + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
-    if math.prod(shape) and last >= len(storage):
-        raise ModelError("it describes a tensor beyond its own bytes")
-    if not math.prod(shape):
+    if not count:
         return np.empty(shape, storage.dtype)
+    last = start + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+    if last >= len(storage):
+        raise ModelError("it describes a tensor beyond its own bytes")
     steps = [step * storage.itemsize for step in strides]
     return np.lib.stride_tricks.as_strided(storage[start:], shape, steps)
 
@@ -214,27 +228,31 @@ def _torch(archive: zipfile.ZipFile) -> Any:
         return _Unpickler(stream, storage).load()  # type: ignore[arg-type]  # it reads, and no more
 
 
-_BETWEEN = ("_modules", "_buffers", "_parameters", "_non_persistent_buffers_set")
+_BETWEEN = ("_modules", "_buffers", "_parameters")
 
 
-def _found(
-    value: Any, name: str = "", seen: frozenset[int] = frozenset()
-) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Arrays of numbers below a value, depth first; what contains itself is not followed."""
-    if id(value) in seen or len(seen) > 100:
-        return
-    inside = seen | {id(value)}
-    if isinstance(value, np.ndarray):
-        if value.dtype.kind in "fiub":
-            yield name, value
-        return
-    members: list[tuple[str, Any]] = []
-    if isinstance(value, dict):
-        members = [(str(key), one) for key, one in value.items()]
-    elif isinstance(value, (list, tuple)):
-        members = [(str(place), one) for place, one in enumerate(value)]
-    elif isinstance(value, Inert):
-        members = [("", value.state), *((str(key), one) for key, one in value.items.items())]
-    for key, one in members:
-        step = "" if key in _BETWEEN else key
-        yield from _found(one, f"{name}.{step}".strip(".") if step else name, inside)
+def _found(value: Any) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Arrays of numbers below a value, by their names; each list or object is looked into once."""
+    seen: set[int] = set()
+    left: list[tuple[str, Any]] = [("", value)]
+    while left:
+        name, one = left.pop()
+        if isinstance(one, _Array):
+            one = one.made
+        if isinstance(one, np.ndarray):
+            if one.dtype.kind in "fiub":
+                yield name, one
+            continue
+        members: list[tuple[Any, Any]] = []
+        if isinstance(one, dict):
+            members = list(one.items())
+        elif isinstance(one, (list, tuple)):
+            members = list(enumerate(one))
+        elif isinstance(one, Inert):
+            members = [("", one.state), *one.items.items()]
+        if not members or id(one) in seen:
+            continue
+        seen.add(id(one))
+        for key, member in reversed(members):
+            step = "" if key in _BETWEEN else str(key)
+            left.append((f"{name}.{step}".strip(".") if step else name, member))

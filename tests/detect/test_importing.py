@@ -276,6 +276,66 @@ def test_arrays_of_objects_are_refused(tmp_path):
         read_arrays(tmp_path / "a")
 
 
+class Storage:
+    """A pickle may give any array that it can build as a tensor's storage."""
+
+    def __init__(self, *arguments):
+        self.arguments = arguments
+
+    def __reduce__(self):
+        return torch._utils._rebuild_tensor_v2, self.arguments
+
+
+def rebuild(storage, *arguments):
+    """`_rebuild_tensor_v2` of a pickled array, which torch's own would refuse to pickle."""
+    return pickle.dumps([Storage(storage, *arguments)])
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        rebuild(np.zeros((1000, 0)), 0, (1000,), (1,)),
+        rebuild(np.zeros(3), 0, (10**8,), (1,)),
+        rebuild([1, 2], 0, (2,), (1,)),
+        b"ctorch._utils\n_rebuild_tensor_v2\n(cnumpy\nndarray\n((I100000000\nI0\nttRI0\n"
+        b"(I100000000\nt(I1\ntI00\nNtR.",
+    ],
+    ids=["no bytes", "too few", "a list", "an array by hand"],
+)
+def test_a_tensor_of_something_else(tmp_path, program):
+    (tmp_path / "a").write_bytes(program)
+    with contextlib.suppress(ModelError):
+        assert read_arrays(tmp_path / "a") == {}
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("dtype", ["<f4", ">f4", ">f8", "<f2", ">i4", "u1", "?"])
+def test_arrays_of_every_order(tmp_path, protocol, dtype):
+    one = np.arange(24).reshape(2, 3, 4).astype(dtype)
+    arrays = [one, one.T, np.asfortranarray(one), one[:, ::2], one.transpose(1, 2, 0), one[0, 0, 0]]
+    (tmp_path / "a").write_bytes(pickle.dumps(arrays, protocol=protocol))
+    found = read_arrays(tmp_path / "a")
+    for place, array in enumerate(arrays[:5]):
+        np.testing.assert_array_equal(found[str(place)], array)
+
+
+def test_what_numpy_has_not_is_left_out(tmp_path):
+    torch.save(
+        {"a": torch.zeros(3, dtype=torch.bfloat16), "b": torch.ones(1).expand(5)}, tmp_path / "a"
+    )
+    found = read_arrays(tmp_path / "a")
+    assert list(found) == ["b"]
+    assert found["b"].tolist() == [1] * 5
+
+
+def test_lists_of_lists_are_looked_into_once(tmp_path):
+    nested = [np.ones(2)]
+    for _ in range(200):
+        nested = [nested, nested]
+    (tmp_path / "a").write_bytes(pickle.dumps(nested))
+    assert len(read_arrays(tmp_path / "a")) == 1
+
+
 def test_a_tensor_beyond_its_bytes(tmp_path):
     torch.save({"x": torch.arange(4.0)}, tmp_path / "a")
     with zipfile.ZipFile(tmp_path / "a") as old, zipfile.ZipFile(tmp_path / "b", "w") as new:
