@@ -38,6 +38,7 @@ Step = Callable[[int], None]
 """Enqueues a stage for a number of frames."""
 
 _KEPT = 4  # batch sizes of which recordings are kept
+_TRIES = 2  # to record: what else goes on in the process can spoil one
 _logger = logging.getLogger(__name__)
 _logger.addHandler(logging.NullHandler())  # a library stays silent unless it is asked
 
@@ -56,7 +57,8 @@ class GpuEngine:
         # By batch size, the latest at the end: recordings by the stage that they begin with, None
         # where these stages ran once, unrecorded.
         self._sizes: dict[int, dict[int, Recording | None]] = {}
-        self._refusal = ""
+        # By first stage and batch size: how often a recording was refused, and why.
+        self._refused: dict[tuple[int, int], tuple[int, str]] = {}
         self._steps: list[tuple[str, Step]] = []
         self._events: list[Event] = []
         self._scorer: Scorer | None = None
@@ -189,18 +191,32 @@ class GpuEngine:
         """Enqueue the stages from one on: in one call, where they are recorded."""
         size = self._size(count)
         recording = size.get(first)
-        # Recorded when it comes again: the first run is TensorRT's to get ready for a batch size.
-        if recording is None and first in size and self._can_record and not self._refusal:
-            try:
-                recording = self._device.record(lambda: self._enqueue_steps(first, count))
-            except PadimEdgeError as error:
-                self._refusal = str(error)
-                _logger.warning("frames go on without CUDA graphs: %s", self._refusal)
         if recording is not None:
             recording.enqueue()
-        else:
+        # Recorded when it comes again: the first run is TensorRT's to get ready for a batch size.
+        elif first not in size or not self._record(size, first, count):
             self._enqueue_steps(first, count)
-        size[first] = recording
+            size[first] = None
+
+    def _record(self, size: dict[int, Recording | None], first: int, count: int) -> bool:
+        """Record the stages from one on, and enqueue them; False if none of it was done."""
+        tries, _ = self._refused.get((first, count), (0, ""))
+        if not self._can_record or tries == _TRIES:
+            return False
+        try:
+            size[first] = recording = self._device.record(lambda: self._enqueue_steps(first, count))
+            recording.enqueue()
+        except PadimEdgeError as error:
+            reason = str(error)  # the error itself holds what it came through
+            self._refused[first, count] = (tries + 1, reason)
+            if tries + 1 == _TRIES:
+                _logger.warning("batches of %d go on without CUDA graphs: %s", count, reason)
+            refused, size[first] = size[first], None
+            if refused is not None:
+                refused.close()
+            return False
+        self._refused.pop((first, count), None)
+        return True
 
     def _enqueue_steps(self, first: int, count: int) -> None:
         for _, step in self._steps[first:]:
@@ -218,9 +234,10 @@ class GpuEngine:
 
     def _forget(self, count: int) -> None:
         """Let go of what is kept for a batch size; nothing must be running."""
-        for recording in self._sizes.pop(count).values():
-            if recording is not None:
-                recording.close()
+        with contextlib.ExitStack() as each:  # all of them, whichever fails
+            for recording in self._sizes.pop(count).values():
+                if recording is not None:
+                    each.callback(recording.close)
 
     def stages(self, images: NDArray[np.uint8]) -> dict[str, float]:
         """Run one batch with an event after each stage; seconds of each by the GPU's clock.
@@ -290,10 +307,11 @@ class GpuEngine:
 
     def describe(self) -> str:
         """What runs where, in one line."""
-        recorded = any(any(size.values()) for size in self._sizes.values())
-        graphs = " in CUDA graphs" if recorded else ""
-        if self._refusal:
-            graphs = f" without CUDA graphs ({self._refusal})"
+        # Copies: another thread may be in the middle of a batch.
+        sizes, refused = list(self._sizes.values()), list(self._refused.values())
+        graphs = " in CUDA graphs" if any(any(list(size.values())) for size in sizes) else ""
+        if refused:
+            graphs += f"{' and' if graphs else ''} without CUDA graphs ({refused[-1][1]})"
         return f"{self._description}{graphs} on {self._device.name} ({self._device.architecture})"
 
     def _check(self, images: NDArray[np.uint8] | None = None) -> None:
@@ -346,11 +364,10 @@ class GpuEngine:
                     finally:
                         self._events = []
                         self._preparer = None
-                        try:
-                            while self._sizes:
-                                self._forget(next(iter(self._sizes)))
-                        finally:
-                            self._release()
+                        with contextlib.ExitStack() as each:
+                            each.callback(self._release)  # the last
+                            for count in self._sizes:
+                                each.callback(self._forget, count)
             finally:
                 self._device.close()
         atexit.unregister(self._at_exit)

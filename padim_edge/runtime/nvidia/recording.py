@@ -6,6 +6,7 @@ By ctypes, because pycuda has no names for it. The context must be current.
 from __future__ import annotations
 
 import ctypes
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,22 @@ class Recording:
         self._stream = ctypes.c_void_p(stream)
         self._executable = ctypes.c_void_p()
         graph = ctypes.c_void_p()
+        # Somebody's memory that is freed by chance, in this thread and now, would spoil it.
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            self._capture(work, graph)
+        finally:
+            if collects:
+                gc.enable()
+        try:
+            flags = ctypes.c_ulonglong(0)
+            executable = ctypes.byref(self._executable)
+            self._call("cuGraphInstantiateWithFlags", executable, graph, flags)
+        finally:
+            self._drop(graph)
+
+    def _capture(self, work: Callable[[], None], graph: ctypes.c_void_p) -> None:
         self._call("cuStreamBeginCapture_v2", self._stream, _THREAD_LOCAL)
         try:
             work()
@@ -42,12 +59,6 @@ class Recording:
             self._drop(graph)
             raise
         self._call("cuStreamEndCapture", self._stream, ctypes.byref(graph))
-        try:
-            flags = ctypes.c_ulonglong(0)
-            executable = ctypes.byref(self._executable)
-            self._call("cuGraphInstantiateWithFlags", executable, graph, flags)
-        finally:
-            self._drop(graph)
 
     def enqueue(self) -> None:
         """Enqueue all of it, in the stream's order."""

@@ -152,13 +152,18 @@ class TrtEngine(GpuEngine):
         use.execution(count).enqueue(self._device.stream)
 
     def _forget(self, count: int) -> None:
-        super()._forget(count)
-        for use in self._uses.values():
-            use.forget(count)
+        try:
+            super()._forget(count)
+        finally:
+            for use in self._uses.values():
+                use.forget(count)
 
     def figures(self) -> DeviceFigures:
         """As `GpuEngine.figures`, with the plans."""
-        plans = tuple(PlanFigures(batch, plan.scratch_bytes) for batch, plan in self._plans.items())
+        plans = tuple(
+            PlanFigures(batch, plan.scratch_bytes)
+            for batch, plan in list(self._plans.items())  # a copy: another thread may add one
+        )
         return replace(super().figures(), plans=plans)
 
     def _release(self) -> None:

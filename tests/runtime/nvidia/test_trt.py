@@ -7,6 +7,7 @@ CPU.
 
 from __future__ import annotations
 
+import gc
 import logging
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -182,6 +183,7 @@ def check_refused_graphs(folder: str, path: str) -> None:
         "cuGraphInstantiate": (FakeTensorRT, "cuGraphInstantiate"),
         "TensorRT cannot run the plan": (Refuses, ""),
         "cuLaunchKernel failed: not supported": (FakeTensorRT, "cuLaunchKernel"),
+        "cuGraphLaunch failed: not supported": (FakeTensorRT, "cuGraphLaunch"),
     }
     for words, (kind, call) in cases.items():
         install(folder, f"refused {words}", kind(device).answers())
@@ -192,19 +194,26 @@ def check_refused_graphs(folder: str, path: str) -> None:
         logger = logging.getLogger("padim_edge.runtime.nvidia.engine")
         logger.addHandler(handler)
         engine.infer(batches[0])
-        if call:
-            device.fail(call, 801)
-        device.forget()
-        for batch, (scores, maps) in zip(batches, wanted, strict=True):
+        for turn, (batch, (scores, maps)) in enumerate(zip(batches, wanted, strict=True)):
+            device.forget()
+            if call and turn < 2:  # the next call of this name
+                device.fail(call, 801)
             got, got_maps = engine.infer(batch)
             np.testing.assert_array_equal(got, scores)
             np.testing.assert_array_equal(got_maps, maps)
-        logger.removeHandler(handler)
-        assert [words in record.getMessage() for record in records] == [True], words  # once
-        assert f" without CUDA graphs ({words}" in engine.describe()
+            assert device.count("cuStreamBeginCapture") == (turn < 2), "two tries, no more"
+            assert device.count("graphs") == device.count("recording") == 0
+            assert f" without CUDA graphs ({words}" in engine.describe()
         assert "\n" not in engine.describe()
-        assert device.count("cuStreamBeginCapture") == 1, "it was tried again"
-        assert device.count("recording") == 0
+        assert [words in record.getMessage() for record in records] == [True], words  # once
+        if call:  # one bad moment is no reason: another size
+            for turn in range(4):
+                if turn == 1:
+                    device.fail(call, 801)
+                engine.infer(images(model, 3, seed=turn))
+            assert " in CUDA graphs and without CUDA graphs (" in engine.describe()
+            assert len(records) == 1
+        logger.removeHandler(handler)
         engine.close()
         assert device.owned() == {}, (words, device.owned())
 
@@ -213,6 +222,41 @@ def test_without_graphs_frames_go_on(
     trt: ProcessPoolExecutor, folder: str, detectors: dict[str, str]
 ) -> None:
     trt.submit(check_refused_graphs, folder, detectors["float16"]).result(timeout=300)
+
+
+def check_recording_is_undisturbed(folder: str, path: str) -> None:
+    device = enter(folder)
+    from padim_edge.model.file import read
+
+    collecting: dict[bool, set[bool]] = {}
+
+    class Watches(FakeTensorRT):
+        def execute(self, stream_handle: int) -> bool:
+            recording = bool(device.count("recording"))
+            collecting.setdefault(recording, set()).add(gc.isenabled())
+            return super().execute(stream_handle)
+
+    install(folder, "undisturbed", Watches(device).answers())
+    model = read(path, "padim")
+    engine: Any = open_engine("trt", model)
+    for _ in range(2):
+        engine.infer(images(model, 1))
+    assert collecting == {False: {True}, True: {False}}
+    assert gc.isenabled()
+    # A graph that cannot be freed keeps nothing else.
+    for count in (2, 3):
+        for _ in range(2):
+            engine.infer(images(model, count))
+    device.fail("cuGraphExecDestroy", 801)
+    with pytest.raises(PadimEdgeError, match="cuGraphExecDestroy failed: not supported"):
+        engine.close()
+    assert device.owned() == {"graphs": 1}
+
+
+def test_no_garbage_is_collected_into_a_recording(
+    trt: ProcessPoolExecutor, folder: str, detectors: dict[str, str]
+) -> None:
+    trt.submit(check_recording_is_undisturbed, folder, detectors["float16"]).result(timeout=300)
 
 
 def one_batch(model: Any) -> None:
