@@ -18,10 +18,11 @@ from padim_edge.cli.output import (
     open_detector,
     progress_bars,
     say,
+    say_images,
     table,
     write_json,
 )
-from padim_edge.errors import UsageError, listed
+from padim_edge.errors import PadimEdgeError, UsageError, listed
 
 if TYPE_CHECKING:
     from padim_edge.detect.calibration import Calibrated, Photos
@@ -107,6 +108,8 @@ def calibrate(
     found = read(model, "padim")
     good_paths = good_images(good, Folders()) if good else []
     bad_paths = [path for one in bad or () for path in find_images(one)]
+    if bad_paths:
+        say_images(bad_paths)
     skipped = Skipped(strict)
     more = defective = NO_PHOTOS
     with contextlib.ExitStack() as files:
@@ -115,9 +118,12 @@ def calibrate(
         if good_paths or bad_paths:
             with open_detector(model, engine, threads) as detector, progress_bars() as progress:
                 more = score_photos(detector, good_paths, skipped, progress, "good")
-                defective = score_photos(detector, bad_paths, skipped, progress, "defective")
+                defective = score_photos(detector, bad_paths, skipped, progress, "defective", more)
         skipped.summary()
-        _say_left_out(more, defective, bool(found.detector_info and found.detector_info.digests))
+        info = found.detector_info
+        _say_left_out(more, defective, info is not None and len(info.digests) >= info.images)
+        if bad and not len(defective.scores):
+            raise PadimEdgeError("no defective image could be judged: give others, or no --bad")
         done = recalibrate(found, false_alarm_rate, more, defective)
         if stream:
             write(stream, done.model)
@@ -140,12 +146,12 @@ def _say_left_out(good: Photos, bad: Photos, known: bool) -> None:
         say(f"warning: {good.near} good images are nearly equal to others, and count once")
     if bad.known:
         say(
-            f"warning: {len(bad.known)} of the defective images are among the good ones that the "
-            f"detector was fitted on, or there twice, and are left out: {listed(bad.known)}"
+            f"warning: {len(bad.known)} of the defective images are among the good ones, or there "
+            f"twice, and are left out: {listed(bad.known)}"
         )
     if len(good.scores) and not known:
         say(
-            "warning: this file is too old to know its images: see that none of --good was in "
+            "warning: this file does not know all of its images: see that none of --good was in "
             "the fit, or the threshold becomes too low"
         )
 

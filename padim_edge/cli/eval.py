@@ -92,13 +92,17 @@ def evaluate(
     def measured(model: Path, dataset: Path) -> Metrics:
         return _measured(model, dataset, folders, engine, report, threshold, batch, strict, threads)
 
+    if fit_from and model.exists() and not model.is_dir():
+        raise UsageError(f"--fit-from is of several categories: {model} is a file, give a folder")
     if fit_from or model.is_dir():
         check_distinct(embedding=fit_from, json=json_file)
         if report or threshold is not None:
             raise UsageError("--report and --threshold are of one category: give its own file")
         from padim_edge.detect.categories import evaluate_categories
+        from padim_edge.runtime.engines import check_name
 
-        fit = functools.partial(_fit, fit_from) if fit_from else None
+        check_name(engine)  # now, not for each
+        fit = functools.partial(_fit, fit_from, folders, strict, threads) if fit_from else None
         results = evaluate_categories(model, dataset, measured, fit, json_file, resume, say)
         _print_categories(results)
         return
@@ -177,11 +181,17 @@ def _print(metrics: Metrics) -> None:
         (f"{metrics.good} good, {metrics.defective} defective", ""),
     )
     if metrics.images_without_mask:
-        say(f"{metrics.images_without_mask} defective image(s) have no mask: left out of pixels")
+        say(
+            f"{metrics.images_without_mask} defective image(s) have no mask, or none where the map "
+            "is judged: left out of pixels"
+        )
 
 
-def _fit(embedding: Path, dataset: Path, target: Path) -> None:
+def _fit(
+    embedding: Path, folders: Folders, strict: bool, threads: int, dataset: Path, target: Path
+) -> None:
     """A detector as `fit` makes it by default."""
+    from padim_edge.cli.fit import say_fitted
     from padim_edge.fit.fit import fit_detector
     from padim_edge.fit.settings import Settings
     from padim_edge.images.dataset import train_images
@@ -190,8 +200,19 @@ def _fit(embedding: Path, dataset: Path, target: Path) -> None:
 
     model = read(embedding, "embedding")
     settings = Settings(Preprocess.choose(model.backbone_info.image_size))
+    skipped = Skipped(strict)
     with progress_bars() as progress:
-        fit_detector(model, train_images(dataset), target, settings, progress=progress)
+        done = fit_detector(
+            model,
+            train_images(dataset, folders),
+            target,
+            settings,
+            threads=threads,
+            on_error=skipped,
+            progress=progress,
+        )
+    skipped.summary()
+    say_fitted(done, default_rate=True)
 
 
 def _print_categories(results: Results) -> None:

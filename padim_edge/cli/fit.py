@@ -114,7 +114,7 @@ def fit(
         Path | None,
         typer.Option(
             "--roi",
-            help="Mask of the photos' aspect ratio: what is white is judged, what is black never.",
+            help="Mask of the photos' aspect ratio: what is black is never judged.",
         ),
     ] = None,
     ignore_border: Annotated[
@@ -211,6 +211,7 @@ def fit(
     from padim_edge.files import atomic_write, check_distinct
     from padim_edge.fit.fit import fit_detector
     from padim_edge.fit.settings import EPS, Settings
+    from padim_edge.images.decode import read_head
     from padim_edge.images.preprocess import Preprocess, parse_size
     from padim_edge.images.roi import load_roi
     from padim_edge.model.file import read
@@ -250,7 +251,8 @@ def fit(
         number("--shrinkage", shrinkage),
     )
     paths = good_images(images, folders_of(normal_dir, abnormal_dir, mask_dir))
-    roi_of_photos = load_roi(roi, ignore_border, prepare, paths[0])
+    readable = next((path for path in paths if read_head(path)), paths[0])
+    roi_of_photos = load_roi(roi, ignore_border, prepare, readable)
     settings = dataclasses.replace(settings, roi=roi_of_photos)
     skipped = Skipped(strict)
     with contextlib.ExitStack() as stack:
@@ -283,14 +285,41 @@ def fit(
             title = Path(images[0]).resolve().name if len(images) == 1 else f"{len(paths)} photos"
             page_file.write(page(fitted(title, output, done, skipped.lines(), progress)))
     skipped.summary()
-    _say_copies(done)
-    _say_outliers(done)
-    _say_shapes(done)
+    say_fitted(done, default_rate=false_alarm_rate is None)
     say_skipped(done.skipped, done.engine)
     say_if_float32(engine, model.backbone_info.precision)
     if precision:
         typer.echo(f"int8: {made.described()}")
-    _print_fit(output, done, default_rate=false_alarm_rate is None)
+    _print_fit(output, done)
+
+
+def say_fitted(done: Fitted, default_rate: bool) -> None:
+    """What should be known of a fit's photos, on stderr.
+
+    Args:
+        done: the fit.
+        default_rate: whether its false-alarm rate was left to it.
+    """
+    from padim_edge.fit.settings import DEFAULT_FALSE_ALARM_RATE
+    from padim_edge.model.threshold import images_needed
+
+    _say_copies(done)
+    _say_outliers(done)
+    _say_shapes(done)
+    info = done.model.detector_info
+    if info and default_rate and info.false_alarm_rate > DEFAULT_FALSE_ALARM_RATE:
+        say(
+            f"warning: {len(info.good_scores)} images are too few for a false-alarm rate "
+            f"of {DEFAULT_FALSE_ALARM_RATE} "
+            f"({images_needed(DEFAULT_FALSE_ALARM_RATE)} are needed): "
+            f"the threshold is set for {info.false_alarm_rate:.3g}"
+        )
+    say_if_dark(done.brightest)
+    if done.new_images < done.wanted:
+        say(
+            f"warning: {done.new_images} images are too few for the basis of this preset, and the "
+            f"threshold is too low: give {done.wanted} or more, or take --preset reference"
+        )
 
 
 def _say_copies(done: Fitted) -> None:
@@ -339,26 +368,12 @@ def _say_shapes(done: Fitted) -> None:
         )
 
 
-def _print_fit(output: Path, done: Fitted, default_rate: bool) -> None:
-    from padim_edge.fit.settings import DEFAULT_FALSE_ALARM_RATE
-    from padim_edge.model.threshold import images_needed, rate_interval
+def _print_fit(output: Path, done: Fitted) -> None:
+    from padim_edge.model.threshold import rate_interval
 
     detector_info = done.model.detector_info
     if detector_info is None:
         raise PadimEdgeError("the fit gave no detector")
-    if default_rate and detector_info.false_alarm_rate > DEFAULT_FALSE_ALARM_RATE:
-        say(
-            f"warning: {len(detector_info.good_scores)} images are too few for a false-alarm rate "
-            f"of {DEFAULT_FALSE_ALARM_RATE} "
-            f"({images_needed(DEFAULT_FALSE_ALARM_RATE)} are needed): "
-            f"the threshold is set for {detector_info.false_alarm_rate:.3g}"
-        )
-    say_if_dark(done.brightest)
-    if done.new_images < done.wanted:
-        say(
-            f"warning: {done.new_images} images are too few for the basis of this preset, and the "
-            f"threshold is too low: give {done.wanted} or more, or take --preset reference"
-        )
     typer.echo(f"{output}: {done.size / 1e6:.1f} MB, fitted on {detector_info.images} images")
     typer.echo(
         f"  threshold   {detector_info.threshold:.3f} for a false-alarm rate of "

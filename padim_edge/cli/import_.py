@@ -41,13 +41,14 @@ def import_(
     ],
     normal_dir: NormalDirs = None,
     preprocess: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--preprocess",
             help="As that fit prepared images. whole: the entire image, resized. reference: "
-            "shorter side 256, centre crop 224.",
+            "shorter side 256, centre crop 224 [default: whole; reference for the reference "
+            "implementation].",
         ),
-    ] = "whole",
+    ] = None,
     resize: Annotated[
         str | None,
         typer.Option("--resize", help="Instead of a preset: shorter side N, or HxW."),
@@ -65,8 +66,13 @@ def import_(
     ] = False,
     bit_depth: BitDepth = None,
     sigma: Annotated[
-        float, typer.Option("--sigma", help="Of the Gaussian filter, in pixels of the score map.")
-    ] = 4.0,
+        float | None,
+        typer.Option(
+            "--sigma",
+            help="Of the Gaussian filter, in pixels of the score map [default: 4; 0 for "
+            "AnomaVision].",
+        ),
+    ] = None,
     constants: Annotated[
         str, typer.Option("--constants", help="Storage: float16, float32 or int8.")
     ] = "float16",
@@ -88,24 +94,35 @@ def import_(
     """Make a detector of what another program has fitted; nothing in its file is executed."""
     from padim_edge.detect.importing import import_detector
     from padim_edge.files import check_distinct
-    from padim_edge.fit.settings import Settings
+    from padim_edge.fit.imported import read_foreign
+    from padim_edge.fit.settings import DEFAULT_FALSE_ALARM_RATE, Settings
     from padim_edge.images.preprocess import Preprocess
     from padim_edge.model.file import read
     from padim_edge.model.threshold import rate_interval
 
     check_distinct(source=source, embedding=embedding, output=output)
+    foreign = read_foreign(source)
     size = read(embedding, "embedding").backbone_info.image_size
     settings = Settings(
-        Preprocess.choose(size, preprocess, resize, None, interpolation, reduce, bit_depth),
+        Preprocess.choose(
+            size,
+            preprocess or foreign.preprocess,
+            resize,
+            None,
+            interpolation,
+            reduce,
+            bit_depth,
+        ),
         constants=constants,
-        sigma=sigma,
+        eps=0.0,
+        sigma=foreign.sigma if sigma is None else sigma,
         false_alarm_rate=false_alarm_rate,
     )
     paths = good_images(images, folders_of(normal_dir))
     skipped = Skipped(strict)
     with progress_bars() as progress:
         done = import_detector(
-            source,
+            foreign,
             embedding,
             paths,
             output,
@@ -123,6 +140,11 @@ def import_(
         say(f"warning: {done.near} images are nearly equal to others, and count once")
     info = done.model.detector_info
     assert info is not None  # it is a detector
+    if false_alarm_rate is None and info.false_alarm_rate > DEFAULT_FALSE_ALARM_RATE:
+        say(
+            f"warning: {len(info.good_scores)} images are too few for a false-alarm rate of "
+            f"{DEFAULT_FALSE_ALARM_RATE}: the threshold is set for {info.false_alarm_rate:.3g}"
+        )
     form = "dense: its coarse layers are not repeated" if done.dense else "coarse to fine"
     typer.echo(f"{output}: {done.size / 1e6:.1f} MB, of {done.program}, {form}")
     typer.echo(
@@ -131,3 +153,5 @@ def import_(
     )
     rate = rate_interval(len(info.good_scores), info.false_alarm_rate)
     typer.echo(f"  true rate   {interval(rate)}, at 95 %")
+    prepared = "shorter side first, then cropped" if info.preprocess.crop else "whole"
+    typer.echo(f"  prepared    {prepared}, {info.preprocess.interpolation}; sigma {info.sigma:g}")

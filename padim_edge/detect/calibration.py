@@ -68,6 +68,7 @@ def score_photos(
     on_error: OnError = refuse,
     progress: Progress = silent,
     stage: str = "photos",
+    others: Photos | None = None,
 ) -> Photos:
     """Judge photos, each part of them once.
 
@@ -77,8 +78,9 @@ def score_photos(
         on_error: told of each that cannot be read, which is left out; may raise to stop.
         progress: called as work goes on.
         stage: what it is told that this is.
+        others: photos that are known, too, beside those that the detector rests on.
     """
-    known = set(detector.detector_info.digests)
+    known = {*detector.detector_info.digests, *(others.digests if others else ())}
     copies = Copies()
     left_out: list[Path] = []
     digests: list[str] = []
@@ -93,7 +95,8 @@ def score_photos(
         new = [places[at] for at in copies.new([files[at] for at in places], images[places])]
         if new:
             results = detector.judge(images[new])
-            scores += ((one.score, pixel_score(one.score_map)) for one in results)
+            judged = ... if detector.roi is None else detector.roi
+            scores += ((one.score, pixel_score(one.score_map[judged])) for one in results)
             digests += (found[place] for place in new)
     if not np.isfinite(np.array(scores)).all():
         raise PadimEdgeError("a photo's score is NaN or infinity: the detector is damaged")

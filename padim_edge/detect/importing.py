@@ -13,9 +13,10 @@ from padim_edge.detect.detector import Detector
 from padim_edge.errors import PadimEdgeError
 from padim_edge.files import atomic_write
 from padim_edge.fit.calibrate import Calibration, calibrate
-from padim_edge.fit.imported import import_gaussians, read_foreign
+from padim_edge.fit.imported import Foreign, import_gaussians
 from padim_edge.fit.settings import Settings
 from padim_edge.images.batches import OnError, refuse
+from padim_edge.images.decode import read_head
 from padim_edge.model.file import Model, read, write
 from padim_edge.progress import Progress, silent
 
@@ -44,7 +45,7 @@ class Imported:
 
 
 def import_detector(
-    source: Path,
+    foreign: Foreign,
     embedding: Path,
     good: Sequence[Path],
     output: Path,
@@ -58,8 +59,7 @@ def import_detector(
     """Make a detector of another program's Gaussians, and write it.
 
     Args:
-        source: a file of anomalib, AnomaVision or the reference implementation (see
-            `padim_edge.fit.imported.read_foreign`).
+        foreign: what `padim_edge.fit.imported.read_foreign` read.
         embedding: a file made by export, with the same backbone, weights, layers and channels.
         good: good photos that were not in that fit: their scores set the threshold.
         output: the file to write.
@@ -73,7 +73,6 @@ def import_detector(
         PadimEdgeError: a file cannot be read, the two do not fit together, or there are too few
             photos.
     """
-    foreign = read_foreign(source)
     with atomic_write(output) as stream, tempfile.TemporaryDirectory() as folder:
         model, dense = import_gaussians(
             foreign, read(embedding, "embedding"), settings, UNSET, threads, progress
@@ -91,6 +90,8 @@ def import_detector(
             settings.false_alarm_rate,
             f"{len(photos.scores)} photos that are not in the fit, which is {foreign.program}'s",
         )
+        heads = filter(None, map(read_head, good))
+        ratios = [width / height for width, height, _ in heads]
         info = model.detector_info
         assert info is not None  # `import_gaussians` made it
         model = dataclasses.replace(
@@ -104,6 +105,7 @@ def import_detector(
                 good_scores=made.good_scores,
                 good_pixel_scores=made.good_pixel_scores,
                 digests=photos.digests,
+                aspect_ratios=(min(ratios), max(ratios)) if ratios else (),
             ),
         )
         size = write(stream, model)

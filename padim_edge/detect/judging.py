@@ -32,14 +32,15 @@ class Verdict:
         if isinstance(self.outcome, ImageError):
             return {**name, "error": str(self.outcome)}
         result = self.outcome
+        finite = math.isfinite(result.score)
         return {
             **name,
-            # JSON has no NaN.
-            "score": result.score if math.isfinite(result.score) else None,
+            # JSON has neither NaN nor infinity.
+            "score": result.score if finite else None,
             "threshold": result.threshold,
             "is_anomalous": result.is_anomalous,
             "percentile": result.percentile,
-            "regions": [region.to_json() for region in result.regions],
+            "regions": [region.to_json() for region in result.regions if finite],
         }
 
 

@@ -2,8 +2,8 @@
 
 Two thresholds, as in edge detection (Canny's hysteresis): a region is a connected part of the score
 map above the pixel threshold in which some pixel exceeds the image's threshold, too. So there is a
-region if and only if the frame is anomalous, as often falsely as the false-alarm rate says, and its
-outline is that of the defect and not of its summit.
+region if and only if the frame is anomalous (and its score a number), as often falsely as the
+false-alarm rate says, and its outline is that of the defect and not of its summit.
 
 Own code, because what labels connected parts elsewhere (SciPy, OpenCV) is larger than all that a
 device installs beside an engine.
@@ -68,7 +68,8 @@ def labelled(
     """
     limit = min(pixel_threshold or threshold, threshold)
     labels = np.zeros(score_map.shape, np.intp)
-    if not (score_map > threshold).any():
+    # As `Detector` compares; NaN exceeds nothing.
+    if not float(score_map.max(initial=0)) > threshold:
         return labels
     marked = score_map > limit
     numbers, counts = _connected(marked)
@@ -139,9 +140,12 @@ def regions_of(
         found.append(
             Region(
                 box,
-                round(len(x) * across * down),
+                max(1, round(len(x) * across * down)),
                 float(scores[highest]),
-                (left + (x[highest] + 0.5) * across, top + (y[highest] + 0.5) * down),
+                (
+                    left + (float(x[highest]) + 0.5) * across,
+                    top + (float(y[highest]) + 0.5) * down,
+                ),
                 (left + (float(x.mean()) + 0.5) * across, top + (float(y.mean()) + 0.5) * down),
             )
         )

@@ -113,6 +113,7 @@ def map_scores(pyramid: Pyramid, squared: Array, smoothing: Smoothing) -> tuple[
 
     By way of the score maps, as the graph's last stage makes them.
     """
+    judged = ... if smoothing.judged is None else smoothing.judged
     maps = map(smoothing, np.sqrt(pyramid.from_tree(squared)))
-    image, pixel = np.array([(one.max(), pixel_score(one)) for one in maps]).T
+    image, pixel = np.array([(one.max(), pixel_score(one[judged])) for one in maps]).T
     return image, pixel

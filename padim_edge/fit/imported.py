@@ -48,6 +48,9 @@ class Foreign:
         inverse: whether they are inverses.
         channels: places in the concatenation of all layers, [d], if the file says them.
         border: of its Gaussian filter, as SciPy calls it.
+        sigma: of that, in pixels of the score map, unless it was told otherwise.
+        preprocess: how it prepares images, unless it was told otherwise: a preset of
+            `padim_edge.images.preprocess.Preprocess.choose`.
     """
 
     program: str
@@ -56,6 +59,8 @@ class Foreign:
     inverse: bool
     channels: tuple[int, ...] | None
     border: str = "reflect"
+    sigma: float = 4.0
+    preprocess: str = "whole"
 
     def at(self, positions: NDArray[np.intp], order: list[int]) -> tuple[Array, Array]:
         """Means [p, d] and covariances [p, d, d] of some positions, channels in another order."""
@@ -120,7 +125,7 @@ def _anomavision(arrays: Arrays) -> Foreign | None:
         mean, inverse = (_named(arrays, name, at) for name, at in zip(names, (2, 3), strict=True))
         if mean is not None and inverse is not None:  # its means are [P, d]
             channels = _channels(_named(arrays, "channel_indices", 1))
-            return Foreign("AnomaVision", mean.T, inverse, True, channels)
+            return Foreign("AnomaVision", mean.T, inverse, True, channels, sigma=0.0)
     return None
 
 
@@ -128,7 +133,9 @@ def _reference(arrays: Arrays) -> Foreign | None:
     mean, covariance = arrays.get("0"), arrays.get("1")
     if mean is None or covariance is None or (mean.ndim, covariance.ndim) != (2, 3):
         return None
-    return Foreign("the reference implementation", mean, covariance.transpose(2, 0, 1), False, None)
+    matrices = covariance.transpose(2, 0, 1)
+    name = "the reference implementation"
+    return Foreign(name, mean, matrices, False, None, preprocess="reference")
 
 
 def import_gaussians(

@@ -30,7 +30,7 @@ COVERAGE = 0.95
 
 
 def pixel_score(score_map: NDArray[np.floating[Any]]) -> float:
-    """The score that no more than `SPECK` of the pixels of a map [H, W] exceed.
+    """The score that no more than `SPECK` of the pixels of a map exceed; of those that are judged.
 
     Where a good frame is conspicuous at all, it mostly is so in a speck, which sets the image's
     threshold. The edges of a defect lie below that, and still above what larger parts of good

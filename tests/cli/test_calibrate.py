@@ -137,6 +137,26 @@ def test_a_good_photo_among_the_defective_is_said(model_file, good, defects, tmp
     assert "1 of the defective images are among the good ones" in done.warnings()[0]
 
 
+def test_what_is_good_and_defective_at_once_is_good(model_file, more, defects, tmp_path):
+    folder = Path(shutil.copytree(defects[0], tmp_path / "bad"))
+    shutil.copy(sorted(more.iterdir())[0], folder / "good.png")
+    table = tmp_path / "table.json"
+    done = in_process(
+        *("calibrate", model_file, "--good", more, "--bad", folder, "--json", table),
+        *("-o", tmp_path / "new.onnx"),
+    ).worked()
+    assert "1 of the defective images are among the good ones" in done.warnings()[0]
+    assert json.loads(table.read_text())["rows"][0]["recall"] in (0, 0.5, 1)
+    (tmp_path / "none").mkdir()
+    shutil.copy(sorted(more.iterdir())[0], tmp_path / "none")
+    with unchanged(tmp_path):
+        done = in_process(
+            *("calibrate", tmp_path / "new.onnx", "--bad", tmp_path / "none", "--in-place"),
+            *("--false-alarm-rate", 0.2, "--plot", tmp_path / "a.svg"),
+        )
+    done.failed(1, "no defective image could be judged")
+
+
 def test_in_place(model_file, tmp_path):
     mine = Path(shutil.copy(model_file, tmp_path / "mine.onnx"))
     in_process("calibrate", mine, "--false-alarm-rate", 0.5, "--in-place").worked()
@@ -146,7 +166,7 @@ def test_in_place(model_file, tmp_path):
 def test_a_file_from_before_pixel_scores_and_digests(tmp_path, more):
     output = tmp_path / "new.onnx"
     done = in_process("calibrate", GROWTH / "float16.onnx", "--good", more, "-o", output).worked()
-    assert "too old to know its images" in done.warnings()[-1]
+    assert "does not know all of its images" in done.warnings()[-1]
     new = info(output)
     assert (new.pixel_threshold, new.good_pixel_scores) == (0.0, ())
     assert len(new.good_scores) == 16

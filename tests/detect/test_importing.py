@@ -28,7 +28,10 @@ torch = pytest.importorskip("torch")
 
 SIZE = (64, 64)
 LANCZOS = Preprocess.whole(SIZE, "lanczos", reduce=False)
-OPTIONS = ("--interpolation", "lanczos", "--constants", "float32")
+OPTIONS = (
+    *("--preprocess", "whole", "--interpolation", "lanczos", "--constants", "float32"),
+    *("--sigma", 4),
+)
 
 
 @pytest.fixture(scope="module")

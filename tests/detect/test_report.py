@@ -132,16 +132,6 @@ def test_a_set_without_masks_has_no_interval_of_pixels():
     assert "pro" not in found
 
 
-@pytest.mark.parametrize(
-    ("part", "whole", "wanted"),
-    [(0, 20, (0, 0.168433)), (63, 63, (0.943128, 1)), (1, 20, (0.001265, 0.248733))],
-)
-def test_the_interval_of_a_share(part, whole, wanted):
-    pytest.importorskip("scipy")
-    # By Clopper and Pearson's definition: (alpha / 2) ** (1 / n) and the like.
-    assert intervals.of_share(part, whole) == pytest.approx(wanted, abs=1e-6)
-
-
 # --- pictures -------------------------------------------------------------------------------------
 
 

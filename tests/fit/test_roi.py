@@ -193,3 +193,30 @@ def test_the_mask_goes_the_way_of_the_photos(tmp_path, good):
         load_roi(mask, 40, crop, photo)
     with pytest.raises(ImageError, match="aspect ratio"):
         load_roi(draw(tmp_path / "b.png", (73, 73), (0, 0, 9, 9)), 0, crop, photo)
+
+
+def test_the_pixel_threshold_is_of_what_is_judged(embedding_file, photos, embeddings, tmp_path):
+    """Half a per cent of a small region, and not of the whole map, which is 0 elsewhere."""
+    judged = np.zeros(SIZE, bool)
+    judged[20:30, 20:40] = True
+    good = sorted((photos / "train" / "good").iterdir())
+    path = tmp_path / "p.onnx"
+    fit_detector(embedding_file, good, path, Settings(WHOLE, roi=Roi(judged)))
+    every = embeddings(good)
+    pixels = []
+    for image in range(len(good)):
+        rest = np.delete(every, image, axis=0)
+        maps = reference.distances(every[image : image + 1], *reference.fit(rest))
+        inside = np.sort(reference.score_maps(maps, SIZE)[0][judged])[::-1]
+        pixels.append(inside[int(0.005 * inside.size)])
+    info = read(path, "padim").detector_info
+    np.testing.assert_allclose(info.good_pixel_scores, np.sort(pixels), rtol=1e-9)
+    more = tmp_path / "more.onnx"
+    in_process("calibrate", path, "--good", photos / "test" / "good", "-o", more).worked()
+    with Detector(path, "ort") as detector:
+        for photo in sorted((photos / "test" / "good").iterdir()):
+            inside = np.sort(detector(photo).score_map[judged])[::-1]
+            pixels.append(inside[int(0.005 * inside.size)])
+    np.testing.assert_allclose(
+        read(more, "padim").detector_info.good_pixel_scores, np.sort(pixels), rtol=1e-4
+    )

@@ -18,10 +18,11 @@ def facts(model: Path, backbone: BackboneInfo, info: DetectorInfo, engine: str) 
     """What was used."""
     height, width = backbone.image_size
     size = f"{width} x {height}"
+    fit = f"fitted on {info.images} photos" if info.images else "imported"
     return (
         ("Detector", model.name),
         ("Backbone", f"{backbone.backbone}, {backbone.precision}, {size}"),
-        ("Preset", f"{info.preset}, fitted on {info.images} photos"),
+        ("Preset", f"{info.preset}, {fit}"),
         ("File's threshold", f"{info.threshold:.4g} for a false-alarm rate of "
          f"{info.false_alarm_rate:.3g}"),
         ("Engine", engine),

@@ -28,8 +28,10 @@ from padim_edge.detect.report.contents import (
     Shown,
 )
 from padim_edge.detect.report.pictures import layers
+from padim_edge.errors import ImageError
 from padim_edge.images.dataset import GOOD
 from padim_edge.images.masks import load_masks
+from padim_edge.model.threshold import share_interval
 from padim_edge.progress import Progress, silent
 
 POINTS = 500
@@ -71,18 +73,22 @@ def evaluated(
     ]
     beyond = judged.scores - judged.threshold
     order = np.argsort(np.where(judged.labels, beyond, -beyond), kind="stable")
-    shown = []
+    shown, named = [], []
     for done, place in enumerate(order[:PICTURES], start=1):
         sample, image = judged.samples[place], images[place]
-        truth = load_masks(sample.masks, sample.path) if sample.masks else None
-        made = layers(
-            sample.path,
-            info.preprocess,
-            scale,
-            judged.maps[place],
-            labelled(judged.maps[place], judged.threshold, info.pixel_threshold) > 0,
-            truth if sample.is_anomalous else None,
-        )
+        try:
+            truth = load_masks(sample.masks, sample.path) if sample.masks else None
+            made = layers(
+                sample.path,
+                info.preprocess,
+                scale,
+                judged.maps[place],
+                labelled(judged.maps[place], judged.threshold, info.pixel_threshold) > 0,
+                truth if sample.is_anomalous else None,
+            )
+        except ImageError:  # gone since it was judged
+            named.append(image)
+            continue
         shown.append(Shown(image.name, image.group, image.score, made))
         progress("pictures", done, min(len(order), PICTURES))
     return Report(
@@ -94,12 +100,12 @@ def evaluated(
         (scale.low, scale.top),
         tuple(groups),
         tuple(shown),
-        tuple(images[place] for place in order[PICTURES : PICTURES + NAMED]),
+        (*named, *(images[place] for place in order[PICTURES : PICTURES + NAMED])),
         max(0, len(order) - PICTURES - NAMED),
         tuple(unreadable),
         _metrics(judged, metrics),
         _curves(judged),
-        notes=_notes(metrics, about_pictures("the most wrong first")),
+        notes=_notes(metrics, info.judged, about_pictures("the most wrong first")),
     )
 
 
@@ -121,8 +127,8 @@ def _metrics(judged: Judged, metrics: Metrics) -> tuple[Metric, ...]:
     hits = round(metrics.recall * metrics.defective)
     alarms = round(metrics.false_alarm_rate * metrics.good)
     exact = {
-        "recall": intervals.of_share(hits, metrics.defective),
-        "false_alarm_rate": intervals.of_share(alarms, metrics.good),
+        "recall": share_interval(hits, metrics.defective),
+        "false_alarm_rate": share_interval(alarms, metrics.good),
     }
     known = by_bootstrap | exact
 
@@ -164,7 +170,7 @@ def _thinned(values: NDArray[np.float64]) -> tuple[float, ...]:
     return tuple(values[places].tolist())
 
 
-def _notes(metrics: Metrics, pictures: str) -> tuple[str, ...]:
+def _notes(metrics: Metrics, share: float, pictures: str) -> tuple[str, ...]:
     notes = [
         f"Intervals are those of 95 %. Of recall and false-alarm rate, which are shares, the exact "
         f"binomial ones (Clopper and Pearson). Of all others by bootstrap over images: the "
@@ -180,8 +186,13 @@ def _notes(metrics: Metrics, pictures: str) -> tuple[str, ...]:
     ]
     if metrics.images_without_mask:
         notes.append(
-            f"{metrics.images_without_mask} defective images have no mask, and are left out of the "
-            "metrics of pixels."
+            f"{metrics.images_without_mask} defective images have no mask, or none where the map "
+            "is judged, and are left out of the metrics of pixels."
+        )
+    if share < 1:
+        notes.append(
+            f"{share:.0%} of what the graph sees is judged. All other pixels count as good ones, "
+            "which raises the metrics of pixels."
         )
     return (*notes, pictures, DETECTED)
 

@@ -19,7 +19,7 @@ from padim_edge.detect.report.contents import (
     Shown,
 )
 from padim_edge.detect.report.pictures import layers
-from padim_edge.errors import ModelError, listed
+from padim_edge.errors import ImageError, ModelError, listed
 from padim_edge.fit.fit import Fitted
 from padim_edge.fit.moments import Array
 from padim_edge.fit.outliers import LIMIT
@@ -61,10 +61,14 @@ def fitted(
     images = [
         Image(name, group, score) for name, (score, _, group, _) in zip(names, photos, strict=True)
     ]
-    shown = []
+    shown, named = [], []
     for image, (_, path, group, place) in zip(images[:PICTURES], photos, strict=False):
         score_map = None if place is None else done.maps(place).astype(np.float32)
-        made = layers(path, info.preprocess, scale, score_map, None)
+        try:
+            made = layers(path, info.preprocess, scale, score_map, None)
+        except ImageError:  # gone since the fit read it
+            named.append(image)
+            continue
         remark = "left out" if group else remarks.get(path, "")
         shown.append(Shown(image.name, group, image.score, made, remark))
         progress("pictures", len(shown), min(len(images), PICTURES))
@@ -81,16 +85,16 @@ def fitted(
         (scale.low, scale.top),
         tuple(groups),
         tuple(shown),
-        tuple(images[PICTURES : PICTURES + NAMED]),
+        (*named, *images[PICTURES : PICTURES + NAMED]),
         max(0, len(images) - PICTURES - NAMED),
         tuple(unreadable),
         notes=(
             *_notes(done, info.calibration),
             about_pictures(
                 "the highest score first",
-                f"{scale.top:.4g}, 1.5 times the threshold or what lies five standard deviations "
-                "beyond the median (by the median deviation), whichever is less: photos that do "
-                "not belong move the threshold, and should be seen all the same",
+                f"{scale.top:.4g}, 1.5 times the threshold or, if that is less, 1.5 times what "
+                "lies five standard deviations beyond the median (by the median deviation): photos "
+                "that do not belong move the threshold, and should be seen all the same",
             ),
         ),
     )

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from padim_edge.detect.evaluation import Judged
 from padim_edge.detect.metrics import PRO_LIMIT
+from padim_edge.model.threshold import COVERAGE
 
 Array = NDArray[np.float64]
 Interval = tuple[float, float]
 
 REPLICATES = 1000
 SEED = 0
-LEVEL = 0.95
 
 _BINS = 2048  # of pixel scores; the exact metric of bottle and that of its bins agree to 1e-4
 _SAMPLE = 1_000_000  # pixels that the bins are chosen from
@@ -40,23 +40,12 @@ def bootstrap(judged: Judged) -> dict[str, Interval]:
         drawn = _image_metrics(weights, judged) | _pixel_metrics(weights, pixels)
         for name, values in drawn.items():
             results.setdefault(name, []).append(values)
-    tails = (1 - LEVEL) / 2, (1 + LEVEL) / 2
+    tails = (1 - COVERAGE) / 2, (1 + COVERAGE) / 2
     return {
         # A replicate without a single mask has no pixel metric.
         name: tuple(np.nanquantile(np.concatenate(values), tails).tolist())
         for name, values in results.items()
     }
-
-
-def of_share(part: int, whole: int) -> Interval:
-    """The exact 95 % interval of a share (Clopper and Pearson 1934).
-
-    Unlike the bootstrap's, that of 0 of 20 does not end at 0.
-    """
-    from scipy.stats import binomtest
-
-    low, high = binomtest(part, whole).proportion_ci(LEVEL, "exact")
-    return float(low), float(high)
 
 
 def _drawn(labels: NDArray[np.bool_]) -> Iterator[Array]:

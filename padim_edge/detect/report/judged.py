@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import math
@@ -25,6 +26,7 @@ from padim_edge.detect.report.contents import (
     Shown,
 )
 from padim_edge.detect.report.pictures import layers
+from padim_edge.errors import ImageError
 
 
 class JudgedReport:
@@ -50,11 +52,7 @@ class JudgedReport:
         self._named: list[tuple[float, int, Image]] = []
 
     def __call__(self, verdict: Verdict) -> None:
-        """Take one, of a file.
-
-        Raises:
-            ImageError: the file cannot be read any more.
-        """
+        """Take one, of a file. One that has gone since it was judged is named, and not shown."""
         path, result = Path(verdict.name), verdict.outcome
         if not isinstance(result, Result):
             self._unread += 1
@@ -71,11 +69,12 @@ class JudgedReport:
         if len(self._shown) < PICTURES or entry[:2] > self._shown[0][:2]:
             preprocess = self._detector.detector_info.preprocess
             mask = result.mask if finite else None
-            made = layers(path, preprocess, self._scale, result.score_map, mask)
-            heapq.heappush(self._shown, (*entry, made))
-            if len(self._shown) <= PICTURES:
-                return
-            entry = heapq.heappop(self._shown)[:3]
+            with contextlib.suppress(ImageError):
+                made = layers(path, preprocess, self._scale, result.score_map, mask)
+                heapq.heappush(self._shown, (*entry, made))
+                if len(self._shown) <= PICTURES:
+                    return
+                entry = heapq.heappop(self._shown)[:3]
         heapq.heappush(self._named, entry)
         if len(self._named) > NAMED:
             heapq.heappop(self._named)
@@ -99,10 +98,10 @@ class JudgedReport:
             tuple(image for _, _, image in named),
             max(0, self._judged - len(shown) - len(named)),
             (*self._unreadable, *[(f"and {more} more", "")] * (more > 0)),
-            reference=Group("good photos of the fit", Role.GOOD, tuple(info.good_scores)),
+            reference=Group("good photos that set the threshold", Role.GOOD, info.good_scores),
             notes=(
-                "Below the axis of the histogram, to compare with: the good photos of the fit, "
-                "each scored as if it had been left out of it.",
+                "Below the axis of the histogram, to compare with: the good photos that set the "
+                "threshold, none of which the detector had seen when it scored them.",
                 about_pictures("the highest score first"),
                 DETECTED,
             ),
