@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,16 +14,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from padim_edge.detect.detector import Detector
 from padim_edge.detect.evaluation import Judged
+from padim_edge.detect.judging import judge
 from padim_edge.detect.metrics import compute_metrics
 from padim_edge.detect.overlay import Scale, overlay
 from padim_edge.detect.report import intervals
 from padim_edge.detect.report.common import shortened
 from padim_edge.detect.report.contents import Group, Kind, Report, Role
+from padim_edge.detect.report.judged import JudgedReport
 from padim_edge.detect.report.page import check_place, page
 from padim_edge.detect.report.pictures import SIDE, layers
 from padim_edge.errors import UsageError
 from padim_edge.images.dataset import Sample
+from padim_edge.images.frames import files
 from padim_edge.images.preprocess import Preprocess
 
 # --- intervals ------------------------------------------------------------------------------------
@@ -266,3 +271,21 @@ def test_a_report_is_called_html(name):
 )
 def test_names_are_without_the_folders_that_all_have(paths, names):
     assert shortened([Path(path) for path in paths]) == names
+
+
+# --- photos that go -------------------------------------------------------------------------------
+
+
+def test_a_photo_that_has_gone_since_it_was_judged_is_named(model_file, photos, tmp_path):
+    folder = Path(shutil.copytree(photos / "test" / "stain", tmp_path / "mine"))
+    paths = sorted(folder.iterdir())
+    with Detector(model_file, "ort") as detector:
+        verdicts = list(judge(detector, files(paths)))
+        paths[0].unlink()
+        collected = JudgedReport(detector, model_file, paths)
+        for verdict in verdicts:
+            collected(verdict)
+        report = collected.report("mine")
+    assert [Path(image.name).name for image in report.shown] == [paths[1].name]
+    assert [Path(image.name).name for image in report.named] == [paths[0].name]
+    assert report.named[0].score == pytest.approx(verdicts[0].outcome.score)
