@@ -80,6 +80,6 @@ def tensorrt(jetson: bool) -> Finding:
 def pycuda() -> Finding:
     """pycuda, or cuda-bindings in its place, by the devices that it reaches."""
     answer = ask("pycuda")
-    # The one of the two that is not built on a Jetson, for minutes and with nvcc.
-    fix = "pip install 'padim-edge[cuda]'" if answer["status"] == "missing" else ""
-    return Finding("nvidia", "pycuda or cuda-bindings", answer["status"], answer["detail"], fix)
+    return Finding(
+        "nvidia", "pycuda or cuda-bindings", answer["status"], answer["detail"], answer["fix"]
+    )

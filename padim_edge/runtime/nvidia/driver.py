@@ -15,6 +15,7 @@ driver: Any
 PACKAGE = ""
 """Which one it is, with its version."""
 
+_unloaded = ""  # why pycuda is installed and does not load, though there is a driver
 try:
     try:
         import pycuda
@@ -22,8 +23,12 @@ try:
 
         driver = pycuda.driver
         PACKAGE = f"pycuda {pycuda.VERSION_TEXT}"
-    except ModuleNotFoundError as missing:
-        if missing.name != "pycuda":
+    except ImportError as missing:
+        if not isinstance(missing, ModuleNotFoundError):
+            if not has_driver():
+                raise
+            _unloaded = " ".join(str(missing).split())
+        elif missing.name != "pycuda":
             raise
         import cuda.bindings
 
@@ -32,6 +37,11 @@ try:
 
         driver = cuda_bindings
 except ModuleNotFoundError as missing:
+    if _unloaded:  # it was built against another CUDA, as after an upgrade of JetPack
+        raise PadimEdgeError(
+            f"pycuda is installed but does not load ({_unloaded}): run  pip install "
+            "--force-reinstall --no-cache-dir pycuda  or take padim-edge[cuda], without it"
+        ) from None  # what is missing is not the matter
     if platform.machine() == "x86_64":
         raise MissingDependencyError("running on an NVIDIA GPU", "pycuda", "gpu") from missing
     # pycuda would be built here, from its sources; NVIDIA's has wheels.

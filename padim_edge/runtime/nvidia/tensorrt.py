@@ -27,11 +27,13 @@ except ModuleNotFoundError as missing:
     if platform.machine() == "x86_64":
         raise MissingDependencyError("running on TensorRT", "tensorrt", "trt") from missing
     # On Jetson it is a part of JetPack; what pip has is for other machines.
-    raise PadimEdgeError(
+    error = MissingDependencyError("running on TensorRT", "tensorrt", "trt")
+    error.args = (
         "running on TensorRT needs tensorrt, which is not installed for this Python: run  "
         "sudo apt install python3-libnvinfer  and use the system's Python, or a virtual "
-        "environment made with --system-site-packages"
-    ) from missing
+        "environment made with --system-site-packages",
+    )
+    raise error from missing
 except (ImportError, OSError) as broken:
     raise PadimEdgeError(
         f"TensorRT is installed but cannot be loaded ({broken}): its Python module and its "

@@ -138,6 +138,40 @@ def test_cuda_bindings_without_a_driver(
         without_pycuda()
 
 
+@pytest.mark.parametrize("beside", [False, True])
+def test_pycuda_of_another_cuda(
+    without_pycuda: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    beside: bool,
+) -> None:
+    """It is linked to a library that went with an upgrade; cuda-bindings takes its place."""
+    (tmp_path / "pycuda").mkdir()
+    (tmp_path / "pycuda" / "__init__.py").write_text("VERSION_TEXT = '2026.1'\n")
+    reason = "libcurand.so.10: cannot open shared object file"
+    (tmp_path / "pycuda" / "driver.py").write_text(f"raise ImportError({reason!r})\n")
+    if beside:
+        place = tmp_path / "cuda" / "bindings"
+        place.mkdir(parents=True)
+        (place / "__init__.py").write_text("__version__ = '12.9.1'\n")
+        (place / "driver.py").write_text(
+            "def cuDriverGetVersion():\n    raise OSError('reached')\n"
+        )
+    for name in [name for name in sys.modules if name.split(".")[0] in ("cuda", "pycuda")]:
+        monkeypatch.delitem(sys.modules, name)
+    if not beside:
+        monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    monkeypatch.syspath_prepend(os.fspath(tmp_path))
+    monkeypatch.setattr("padim_edge.runtime.engines.has_driver", lambda: True)
+    words = (
+        r"cuda-bindings cannot load it \(reached\)"
+        if beside
+        else rf"does not load \({reason}\): run  pip install --force-reinstall"
+    )
+    with pytest.raises(PadimEdgeError, match=words):
+        without_pycuda()
+
+
 # --- without TensorRT ---------------------------------------------------------------------------
 
 
@@ -166,7 +200,7 @@ def test_tensorrt_missing_on_jetson(
     without_tensorrt: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
-    with pytest.raises(PadimEdgeError, match="sudo apt install python3-libnvinfer") as caught:
+    with pytest.raises(MissingDependencyError, match="sudo apt install python3-lib") as caught:
         without_tensorrt()
     assert "\n" not in str(caught.value)
 
