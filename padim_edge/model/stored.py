@@ -89,9 +89,11 @@ class Source:
     def is_mapped(self) -> bool:
         """Whether this process has it mapped into memory, where changes would show (Linux)."""
         own = os.fstat(self._file)
-        device = f"{os.major(own.st_dev):02x}:{os.minor(own.st_dev):02x}"
+        file = [f"{os.major(own.st_dev):02x}:{os.minor(own.st_dev):02x}", str(own.st_ino)]
         with MAPS.open(encoding="utf-8", errors="replace") as maps:
-            return any(line.split()[3:5] == [device, str(own.st_ino)] for line in maps)
+            lines = [line.rstrip("\n").split(maxsplit=5) for line in maps]
+        # By its path, too: btrfs and older overlayfs give a mapping another device and inode.
+        return any(line[3:5] == file or line[5:] == [str(self.path)] for line in lines)
 
     def sha256(self) -> str:
         """Of the whole file, in hexadecimal digits."""

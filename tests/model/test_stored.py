@@ -113,6 +113,38 @@ def test_weights_are_handed_over_where_a_view_would_stay(model_file, monkeypatch
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.usefixtures("small")
+def test_weights_are_handed_over_where_the_file_cannot_be_mapped(model_file, tmp_path, monkeypatch):
+    image = np.random.default_rng(0).integers(0, 255, (1, 64, 64, 3), dtype=np.uint8)
+    expected = OrtEngine(read(model_file, "padim")).infer(image)
+    asked = []
+
+    def elsewhere(*arguments):  # there ONNX Runtime finds no such file, and refuses the graph
+        asked.append(stored.refer(*arguments))
+        return tmp_path
+
+    monkeypatch.setattr("padim_edge.runtime.cpu.ort.refer", elsewhere)
+    engine = OrtEngine(read(model_file, "padim", lazily=True))
+    assert asked
+    for one, other in zip(engine.infer(image), expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_mapping_with_another_inode_is_seen_by_its_path(model_file, tmp_path, monkeypatch):
+    """As on btrfs, and on overlayfs of older kernels."""
+    path = tmp_path / "a model.onnx"
+    path.write_bytes(model_file.read_bytes())
+    maps = tmp_path / "maps"
+    monkeypatch.setattr(stored, "MAPS", maps)
+    source = stored.Source(path)
+    line = "7f0000000000-7f0000001000 r--p 00000000 00:2a 1                          {}\n"
+    anonymous = "7f0000002000-7f0000003000 rw-p 00000000 00:00 0 \n"
+    maps.write_text(anonymous + line.format(source.path))
+    assert source.is_mapped()
+    maps.write_text(anonymous + line.format(f"{source.path}.old"))
+    assert not source.is_mapped()
+
+
 def test_a_mapped_file_is_seen(model_file):
     source = stored.Source(model_file)
     assert not source.is_mapped()

@@ -137,7 +137,10 @@ class OrtEngine(CpuEngine):
         there.CopyFrom(proto)
         folder = refer(there, in_file)
         put_back(there, stored)
-        graph = Graph(there.SerializeToString(), self._threads, folder=folder)
+        try:
+            graph = Graph(there.SerializeToString(), self._threads, folder=folder)
+        except PadimEdgeError:  # it maps the file, which not every network's file system allows
+            return None
         if source.is_in_place() and not source.is_mapped():
             return graph
         graph.close()
