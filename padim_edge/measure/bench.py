@@ -171,7 +171,8 @@ def _alone(path: Path, name: str, batch: int, threads: int, progress: Progress) 
     with _naming(name):
         with Detector(path, name, threads, progress) as detector:
             images = np.zeros((batch, *detector.backbone_info.image_size, 3), np.uint8)
-            detector.engine.infer(images)
+            for _ in range(3):  # what is recorded, is with the second
+                detector.engine.infer(images)
             chosen = detector.engine.name if name == "auto" else name
             description = detector.engine.describe()
             device = detector.engine.figures()

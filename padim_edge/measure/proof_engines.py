@@ -29,12 +29,17 @@ from padim_edge.model.file import Model
 from padim_edge.runtime.engines import Engine, FrameEngine, open_engine
 
 TOLERANCES = {"float32": 1e-3, "float16": 2e-2, "int8": 1e-1}
-"""Of the largest value, by the type of the backbone. The kernels are judged by themselves; this is
-how differently two runtimes may round a backbone: sums in another order, of int8 another step. A
-wrong index is off by the whole value. Those of float16 and int8 have met no GPU yet."""
+"""By the type of the backbone: of the largest value, for int8 of the values' range. The kernels are
+judged by themselves; this is how differently two runtimes may round a backbone: sums in another
+order, of int8 another step. A wrong index is off by the whole value. Those of float16 and int8 have
+met no GPU yet."""
 
 FRAMES = 9
 """Different images that are compared; larger batches have them again."""
+
+TURNS = 3
+"""Of each batch size, with other images each time: the second is recorded as a CUDA graph, and
+from then on the recording is what runs."""
 
 
 def parity(sizes: Sizes, folder: Path, engine: str, network: str) -> Iterator[Line]:
@@ -51,11 +56,12 @@ def _preset(sizes: Sizes, folder: Path, engine: str, network: str, preset: str) 
     errors: dict[str, float] = {}
     ready: dict[str, list[float]] = {}
     wrong: list[str] = []
+    described = ""
     specs = compared(sizes, engine, network, preset)
     for spec in specs:
         kind, types = spec.backbone, f"{spec.backbone}/{spec.constants}"
         try:
-            error, seconds = _compared(sizes, folder, engine, spec)
+            error, seconds, described = _compared(sizes, folder, engine, spec)
         except MissingDependencyError:
             raise
         except PadimEdgeError as trouble:
@@ -66,12 +72,16 @@ def _preset(sizes: Sizes, folder: Path, engine: str, network: str, preset: str) 
         ready.setdefault(kind, [rounded(x) for x in seconds])
         if not error <= TOLERANCES[kind]:  # nor NaN
             wrong.append(f"{types} is off by {error:.1e}, at most {TOLERANCES[kind]:g} is allowed")
+        graphs = "in CUDA graphs" in described and "without CUDA graphs" not in described
+        if engine.startswith("trt") and not graphs:
+            wrong.append(f"{types} runs {described}: it should be in CUDA graphs")
     told = []
     if errors:
         first, again = (max(of) for of in zip(*ready.values(), strict=True))
         told = [
             f"largest error {np.max(list(errors.values())):.1e}",
             f"ready in up to {first:g} s, again in {again:g} s",
+            described,
         ]
     return line(
         f"{engine} {network} {preset}",
@@ -84,10 +94,10 @@ def _preset(sizes: Sizes, folder: Path, engine: str, network: str, preset: str) 
 
 def _compared(
     sizes: Sizes, folder: Path, engine: str, spec: Spec
-) -> tuple[float, tuple[float, float]]:
-    """Largest error of a detector, and seconds until it is ready, the first time and again.
+) -> tuple[float, tuple[float, float], str]:
+    """Largest error of a detector; seconds until it is ready, the first time and again; what runs.
 
-    That is opened and run at each batch size: some plans are not made before they are needed.
+    Ready is opened and run at each batch size: some plans are not made before they are needed.
     """
     model = write_detector(spec, sizes.image, folder / "padim.onnx")
     images = random_images(model, FRAMES)
@@ -96,32 +106,36 @@ def _compared(
         wanted = cpu.infer(images)[1].astype(np.float64)
     finally:
         cpu.close()
-    places = [np.arange(count) % FRAMES for count in sizes.compared]
+    unit = float(np.ptp(wanted)) if spec.backbone == "int8" else 0.0
+    turns = [(np.arange(n) + turn) % FRAMES for n in sizes.compared for turn in range(TURNS)]
     errors, seconds = [], []
     for _ in range(2):
         start = time.perf_counter()
         one = open_engine(engine, model)
         try:
-            found = [one.infer(images[of]) for of in places]
+            found = [one.infer(images[of]) for of in turns]
             seconds.append(time.perf_counter() - start)
-            errors += [worst(x, wanted[of]) for x, of in zip(found, places, strict=True)]
+            errors += [worst(x, wanted[of], unit) for x, of in zip(found, turns, strict=True)]
             _check_frames(one, model, sizes.camera)
+            described = one.describe()
         finally:
             one.close()
-    return float(np.max(errors)), (seconds[0], seconds[1])
+    return float(np.max(errors)), (seconds[0], seconds[1]), described
 
 
 def _check_frames(engine: Engine, model: Model, camera: tuple[int, int]) -> None:
-    """Refuse an engine that judges a frame otherwise than the image that the CPU makes of it."""
+    """Refuse an engine that judges frames otherwise than the images that the CPU makes of them."""
     if model.detector_info is None:
         return
     shape = (camera[1] // 2 * 3, camera[0] // 2 * 2)
-    frame = Frame(np.random.default_rng(5).integers(0, 256, shape, dtype=np.uint8), "nv12")
-    if not isinstance(engine, FrameEngine) or not engine.takes(frame):
-        return
-    image = model.detector_info.preprocess(frame)
-    if not np.array_equal(engine.infer_frames([frame])[1], engine.infer(image[None])[1]):
-        raise PadimEdgeError("a frame that it prepares itself gets another score map")
+    rng = np.random.default_rng(5)
+    for _ in range(TURNS):
+        frames = [Frame(rng.integers(0, 256, shape, dtype=np.uint8), "nv12") for _ in range(3)]
+        if not isinstance(engine, FrameEngine) or not all(map(engine.takes, frames)):
+            return
+        images = np.stack([model.detector_info.preprocess(frame) for frame in frames])
+        if not np.array_equal(engine.infer_frames(frames)[1], engine.infer(images)[1]):
+            raise PadimEdgeError("a frame that it prepares itself gets another score map")
 
 
 # --- speed --------------------------------------------------------------------------------------

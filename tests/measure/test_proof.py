@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 import rehearsal
 from helpers import Outcome, in_process, padim_edge
@@ -20,7 +21,10 @@ from helpers import Outcome, in_process, padim_edge
 from padim_edge.errors import PadimEdgeError
 from padim_edge.measure import proof
 from padim_edge.measure.proof import CHECKS, Check, Proof, prove
-from padim_edge.measure.proof_line import ENGINES, PRESETS, Line, Sizes, benchmarked
+from padim_edge.measure.proof_detectors import random_images, worst, write_detector
+from padim_edge.measure.proof_engines import FRAMES, TOLERANCES
+from padim_edge.measure.proof_line import ENGINES, PRESETS, Line, Sizes, Spec, benchmarked
+from padim_edge.runtime.engines import open_engine
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "proof.schema.json").read_text())
 MOST_BYTES = 30_000
@@ -187,6 +191,7 @@ FAULTS = [
     ("a_leak", "opened_and_closed", "trt opened and closed", "device memory grows by 20.0 MiB"),
     ("an_engine_that_does_not_open", "parity", "trt tiny whitened", "refuses the graph: planted"),
     ("wrong_scores", "parity", "ort-cuda tiny reference", " is off by "),
+    ("a_recording_that_does_nothing", "parity", "trt tiny reference", " is off by "),
     ("a_second_process_that_fails", "two_processes", "two processes trt", "the other process fail"),
     ("a_process_that_ignores_sigterm", "terminated", "trt at SIGTERM", "was still there"),
     ("frames_that_get_slower", "under_load", "trt under load", " x the first; "),
@@ -214,6 +219,19 @@ def test_a_gpu_that_cannot_be_used_is_told_in_one_line(rehearse):
     done.failed(1, "doctor --gpu cannot use the GPU: ", "crashed (SIGSEGV)", said=("[",))
     assert report == {}
     assert "parity" not in done.stdout
+
+
+def test_images_are_not_taken_for_each_other(tmp_path):
+    """Scores of the wrong image fail at every tolerance, whichever it is."""
+    for backbone, tolerance in TOLERANCES.items():
+        model = write_detector(Spec("tiny", "reference", backbone, "float32"), 64, tmp_path / "x")
+        engine = open_engine("ort", model)
+        wanted = engine.infer(random_images(model, FRAMES))[1]
+        engine.close()
+        unit = float(np.ptp(wanted)) if backbone == "int8" else 0.0
+        for right, wrong in zip(wanted, np.roll(wanted, 1, axis=0), strict=True):
+            found = (wrong.max(keepdims=True)[0, 0], wrong[None])
+            assert worst(found, right[None], unit) > tolerance
 
 
 # --- without a GPU --------------------------------------------------------------------------------

@@ -57,3 +57,14 @@ def test_the_trial_model_is_answered_as_numpy_answers_it(tiny_engine):
 def test_an_engine_with_wrong_scores_does_not_count(tiny_engine, alter):
     with pytest.raises(PadimEdgeError, match=r"WRONG SCORES|scores \(1, 1\)"):
         trial.check(Altered(tiny_engine, alter))
+
+
+def test_an_engine_that_repeats_its_last_scores_does_not_count(tiny_engine):
+    """As a recording that does nothing does: the first run of a batch size is right."""
+    first: dict[int, tuple[Any, Any]] = {}
+
+    def alter(scores: Any, maps: Any) -> tuple[Any, Any]:
+        return first.setdefault(len(scores), (scores, maps))
+
+    with pytest.raises(PadimEdgeError, match="WRONG SCORES"):
+        trial.check(Altered(tiny_engine, alter))

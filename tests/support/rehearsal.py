@@ -239,6 +239,13 @@ def wrong_scores() -> None:
     GpuEngine.infer = infer  # type: ignore[method-assign]
 
 
+def a_recording_that_does_nothing() -> None:
+    """Results are those of the run before it."""
+    from padim_edge.runtime.nvidia.recording import Recording
+
+    Recording.enqueue = lambda _: None  # type: ignore[method-assign,assignment]
+
+
 def frames_that_get_slower() -> None:
     import itertools
 
@@ -262,6 +269,7 @@ FAULTS: dict[str, Callable[[], None]] = {"": lambda: None} | {
         a_second_process_that_fails,
         a_process_that_ignores_sigterm,
         wrong_scores,
+        a_recording_that_does_nothing,
         frames_that_get_slower,
         a_crash,
     )
