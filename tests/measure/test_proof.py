@@ -22,6 +22,7 @@ from padim_edge.errors import PadimEdgeError
 from padim_edge.measure import proof
 from padim_edge.measure.proof import CHECKS, Check, Proof, prove
 from padim_edge.measure.proof_detectors import random_images, worst, write_detector
+from padim_edge.measure.proof_endurance import _grown, _throttled
 from padim_edge.measure.proof_engines import FRAMES, TOLERANCES
 from padim_edge.measure.proof_line import ENGINES, PRESETS, Line, Sizes, Spec, benchmarked
 from padim_edge.runtime.engines import open_engine
@@ -188,7 +189,7 @@ def test_bench_sets_it_beside_the_predictions(whole, tmp_path):
 FAULTS = [
     ("a_wrong_constant", "scoring", "tiny reference float32", "largest error "),
     ("a_wrong_tap", "preparing", "prepare", "bytes are NOT the same of rgb, "),
-    ("a_leak", "opened_and_closed", "trt opened and closed", "device memory grows by 20.0 MiB"),
+    ("a_leak", "opened_and_closed", "trt opened and closed", "device memory grows by 15.0 MiB"),
     ("an_engine_that_does_not_open", "parity", "trt tiny whitened", "refuses the graph: planted"),
     ("wrong_scores", "parity", "ort-cuda tiny reference", " is off by "),
     ("a_recording_that_does_nothing", "parity", "trt tiny reference", " is off by "),
@@ -232,6 +233,26 @@ def test_images_are_not_taken_for_each_other(tmp_path):
         for right, wrong in zip(wanted, np.roll(wanted, 1, axis=0), strict=True):
             found = (wrong.max(keepdims=True)[0, 0], wrong[None])
             assert worst(found, right[None], unit) > tolerance
+
+
+def test_shared_memory_that_the_process_takes_is_not_lost_twice():
+    mib = 2**20
+    resident = [mib * cycle for cycle in range(51)]
+    free = [1000 * mib - of for of in resident]
+    assert _grown(free, resident, shared=False) == (45 * mib, 45 * mib)
+    assert _grown(free, resident, shared=True) == (0, 45 * mib)
+    leaking = [of - 2 * mib * cycle for cycle, of in enumerate(free)]
+    assert _grown(leaking, resident, shared=True) == (90 * mib, 45 * mib)
+    free[-1] -= 500 * mib  # another process, for a moment
+    assert _grown(free, resident, shared=True) == (0, 45 * mib)
+
+
+def test_a_lower_clock_throttles_only_where_frames_get_slower():
+    before, after = {"mhz": 1000}, {"mhz": 500}
+    assert _throttled(before, after, drift=1.0, allowed=1.1) == ""
+    assert _throttled(before, after, drift=1.3, allowed=1.1) == ": it THROTTLES"
+    assert _throttled(before, before, drift=1.3, allowed=1.1) == ""
+    assert _throttled(before, before | {"reasons": "0x20"}, 1.0, 1.1) == ": it THROTTLES"
 
 
 # --- without a GPU --------------------------------------------------------------------------------
