@@ -80,5 +80,7 @@ def _prove(json_file: Path | None) -> None:
             stream.write(proof.to_text().encode())
     counts = ", ".join(f"{count} {status}" for status, count in proof.counts.items() if count)
     typer.echo(f"\n{proof.device}, {proof.seconds:.0f} s: {counts}")
+    if proof.interrupted:
+        raise KeyboardInterrupt
     if not proof.holds:
         raise PadimEdgeError("the proof fails: see the lines that say fail or not run")

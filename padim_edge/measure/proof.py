@@ -108,6 +108,7 @@ class Proof:
         sizes: how large it was.
         seconds: that it took.
         lines: what was found.
+        interrupted: it was stopped; what was still to come is "not run".
     """
 
     date: str
@@ -116,6 +117,7 @@ class Proof:
     sizes: Sizes
     seconds: float
     lines: tuple[Line, ...]
+    interrupted: bool = False
 
     @property
     def counts(self) -> dict[str, int]:
@@ -178,6 +180,9 @@ def prove(
         begin: told of each case before it: what, its number from 1, how many there are.
         checks: the table.
 
+    Returns:
+        What was proved; when it is interrupted (KeyboardInterrupt), as far as it came.
+
     Raises:
         PadimEdgeError: there is no GPU here, or it cannot be used: one line says what is missing.
     """
@@ -198,16 +203,24 @@ def prove(
     missing = dict(_impossible(sizes))
     every = [(check, case) for check in checks for case in check.cases(sizes)]
     there = [one for one in every if not set(one[1]) & missing.keys()]
+    interrupted = False
     with tempfile.TemporaryDirectory(prefix="padim-edge-proof-") as folder:
         for number, (check, case) in enumerate(there, 1):
             begin(_name(check, case), number, len(there))
-            add(_in_a_child(check, sizes, Path(folder), case))
+            try:
+                add(_in_a_child(check, sizes, Path(folder), case))
+            except KeyboardInterrupt:
+                if not lines:
+                    raise
+                left, interrupted = there[number - 1 :], True
+                add(Line(_name(*one), "not run", "interrupted", area=one[0].area) for one in left)
+                break
             if number == 1 and lines[0].status != "pass":
                 raise PadimEdgeError(f"doctor --gpu cannot use the GPU: {lines[0].detail}")
     add(Line(name, "absent", why, area="device") for name, why in missing.items())
     device = str(lines[0].figures.get("device", ""))
     seconds = time.perf_counter() - start
-    return Proof(date, device, processor(), sizes, seconds, tuple(lines))
+    return Proof(date, device, processor(), sizes, seconds, tuple(lines), interrupted)
 
 
 def _impossible(sizes: Sizes) -> Iterator[tuple[str, str]]:

@@ -373,6 +373,27 @@ def test_lines_are_told_as_they_come_and_cases_before_them(table):
     assert told == ["good 1/2", "pass frames 7", "one 2/2", "fail wrong"]
 
 
+def test_what_was_found_is_reported_when_it_is_interrupted(table, tmp_path, monkeypatch):
+    def begin(name: str, number: int, _: int) -> None:
+        if number == 3:
+            monkeypatch.setattr(proof, "run_child", interrupt)
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    found = table("one", "half", "good", begin=begin)
+    assert [(one.name, one.status) for one in found.lines[1:]] == [
+        ("one", "fail"),
+        ("half", "not run"),
+        ("good", "not run"),
+    ]
+    assert found.interrupted
+    monkeypatch.setattr(proof, "prove", lambda **_: found)
+    file = tmp_path / "report.json"
+    assert in_process("doctor", "--gpu", "--json", file).code == 130
+    assert json.loads(file.read_text())["counts"]["not run"] == 2
+
+
 def test_plans_and_kernels_go_to_a_cache_that_is_removed(table):
     line = table("cache").lines[1]
     assert line.status == "pass"
