@@ -62,9 +62,10 @@ def _preset(sizes: Sizes, folder: Path, engine: str, network: str, preset: str) 
         kind, types = spec.backbone, f"{spec.backbone}/{spec.constants}"
         try:
             error, seconds, described = _compared(sizes, folder, engine, spec)
-        except MissingDependencyError:
-            raise
         except PadimEdgeError as trouble:
+            absent = isinstance(trouble.__cause__, ModuleNotFoundError)
+            if absent or isinstance(trouble, MissingDependencyError):
+                raise  # of all detectors, and it is "not run"
             wrong.append(f"{types}: {first_line(trouble)}")
             continue
         errors[kind] = float(np.max([errors.get(kind, 0.0), rounded(error)]))

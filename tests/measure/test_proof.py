@@ -294,6 +294,15 @@ def bug(sizes, folder): raise ValueError("a bug")
 def crash(sizes, folder): os.kill(os.getpid(), signal.SIGSEGV)
 def hang(sizes, folder): time.sleep(600)
 def silent(sizes, folder): return []
+def no_library(sizes, folder):
+    from padim_edge.measure import proof_engines
+
+    def compared(*_):
+        raise PadimEdgeError("trt needs TensorRT") from ModuleNotFoundError("tensorrt")
+
+    proof_engines._compared = compared
+    return proof_engines.parity(sizes, folder, "trt", "tiny")
+
 def missing(sizes, folder): raise MissingDependencyError("this", "tensorrt", "trt")
 def impossible(sizes, folder): raise ProcessorError("not with this processor")
 def one(sizes, folder):
@@ -335,6 +344,7 @@ def table(tmp_path, monkeypatch) -> Callable[..., Proof]:
         ("crash", "fail", "crashed (SIGSEGV)"),
         ("silent", "fail", "failed"),
         ("missing", "not run", "this needs tensorrt, which is not installed"),
+        ("no_library", "not run", "trt needs TensorRT"),
         ("impossible", "absent", "not with this processor"),
         ("one", "fail", "wrong"),
     ],
@@ -342,7 +352,7 @@ def table(tmp_path, monkeypatch) -> Callable[..., Proof]:
 def test_whatever_happens_is_a_line(table, name, status, detail):
     found = table(name, "good")
     first, line, last = found.lines
-    assert (line.name, line.status, line.area) == (name, status, "kernels")
+    assert (line.name, line.status, line.area) == (name.replace("_", " "), status, "kernels")
     assert detail in line.detail
     assert first.status == last.status == "pass", "what comes after is run all the same"
     assert found.holds == (status == "absent")
