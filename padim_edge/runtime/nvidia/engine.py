@@ -89,6 +89,10 @@ class GpuEngine:
         """Load everything; the stages between upload and download. Runs on the device."""
         raise NotImplementedError
 
+    def _most(self, total: int) -> int:  # noqa: ARG002  # as a subclass has it
+        """How many of ``total`` frames go over the device at once. Runs on the device."""
+        return MOST
+
     def _release(self) -> None:
         """Let go of what `_open` made, before the device's memory goes. Runs on the device."""
 
@@ -177,8 +181,9 @@ class GpuEngine:
         scores = np.empty(total, np.float32)
         maps = np.empty((total, *self._image_shape[:2]), np.float32)
         with self._device.current():
-            for first in range(0, total, MOST):
-                part = slice(first, first + MOST)
+            most = self._most(total)
+            for first in range(0, total, most):
+                part = slice(first, first + most)
                 with self._drained():
                     count = bring(part)
                     self._enqueue(first_step, count)
@@ -249,8 +254,9 @@ class GpuEngine:
         with self._lock:
             self._check(images)
             with self._device.current():
-                for first in range(0, len(images), MOST):
-                    count = self._take(images[first : first + MOST])
+                most = self._most(len(images))
+                for first in range(0, len(images), most):
+                    count = self._take(images[first : first + most])
                     self._run_marked(self._steps, count, seconds)
         return dict(seconds)
 
@@ -265,8 +271,9 @@ class GpuEngine:
         with self._lock:
             preparer = self._check_frames(frames)
             with self._device.current(), self._drained():
-                for first in range(0, len(frames), MOST):
-                    self._run_frames_marked(preparer, frames[first : first + MOST], seconds)
+                most = self._most(len(frames))
+                for first in range(0, len(frames), most):
+                    self._run_frames_marked(preparer, frames[first : first + most], seconds)
         return seconds
 
     def _run_frames_marked(

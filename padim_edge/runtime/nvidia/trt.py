@@ -19,6 +19,7 @@ import numpy as np
 from padim_edge.runtime.nvidia.tensorrt import LIBRARY
 
 # isort: split
+from padim_edge.errors import PadimEdgeError
 from padim_edge.model.file import Model
 from padim_edge.progress import Progress
 from padim_edge.runtime.engines import DeviceFigures, PlanFigures
@@ -114,6 +115,7 @@ class TrtEngine(GpuEngine):
         self._progress = progress
         self._plans: dict[tuple[int, int, int], Plan] = {}
         self._uses: dict[tuple[int, int, int], _Use] = {}
+        self._many_refused = ""  # why there is no plan for many frames
         self._graph: Callable[[], bytes] | None = None
         self._addresses: dict[str, int] = {}
         super().__init__(model)
@@ -146,6 +148,20 @@ class TrtEngine(GpuEngine):
         if batch not in self._uses:
             self._uses[batch] = _Use(self._load(batch), self._device, self._addresses)
         return self._uses[batch]
+
+    def _most(self, total: int) -> int:
+        if total > LIVE[2] and MANY not in self._uses and not self._many_refused:
+            try:
+                with self._device.current():  # so that CUDA's errors are ours
+                    self._use(MANY)
+            except PadimEdgeError as error:  # after minutes: it is not tried again
+                self._many_refused = str(error)
+        return LIVE[2] if self._many_refused else super()._most(total)
+
+    def describe(self) -> str:
+        """As `GpuEngine.describe`, and why large batches go in parts."""
+        parts = f", at most {LIVE[2]} frames at once ({self._many_refused})"
+        return super().describe() + (parts if self._many_refused else "")
 
     def _run(self, count: int) -> None:
         use = self._use(LIVE if count <= LIVE[2] else MANY)

@@ -259,6 +259,31 @@ def test_no_garbage_is_collected_into_a_recording(
     trt.submit(check_recording_is_undisturbed, folder, detectors["float16"]).result(timeout=300)
 
 
+def check_no_plan_for_many(folder: str, path: str) -> None:
+    device = enter(folder)
+    from padim_edge.model.file import read
+
+    model = read(path, "padim")
+    answers = FakeTensorRT(device).answers()
+    world = install(folder, "no plan for many", answers)
+    engine: Any = open_engine("trt", model)
+    engine.infer(images(model, 1))
+    answers["Builder.build_serialized_network"] = None
+    compare(engine, model, (5, 9), FLOAT32)
+    engine.stages(images(model, 6))
+    assert len(world.named("Builder.build_serialized_network")) == 2, "it was built again"
+    assert ", at most 4 frames at once (TensorRT" in engine.describe()
+    assert "\n" not in engine.describe()
+    engine.close()
+    assert device.owned() == {}
+
+
+def test_without_a_plan_for_many_frames_go_in_parts(
+    trt: ProcessPoolExecutor, folder: str, detectors: dict[str, str]
+) -> None:
+    trt.submit(check_no_plan_for_many, folder, detectors["float16"]).result(timeout=300)
+
+
 def one_batch(model: Any) -> None:
     engine = open_engine("trt", model)
     try:
