@@ -20,7 +20,8 @@ test: lint browser            ## everything that CI runs
 # Playwright's own cannot be had from a registry of packages. Without one their tests skip.
 browser:                      ## Chromium for the tests of reports, by apt-get where that may be
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
-	{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
+	{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+	  echo "installing chromium by apt-get, for the tests of reports" && apt-get update -qq && \
 	  apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || \
 	echo "no Chromium here, and none could be installed: the tests of reports will skip"
 
