@@ -26,7 +26,8 @@ def doctor(
         typer.Option(
             "--gpu",
             help="Prove the engines of an NVIDIA GPU instead: kernels, scores, speed, endurance. "
-            "An hour or more on a small device; exit code 1 if anything fails or cannot be run.",
+            "It builds 108 plans, which may take hours; exit code 1 if anything fails or cannot be "
+            "run.",
         ),
     ] = False,
 ) -> None:

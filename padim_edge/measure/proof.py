@@ -16,6 +16,7 @@ import itertools
 import json
 import os
 import platform
+import shutil
 import sys
 import tempfile
 import time
@@ -31,6 +32,7 @@ from padim_edge.errors import PadimEdgeError
 from padim_edge.measure.doctor_device import is_jetson
 from padim_edge.measure.finding import ask
 from padim_edge.measure.proof_line import (
+    DISK,
     ENGINES,
     MEMORY,
     PRESETS,
@@ -184,7 +186,8 @@ def prove(
         What was proved; when it is interrupted (KeyboardInterrupt), as far as it came.
 
     Raises:
-        PadimEdgeError: there is no GPU here, or it cannot be used: one line says what is missing.
+        PadimEdgeError: there is no GPU here, or it cannot be used, or the temporary folder has no
+            room for the plans: one line says what is missing.
     """
     sizes = sizes or Sizes()
     driver = ask("driver")
@@ -204,6 +207,7 @@ def prove(
     every = [(check, case) for check in checks for case in check.cases(sizes)]
     there = [one for one in every if not set(one[1]) & missing.keys()]
     interrupted = False
+    _check_disk(set(sizes.networks) - missing.keys())
     with tempfile.TemporaryDirectory(prefix="padim-edge-proof-") as folder:
         for number, (check, case) in enumerate(there, 1):
             begin(_name(check, case), number, len(there))
@@ -237,6 +241,16 @@ def _impossible(sizes: Sizes) -> Iterator[tuple[str, str]]:
         if MEMORY.get(network, 0) > free:
             needed = f"its detectors need {MEMORY[network] / 2**30:.0f} GiB"
             yield network, f"{needed}, and {free / 2**30:.1f} GiB of memory are free"
+
+
+def _check_disk(networks: Iterable[str]) -> None:
+    needed, place = sum(DISK.get(name, 0) for name in networks), tempfile.gettempdir()
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise PadimEdgeError(
+            f"doctor --gpu needs {needed / 1e9:.1f} GB for its plans, and {place} has "
+            f"{free / 1e9:.1f} GB free: make room, or set TMPDIR to a folder with more"
+        )
 
 
 def _name(check: Check, case: Case) -> str:

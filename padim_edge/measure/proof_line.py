@@ -19,6 +19,10 @@ ENGINES = ("trt", "trt/graph", "ort-cuda")
 MEMORY = {"wide_resnet50_2": 6 * 2**30}
 """Bytes of the host that a network's detectors, their copies and their judge need, if many."""
 
+DISK = {"resnet18": 1_500_000_000, "wide_resnet50_2": 5_500_000_000}
+"""Bytes of a network's plans, which lie in the temporary folder until the end: their weights and
+constants as they are stored, each twice, for a live frame and for many. None was built yet."""
+
 BACKBONES = ("float32", "float16", "int8")
 CONSTANTS = ("float32", "float16", "int8")
 PRESETS = ("reference", "whitened", "whitened-fine")

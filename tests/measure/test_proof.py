@@ -6,10 +6,12 @@ packages of eval; see `rehearsal`.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -24,7 +26,8 @@ from padim_edge.measure.proof import CHECKS, Check, Proof, prove
 from padim_edge.measure.proof_detectors import random_images, worst, write_detector
 from padim_edge.measure.proof_endurance import _grown, _throttled
 from padim_edge.measure.proof_engines import FRAMES, TOLERANCES
-from padim_edge.measure.proof_line import ENGINES, PRESETS, Line, Sizes, Spec, benchmarked
+from padim_edge.measure.proof_line import ENGINES, PRESETS, Line, Sizes, Spec, benchmarked, compared
+from padim_edge.processes import Done
 from padim_edge.runtime.engines import open_engine
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "proof.schema.json").read_text())
@@ -268,6 +271,32 @@ def test_without_a_gpu_one_line_says_what_is_missing(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_disk_without_room_for_the_plans_is_refused_before_the_work(monkeypatch):
+    answer = {"status": "ok", "detail": "", "fix": "", "items": []}
+    monkeypatch.setattr(proof, "ask", lambda *_: answer)
+    monkeypatch.setattr(proof, "available_memory", lambda: 2**40)
+    monkeypatch.setattr(proof.shutil, "disk_usage", lambda _: SimpleNamespace(free=6 * 10**9))
+    monkeypatch.setattr(proof, "run_child", lambda *_: pytest.fail("it was begun"))
+    in_process("doctor", "--gpu").failed(1, "needs 7.0 GB for its plans", "6.0 GB free", "TMPDIR")
+    monkeypatch.setattr(proof, "available_memory", lambda: 0)  # without the large network
+    monkeypatch.setattr(proof, "run_child", lambda *_: Done(1, "", "begun", 1.0))
+    in_process("doctor", "--gpu").failed(1, "begun", said=("[",))
+
+
+def test_the_plans_are_as_many_as_the_documents_say():
+    graphs = set()
+    for network, preset in itertools.product(Sizes().networks, PRESETS):
+        # With other constants the engine `trt` finds its plan.
+        graphs |= {
+            (preset, network, one.backbone) for one in compared(Sizes(), "trt", network, preset)
+        }
+        graphs |= set(compared(Sizes(), "trt/graph", network, preset))
+    plans = 2 * len(graphs)  # LIVE and MANY
+    root = Path(__file__).parents[2]
+    for place in ("docs/jetson.md", "docs/bench.md", "padim_edge/cli/doctor.py"):
+        assert f"{plans} " in (root / place).read_text()
+
+
 def test_a_report_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch):
     monkeypatch.setattr(proof, "prove", lambda **_: pytest.fail("it was begun"))
     in_process("doctor", "--gpu", "--json", tmp_path / "no" / "report.json").failed(
@@ -319,6 +348,7 @@ def table(tmp_path, monkeypatch) -> Callable[..., Proof]:
 
     (tmp_path / "made_up_checks.py").write_text(MODULE)
     monkeypatch.setattr(proof, "ask", lambda *_: {"status": "ok", "detail": "", "items": []})
+    monkeypatch.setattr(proof, "_check_disk", lambda _: None)  # no plans are built here
     # A path in sys.path is the child's too; the room is where a check is looked up.
     monkeypatch.setattr(padim_edge.measure, "__path__", [*padim_edge.measure.__path__])
     site = tmp_path / "sitecustomize.py"
