@@ -46,6 +46,10 @@ def toolkit(root: Path, jetson: bool) -> Finding:
     beside = root / "usr/local/cuda/bin/nvcc"
     nvcc = shutil.which("nvcc") or (str(beside) if beside.exists() else None)
     if nvcc is None:
+        answer = ask("kernel_compiler")
+        if answer["status"] == "ok":
+            detail = f"no nvcc, and none is needed: {answer['detail']} compiles the kernels"
+            return Finding("nvidia", name, "absent", detail)
         fix = f"sudo apt install {'nvidia-jetpack' if jetson else 'nvidia-cuda-toolkit'}"
         return Finding("nvidia", name, "missing", "no nvcc", fix)
     version = run_child([nvcc, "--version"], TOOL_SECONDS)

@@ -160,6 +160,15 @@ def pycuda() -> Answer:
     )
 
 
+def kernel_compiler() -> Answer:
+    """The compiler that the kernels would take: NVRTC is enough, without nvcc."""
+    from padim_edge.runtime.nvidia.compiler import compilers
+
+    for compiler in compilers():
+        return Answer("ok", compiler.name)
+    return Answer("missing", "neither NVRTC nor nvcc")
+
+
 def tensorrt() -> Answer:
     """TensorRT, and whether a Builder can be made: it needs the library and a usable GPU."""
     from padim_edge.runtime.nvidia.tensorrt import LIBRARY, create, trt
@@ -233,6 +242,7 @@ def engine(name: str) -> Answer:
 PROBES: dict[str, Callable[..., Answer]] = {
     "package": package,
     "driver": driver,
+    "kernel_compiler": kernel_compiler,
     "pycuda": pycuda,
     "tensorrt": tensorrt,
     "onnxruntime": onnxruntime,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -223,7 +224,26 @@ def test_nvcc_that_cannot_compile_is_no_toolkit(tmp_path, tools):
 
 
 @pytest.mark.parametrize(("jetson", "package"), [(True, "nvidia-jetpack"), (False, "cuda-toolkit")])
-def test_no_nvcc(tmp_path, tools, jetson, package):
+def test_no_nvcc(tmp_path, tools, monkeypatch, jetson, package):
+    monkeypatch.setattr(doctor_nvidia, "ask", lambda _: {"status": "missing", "detail": ""})
     finding = doctor_nvidia.toolkit(tmp_path, jetson)
     assert finding.status == "missing"
     assert package in finding.fix
+
+
+def test_where_nvrtc_is_nvcc_is_not_missing(tmp_path, tools, monkeypatch):
+    library = tmp_path / "libnvrtc.so.12"
+    source = tmp_path / "nvrtc.c"
+    source.write_text(
+        "int nvrtcVersion(int *a, int *b) { *a = 12; *b = 6; return 0; }\n"
+        "const char *nvrtcGetErrorString(int x) { return 0; }\n"
+    )
+    compiler = shutil.which("cc", path=os.defpath)
+    if compiler is None:
+        pytest.skip("no C compiler")
+    command = [compiler, "-shared", "-fPIC", "-o", str(library), str(source)]
+    subprocess.run(command, check=True, env={"PATH": os.defpath})
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    finding = doctor_nvidia.toolkit(tmp_path, jetson=True)
+    assert (finding.status, finding.fix) == ("absent", "")
+    assert "NVRTC" in finding.detail
