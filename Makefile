@@ -12,10 +12,10 @@ demo: $(VENV)/.ready          ## synthetic photos -> export -> fit -> run -> eva
 	$(BIN)/padim-edge demo --folder demo
 
 check: lint                   ## while you work: ruff, mypy and the fast tests, within a minute
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not gpu"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not gpu and not fuzz"
 
 test: lint browser            ## everything that CI runs
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not fuzz"
 
 # Playwright's own cannot be had from a registry of packages. Without one their tests skip.
 browser:                      ## Chromium for the tests of reports, by apt-get where that may be
@@ -51,6 +51,7 @@ bench-peers: $(VENV)/.ready   ## anomalib, AnomaVision, plain runtimes and us, i
 fuzz: $(VENV)/.ready          ## 10,000 damaged files are read; 200 times kill -9 while files are written
 	$(BIN)/python tests/support/hostile.py
 	$(BIN)/python tests/support/killed.py
+	$(BIN)/python -m pytest -n 2 --dist load -m fuzz
 
 bench-curves: $(VENV)/.ready  ## latency, size, time and memory over everything that sets them
 	$(BIN)/python benchmarks/curves.py

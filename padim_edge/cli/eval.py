@@ -94,6 +94,11 @@ def evaluate(
 
     if fit_from and model.exists() and not model.is_dir():
         raise UsageError(f"--fit-from is of several categories: {model} is a file, give a folder")
+    if model.is_dir() and (dataset / "test").is_dir():
+        raise PadimEdgeError(
+            f"{model} is a folder, and {dataset} is one data set: give a detector's file, or, for "
+            "several categories, a folder that has a folder for each"
+        )
     if fit_from or model.is_dir():
         check_distinct(embedding=fit_from, json=json_file)
         if report or threshold is not None:

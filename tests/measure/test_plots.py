@@ -85,4 +85,4 @@ def test_without_matplotlib(model_file: Path, tmp_path: Path) -> None:
             *("bench", model_file, "--plot", tmp_path / "a.png", "--json", tmp_path / "a.json"),
             prelude=blocking("matplotlib") + fail,
         )
-    done.failed(1, "bench --plot", "matplotlib", "pip install 'padim-edge[dev]'")
+    done.failed(1, "--plot", "matplotlib", "pip install 'padim-edge[dev]'")

@@ -202,7 +202,17 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize(("fault", "check", "name", "said"), FAULTS, ids=[x[0] for x in FAULTS])
+FEW = ("a_wrong_constant", "a_leak", "a_recording_that_does_nothing")
+"""Tried by every `make test`; the others take minutes, and are left to `make fuzz`."""
+
+
+@pytest.mark.parametrize(
+    ("fault", "check", "name", "said"),
+    [
+        pytest.param(*one, id=one[0], marks=[] if one[0] in FEW else pytest.mark.fuzz)
+        for one in FAULTS
+    ],
+)
 def test_a_fault_is_a_failed_line_and_exit_code(rehearse, fault, check, name, said):
     engine = next((engine for engine in ENGINES if engine in name.split()), "trt")
     done, report = rehearse("gpu", check, fault=fault, engines=(engine,))
