@@ -13,9 +13,12 @@ from padim_edge.cli.command import command
 from padim_edge.cli.options import (
     AbnormalDirs,
     BitDepth,
+    Constants,
+    FalseAlarmRate,
     MaskDirs,
     NormalDirs,
     ReportFile,
+    Resize,
     Strict,
     Threads,
     folders_of,
@@ -24,10 +27,11 @@ from padim_edge.cli.options import (
 from padim_edge.cli.output import (
     Skipped,
     good_images,
-    interval,
+    print_threshold,
     progress_bars,
     say,
     say_if_dark,
+    say_if_few,
     say_if_float32,
     say_skipped,
 )
@@ -54,10 +58,7 @@ def fit(
             help="whole: the entire image, resized. reference: shorter side 256, centre crop 224.",
         ),
     ] = "whole",
-    resize: Annotated[
-        str | None,
-        typer.Option("--resize", help="Instead of a preset: shorter side N, or HxW."),
-    ] = None,
+    resize: Resize = None,
     crop: Annotated[
         str | None, typer.Option("--crop", help="Centre crop after the resize: N or HxW.")
     ] = None,
@@ -155,17 +156,8 @@ def fit(
             "--for", help="What will run an int8 backbone: cpu or tensorrt [default: cpu]."
         ),
     ] = None,
-    constants: Annotated[
-        str, typer.Option("--constants", help="Storage: float16, float32 or int8.")
-    ] = "float16",
-    false_alarm_rate: Annotated[
-        float | None,
-        typer.Option(
-            "--false-alarm-rate",
-            help="Share of good parts that may raise an alarm "
-            "[default: 0.01, or the lowest rate that the images allow].",
-        ),
-    ] = None,
+    constants: Constants = "float16",
+    false_alarm_rate: FalseAlarmRate = None,
     frame_input: Annotated[
         bool,
         typer.Option(
@@ -300,20 +292,12 @@ def say_fitted(done: Fitted, default_rate: bool) -> None:
         done: the fit.
         default_rate: whether its false-alarm rate was left to it.
     """
-    from padim_edge.fit.settings import DEFAULT_FALSE_ALARM_RATE
-    from padim_edge.model.threshold import images_needed
-
     _say_copies(done)
     _say_outliers(done)
     _say_shapes(done)
     info = done.model.detector_info
-    if info and default_rate and info.false_alarm_rate > DEFAULT_FALSE_ALARM_RATE:
-        say(
-            f"warning: {len(info.good_scores)} images are too few for a false-alarm rate "
-            f"of {DEFAULT_FALSE_ALARM_RATE} "
-            f"({images_needed(DEFAULT_FALSE_ALARM_RATE)} are needed): "
-            f"the threshold is set for {info.false_alarm_rate:.3g}"
-        )
+    if info and default_rate:
+        say_if_few(info)
     say_if_dark(done.brightest)
     if done.new_images < done.wanted:
         say(
@@ -369,18 +353,11 @@ def _say_shapes(done: Fitted) -> None:
 
 
 def _print_fit(output: Path, done: Fitted) -> None:
-    from padim_edge.model.threshold import rate_interval
-
     detector_info = done.model.detector_info
     if detector_info is None:
         raise PadimEdgeError("the fit gave no detector")
     typer.echo(f"{output}: {done.size / 1e6:.1f} MB, fitted on {detector_info.images} images")
-    typer.echo(
-        f"  threshold   {detector_info.threshold:.3f} for a false-alarm rate of "
-        f"{detector_info.false_alarm_rate:.3g} ({detector_info.calibration})"
-    )
-    rate = rate_interval(len(detector_info.good_scores), detector_info.false_alarm_rate)
-    typer.echo(f"  true rate   {interval(rate)}, at 95 %: so much so many images can say")
+    print_threshold(detector_info)
     if detector_info.preset != "reference":
         level = done.model.pyramid().levels[0]
         typer.echo(

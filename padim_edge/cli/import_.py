@@ -8,13 +8,24 @@ from typing import Annotated
 import typer
 
 from padim_edge.cli.command import command
-from padim_edge.cli.options import BitDepth, EngineName, NormalDirs, Strict, Threads, folders_of
+from padim_edge.cli.options import (
+    BitDepth,
+    Constants,
+    EngineName,
+    FalseAlarmRate,
+    NormalDirs,
+    Resize,
+    Strict,
+    Threads,
+    folders_of,
+)
 from padim_edge.cli.output import (
     Skipped,
     good_images,
-    interval,
+    print_threshold,
     progress_bars,
     say,
+    say_if_few,
 )
 from padim_edge.errors import listed
 
@@ -49,10 +60,7 @@ def import_(
             "implementation].",
         ),
     ] = None,
-    resize: Annotated[
-        str | None,
-        typer.Option("--resize", help="Instead of a preset: shorter side N, or HxW."),
-    ] = None,
+    resize: Resize = None,
     interpolation: Annotated[
         str | None,
         typer.Option("--interpolation", help="bilinear, bicubic, lanczos or box, antialiased."),
@@ -73,17 +81,8 @@ def import_(
             "AnomaVision].",
         ),
     ] = None,
-    constants: Annotated[
-        str, typer.Option("--constants", help="Storage: float16, float32 or int8.")
-    ] = "float16",
-    false_alarm_rate: Annotated[
-        float | None,
-        typer.Option(
-            "--false-alarm-rate",
-            help="Share of good parts that may raise an alarm "
-            "[default: 0.01, or the lowest rate that the images allow].",
-        ),
-    ] = None,
+    constants: Constants = "float16",
+    false_alarm_rate: FalseAlarmRate = None,
     engine: EngineName = "auto",
     strict: Strict = False,
     threads: Threads = 0,
@@ -95,17 +94,16 @@ def import_(
     from padim_edge.detect.importing import import_detector
     from padim_edge.files import check_distinct
     from padim_edge.fit.imported import read_foreign
-    from padim_edge.fit.settings import DEFAULT_FALSE_ALARM_RATE, Settings
+    from padim_edge.fit.settings import Settings
     from padim_edge.images.preprocess import Preprocess
     from padim_edge.model.file import read
-    from padim_edge.model.threshold import rate_interval
 
     check_distinct(source=source, embedding=embedding, output=output)
     foreign = read_foreign(source)
-    size = read(embedding, "embedding").backbone_info.image_size
+    backbone = read(embedding, "embedding")
     settings = Settings(
         Preprocess.choose(
-            size,
+            backbone.backbone_info.image_size,
             preprocess or foreign.preprocess,
             resize,
             None,
@@ -123,7 +121,7 @@ def import_(
     with progress_bars() as progress:
         done = import_detector(
             foreign,
-            embedding,
+            backbone,
             paths,
             output,
             settings,
@@ -140,18 +138,10 @@ def import_(
         say(f"warning: {done.near} images are nearly equal to others, and count once")
     info = done.model.detector_info
     assert info is not None  # it is a detector
-    if false_alarm_rate is None and info.false_alarm_rate > DEFAULT_FALSE_ALARM_RATE:
-        say(
-            f"warning: {len(info.good_scores)} images are too few for a false-alarm rate of "
-            f"{DEFAULT_FALSE_ALARM_RATE}: the threshold is set for {info.false_alarm_rate:.3g}"
-        )
+    if false_alarm_rate is None:
+        say_if_few(info)
     form = "dense: its coarse layers are not repeated" if done.dense else "coarse to fine"
     typer.echo(f"{output}: {done.size / 1e6:.1f} MB, of {done.program}, {form}")
-    typer.echo(
-        f"  threshold   {info.threshold:.3f} for a false-alarm rate of "
-        f"{info.false_alarm_rate:.3g} ({info.calibration})"
-    )
-    rate = rate_interval(len(info.good_scores), info.false_alarm_rate)
-    typer.echo(f"  true rate   {interval(rate)}, at 95 %")
+    print_threshold(info)
     prepared = "shorter side first, then cropped" if info.preprocess.crop else "whole"
     typer.echo(f"  prepared    {prepared}, {info.preprocess.interpolation}; sigma {info.sigma:g}")

@@ -68,6 +68,22 @@ BitDepth = Annotated[
     ),
 ]
 
+Resize = Annotated[
+    str | None,
+    typer.Option("--resize", help="Instead of a preset: shorter side N, or HxW."),
+]
+
+Constants = Annotated[str, typer.Option("--constants", help="Storage: float16, float32 or int8.")]
+
+FalseAlarmRate = Annotated[
+    float | None,
+    typer.Option(
+        "--false-alarm-rate",
+        help="Share of good parts that may raise an alarm "
+        "[default: 0.01, or the lowest rate that the images allow].",
+    ),
+]
+
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first unreadable image.")]
 
 

@@ -15,6 +15,7 @@ from padim_edge.errors import ImageError
 if TYPE_CHECKING:
     from padim_edge.detect.detector import Detector
     from padim_edge.images.dataset import Folders
+    from padim_edge.model.metadata import DetectorInfo
 
 
 def say(text: str) -> None:
@@ -87,6 +88,32 @@ def say_skipped(reasons: Sequence[str], chosen: str) -> None:
         say(f"not on this machine: {reason}")
     if reasons:
         say(f"engine {chosen} is used")
+
+
+def say_if_few(info: DetectorInfo) -> None:
+    """Warn of a false-alarm rate that was left to the fit, and that few images made a high one."""
+    from padim_edge.fit.settings import DEFAULT_FALSE_ALARM_RATE
+    from padim_edge.model.threshold import images_needed
+
+    if info.false_alarm_rate > DEFAULT_FALSE_ALARM_RATE:
+        say(
+            f"warning: {len(info.good_scores)} images are too few for a false-alarm rate "
+            f"of {DEFAULT_FALSE_ALARM_RATE} "
+            f"({images_needed(DEFAULT_FALSE_ALARM_RATE)} are needed): "
+            f"the threshold is set for {info.false_alarm_rate:.3g}"
+        )
+
+
+def print_threshold(info: DetectorInfo) -> None:
+    """Lines of what a fit or an import made: the threshold, and how far it can be trusted."""
+    from padim_edge.model.threshold import rate_interval
+
+    typer.echo(
+        f"  threshold   {info.threshold:.3f} for a false-alarm rate of "
+        f"{info.false_alarm_rate:.3g} ({info.calibration})"
+    )
+    rate = rate_interval(len(info.good_scores), info.false_alarm_rate)
+    typer.echo(f"  true rate   {interval(rate)}, at 95 %: so much so many images can say")
 
 
 def say_if_float32(engine: str, precision: str) -> None:

@@ -7,7 +7,6 @@ costs. Means and whitening are not touched, so nothing has to be fitted.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +18,10 @@ from numpy.typing import NDArray
 from padim_edge.detect.detector import Detector
 from padim_edge.errors import PadimEdgeError
 from padim_edge.fit.calibrate import calibrate
-from padim_edge.fit.copies import Copies
+from padim_edge.fit.copies import Copies, shortened
 from padim_edge.images.batches import OnError, read_batches, refuse
 from padim_edge.model.file import Model
-from padim_edge.model.metadata import DIGITS, DetectorInfo
+from padim_edge.model.metadata import DetectorInfo
 from padim_edge.model.threshold import (
     pixel_score,
     rate_interval,
@@ -47,7 +46,7 @@ class Photos:
     Attributes:
         scores: image scores, [N].
         pixel_scores: of the same, [N].
-        digests: of what the graph was given, all of `DIGITS` digits.
+        digests: of what the graph was given, as files have them.
         known: photos that the detector rests on already, or that are there twice: not among the N.
         near: photos that are nearly equal to others: not among the N.
     """
@@ -80,30 +79,28 @@ def score_photos(
         stage: what it is told that this is.
         others: photos that are known, too, beside those that the detector rests on.
     """
-    known = {*detector.detector_info.digests, *(others.digests if others else ())}
-    copies = Copies()
-    left_out: list[Path] = []
-    digests: list[str] = []
+    copies = Copies(known={*detector.detector_info.digests, *(others.digests if others else ())})
+    judged = ... if detector.roi is None else detector.roi
     scores: list[tuple[float, float]] = []
     done = 0
     for files, images in read_batches(paths, detector.detector_info.preprocess, BATCH, on_error):
         done += len(files)
         progress(stage, done, len(paths))
-        found = [hashlib.sha256(image.tobytes()).hexdigest()[:DIGITS] for image in images]
-        left_out += (file for file, digest in zip(files, found, strict=True) if digest in known)
-        places = [place for place, digest in enumerate(found) if digest not in known]
-        new = [places[at] for at in copies.new([files[at] for at in places], images[places])]
+        new = copies.new(files, images)
         if new:
             results = detector.judge(images[new])
-            judged = ... if detector.roi is None else detector.roi
             scores += ((one.score, pixel_score(one.score_map[judged])) for one in results)
-            digests += (found[place] for place in new)
     if not np.isfinite(np.array(scores)).all():
         raise PadimEdgeError("a photo's score is NaN or infinity: the detector is damaged")
     firsts = np.unique(copies.groups(), return_index=True)[1]
     image, pixel = np.array(scores).reshape(-1, 2)[firsts].T
-    again = tuple(left_out) + tuple(copy for copy, _ in copies.found)
-    return Photos(image, pixel, tuple(digests), again, len(scores) - len(firsts))
+    return Photos(
+        image,
+        pixel,
+        tuple(map(shortened, copies.digests)),
+        tuple(copy for copy, _ in copies.found),
+        len(scores) - len(firsts),
+    )
 
 
 @dataclass(frozen=True)
@@ -190,12 +187,7 @@ def recalibrate(
     made = calibrate(scores, pixels if info.good_pixel_scores else pixels[:0], rate, how)
     new_info = dataclasses.replace(
         info,
-        threshold=made.threshold,
-        pixel_threshold=made.pixel_threshold,
-        false_alarm_rate=made.false_alarm_rate,
-        calibration=made.how,
-        good_scores=made.good_scores,
-        good_pixel_scores=made.good_pixel_scores,
+        **made.fields(),
         digests=info.digests + good.digests,
     )
     smallest = smallest_false_alarm_rate(len(scores))

@@ -16,8 +16,8 @@ from padim_edge.fit.calibrate import Calibration, calibrate
 from padim_edge.fit.imported import Foreign, import_gaussians
 from padim_edge.fit.settings import Settings
 from padim_edge.images.batches import OnError, refuse
-from padim_edge.images.decode import read_head
-from padim_edge.model.file import Model, read, write
+from padim_edge.images.decode import aspect_ratios
+from padim_edge.model.file import Model, write
 from padim_edge.progress import Progress, silent
 
 UNSET = Calibration(1.0, 0.0, 0.5, "not yet", (1.0,), ())
@@ -46,7 +46,7 @@ class Imported:
 
 def import_detector(
     foreign: Foreign,
-    embedding: Path,
+    embedding: Model,
     good: Sequence[Path],
     output: Path,
     settings: Settings,
@@ -60,7 +60,7 @@ def import_detector(
 
     Args:
         foreign: what `padim_edge.fit.imported.read_foreign` read.
-        embedding: a file made by export, with the same backbone, weights, layers and channels.
+        embedding: the backbone, weights, layers and channels of that fit.
         good: good photos that were not in that fit: their scores set the threshold.
         output: the file to write.
         settings: preprocessing, sigma, constants and false-alarm rate.
@@ -74,9 +74,7 @@ def import_detector(
             photos.
     """
     with atomic_write(output) as stream, tempfile.TemporaryDirectory() as folder:
-        model, dense = import_gaussians(
-            foreign, read(embedding, "embedding"), settings, UNSET, threads, progress
-        )
+        model, dense = import_gaussians(foreign, embedding, settings, UNSET, threads, progress)
         trial = Path(folder) / "padim.onnx"
         with atomic_write(trial) as file:
             write(file, model)
@@ -90,22 +88,15 @@ def import_detector(
             settings.false_alarm_rate,
             f"{len(photos.scores)} photos that are not in the fit, which is {foreign.program}'s",
         )
-        heads = filter(None, map(read_head, good))
-        ratios = [width / height for width, height, _ in heads]
         info = model.detector_info
         assert info is not None  # `import_gaussians` made it
         model = dataclasses.replace(
             model,
             detector_info=dataclasses.replace(
                 info,
-                threshold=made.threshold,
-                pixel_threshold=made.pixel_threshold,
-                false_alarm_rate=made.false_alarm_rate,
-                calibration=made.how,
-                good_scores=made.good_scores,
-                good_pixel_scores=made.good_pixel_scores,
+                **made.fields(),
                 digests=photos.digests,
-                aspect_ratios=(min(ratios), max(ratios)) if ratios else (),
+                aspect_ratios=aspect_ratios(good),
             ),
         )
         size = write(stream, model)

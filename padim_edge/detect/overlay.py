@@ -25,7 +25,7 @@ DIMMED = 0.35
 
 _TOP = 1.5  # the colour scale ends at this multiple of the threshold
 
-_ALARM = (228, 52, 44)
+ALARM = (228, 52, 44)
 _GOOD = (32, 148, 84)
 _BAR = (24, 24, 27)
 _TEXT = (244, 244, 245)
@@ -202,7 +202,7 @@ def _with_caption(pixels: NDArray[np.uint8], score: float, threshold: float) -> 
     result = Image.new("RGB", (width, height + bar), _BAR)
     result.paste(Image.fromarray(pixels), (0, 0))
 
-    verdict, colour = ("ANOMALY", _ALARM) if score > threshold else ("OK", _GOOD)
+    verdict, colour = ("ANOMALY", ALARM) if score > threshold else ("OK", _GOOD)
     numbers = f"score {score:.4g}   threshold {threshold:.4g}"
     gap = 0.4 * bar
     size = 0.55 * bar

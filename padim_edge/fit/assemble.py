@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from padim_edge.fit.calibrate import Calibration
+from padim_edge.fit.copies import shortened
 from padim_edge.fit.settings import Settings
 from padim_edge.fit.whitening import Gaussians
 from padim_edge.model import graph
 from padim_edge.model.file import Model
-from padim_edge.model.metadata import DIGITS, DetectorInfo
+from padim_edge.model.metadata import DetectorInfo
 from padim_edge.model.smoothing import Smoothing
 
 
@@ -42,13 +43,8 @@ def assemble(
         sigma=settings.sigma,
         constants=settings.constants,
         images=images,
-        threshold=calibration.threshold,
-        pixel_threshold=calibration.pixel_threshold,
-        false_alarm_rate=calibration.false_alarm_rate,
-        calibration=calibration.how,
-        good_scores=calibration.good_scores,
-        good_pixel_scores=calibration.good_pixel_scores,
-        digests=tuple(digest.hex()[:DIGITS] for digest in digests if any(digest)),
+        **calibration.fields(),
+        digests=tuple(shortened(digest) for digest in digests if any(digest)),
         aspect_ratios=aspect_ratios,
         preset=settings.preset,
         shrinkage=settings.shrinkage or 0.0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +32,17 @@ class Calibration:
     how: str
     good_scores: tuple[float, ...]
     good_pixel_scores: tuple[float, ...]
+
+    def fields(self) -> dict[str, Any]:
+        """The same under the names that `padim_edge.model.metadata.DetectorInfo` has for them."""
+        return {
+            "threshold": self.threshold,
+            "pixel_threshold": self.pixel_threshold,
+            "false_alarm_rate": self.false_alarm_rate,
+            "calibration": self.how,
+            "good_scores": self.good_scores,
+            "good_pixel_scores": self.good_pixel_scores,
+        }
 
 
 def calibrate(

@@ -8,11 +8,13 @@ not keep. So equal photos count once, and of nearly equal ones the whole group i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from padim_edge.model.metadata import DIGITS
 
 GRID = 32
 """Rows and columns of the small picture by which photos are compared."""
@@ -44,10 +46,12 @@ class Copies:
 
     Args:
         earlier: digests of photos of earlier fits.
+        known: the same, `shortened`, as a detector's file has them.
     """
 
-    def __init__(self, earlier: Iterable[bytes] = ()) -> None:
+    def __init__(self, earlier: Iterable[bytes] = (), known: Container[str] = ()) -> None:
         self._first: dict[bytes, Path | None] = dict.fromkeys(earlier)
+        self._known = known
         self._small: list[NDArray[np.float32]] = []
         self.digests: list[bytes] = []
         self.found: list[tuple[Path, Path | None]] = []
@@ -57,8 +61,8 @@ class Copies:
         places = []
         for place, (path, image) in enumerate(zip(paths, images, strict=True)):
             digest = hashlib.sha256(image.tobytes()).digest()
-            if digest in self._first:
-                self.found.append((path, self._first[digest]))
+            if digest in self._first or shortened(digest) in self._known:
+                self.found.append((path, self._first.get(digest)))
                 continue
             self._first[digest] = path
             self.digests.append(digest)
@@ -72,6 +76,11 @@ class Copies:
         Groups are numbered from 0 as their first photos came.
         """
         return group_near(np.stack(self._small)) if self._small else np.zeros(0, np.intp)
+
+
+def shortened(digest: bytes) -> str:
+    """A digest as a detector's file has it."""
+    return digest.hex()[:DIGITS]
 
 
 def _small(image: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -16,7 +16,7 @@ from padim_edge.errors import PadimEdgeError
 from padim_edge.fit.copies import Copies
 from padim_edge.fit.moments import Array
 from padim_edge.images.batches import OnError, read_batches, refuse
-from padim_edge.images.decode import read_head
+from padim_edge.images.decode import aspect_ratios
 from padim_edge.images.preprocess import Preprocess
 from padim_edge.model import graph
 from padim_edge.model.file import Model
@@ -66,9 +66,7 @@ class Features:
 
     def aspect_ratios(self, earlier: Sequence[float] = ()) -> tuple[float, ...]:
         """The smallest and the largest width / height of the files, and of ``earlier`` ones."""
-        heads = filter(None, map(read_head, self.paths))
-        ratios = [*earlier, *(width / height for width, height, _ in heads)]
-        return (min(ratios), max(ratios)) if ratios else ()
+        return aspect_ratios(self.paths, earlier)
 
     def firsts(self) -> NDArray[np.intp]:
         """The first image of each group."""

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -184,6 +184,13 @@ def _may_be_turned(stream: BinaryIO) -> bool:
             return True
         stream.seek(length - len(begin) + 4, os.SEEK_CUR)
     return False
+
+
+def aspect_ratios(paths: Iterable[Path], others: Iterable[float] = ()) -> tuple[float, ...]:
+    """The smallest and the largest width / height of files, and of ``others``; none if unknown."""
+    heads = filter(None, map(read_head, paths))
+    ratios = [*others, *(width / height for width, height, _ in heads)]
+    return (min(ratios), max(ratios)) if ratios else ()
 
 
 def _reader(stream: BinaryIO) -> type[ImageFile.ImageFile]:

@@ -11,7 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from padim_edge.detect.overlay import DIMMED, OPACITY, Scale, colour_table, outline, scores_at
+from padim_edge.detect.overlay import (
+    ALARM,
+    DIMMED,
+    OPACITY,
+    Scale,
+    colour_table,
+    outline,
+    scores_at,
+)
 from padim_edge.detect.report.contents import Layers
 from padim_edge.images.decode import load_image
 from padim_edge.images.preprocess import Preprocess
@@ -22,7 +30,6 @@ SIDE = 320
 QUALITY = 82
 """Of its JPEG."""
 
-_ALARM = (228, 52, 44)
 _TRUTH = (0, 158, 170)
 _TINT = 90  # of 255: what is marked shines through
 _OUTSIDE = 255  # the colour of what the map does not cover; the others are the scale's
@@ -60,7 +67,7 @@ def layers(
         heat = _heat(*scores_at(photo.size, score_map, seen), scale)
         if mask is not None:
             share, covered = scores_at(photo.size, mask.astype(np.float32), seen)
-            found = _marks(covered & (share > 0.5), _ALARM)
+            found = _marks(covered & (share > 0.5), ALARM)
     if truth is not None:
         resized = Image.fromarray(truth).resize(photo.size, Image.Resampling.NEAREST)
         marked = _marks(np.asarray(resized, bool), _TRUTH)
