@@ -61,7 +61,7 @@ def test_line_runs_just_inside_of_the_anomaly():
     score_map = block((48, 64), np.s_[10:20], np.s_[30:45])
     pixels, bar = draw(score_map)
     assert_array_equal(is_white(pixels), frame_of(score_map > 10))
-    assert_array_equal(bar[0, 0], module._ALARM)
+    assert_array_equal(bar[0, 0], module.ALARM)
     # A dark line around it, on parts that are otherwise untouched.
     assert_array_equal(pixels[9, 30:45], np.full((15, 3), round(GREY * 0.3)))
     assert_array_equal(pixels[20, 30:45], np.full((15, 3), round(GREY * 0.3)))
@@ -148,7 +148,7 @@ def test_bar_has_the_verdict_and_a_caption_that_fits(size):
     pixels, bar = draw(np.zeros((2, 2)), size=size, score=11.0)
     assert (pixels == GREY).all()  # the bar hides nothing
     assert bar.shape[0] >= 20
-    assert_array_equal(bar[0, 0], module._ALARM)
+    assert_array_equal(bar[0, 0], module.ALARM)
     if size[0] > 60:
         caption = (bar > 120).all(2)
         assert caption.any()
