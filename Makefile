@@ -59,7 +59,7 @@ bench-curves: $(VENV)/.ready  ## latency, size, time and memory over everything 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e ".[cpu,openvino,export,demo,eval,dev,docs]"
+	$(BIN)/python -m pip install --quiet -e ".[cpu,openvino,export,demo,eval,live,plc,postgres,serve,dev,docs]"
 	touch $@
 
 clean:                        ## remove what the targets above have made

@@ -18,7 +18,9 @@ TORCH = ("torch", "torchvision", "onnxscript", "timm", "huggingface_hub", "safet
 ENGINES = ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "pycuda", "cuda")
 PLOT = ("matplotlib",)
 METRICS = ("sklearn", "scipy")
-OPTIONAL = (*TORCH, *ENGINES, *PLOT, *METRICS)
+WEB = ("starlette", "uvicorn", "multipart", "prometheus_client")
+LIVE = ("av", "paho", "sqlalchemy", "urllib3", "pymodbus", "asyncua")
+OPTIONAL = (*TORCH, *ENGINES, *PLOT, *METRICS, *WEB, *LIVE)
 
 FACE = "face"
 """The files beside the rooms: errors, progress, files, system, processes."""
@@ -34,6 +36,9 @@ WALLS: dict[str, tuple[str, ...]] = {
     "fit": METRICS,
     "detect": METRICS,
     "measure": PLOT,
+    "web": WEB,
+    "live": (*WEB, *LIVE),
+    "serve": WEB,
     "cli": (),
 }
 # Rooms within a room: they may not import one another, nor may other rooms import them: engines are

@@ -1,0 +1,1 @@
+"""Sinks, one file each, named by an address."""

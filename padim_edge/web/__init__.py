@@ -1,0 +1,1 @@
+"""What every server of ours has: a thread of its own, a token, limits, headers."""
