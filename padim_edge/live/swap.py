@@ -1,0 +1,210 @@
+"""The detector of one or more cameras, which another may take the place of between two frames."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from padim_edge.detect.detector import Detector
+from padim_edge.errors import PadimEdgeError, first_line
+from padim_edge.model.metadata import DetectorInfo
+
+Opener = Callable[[Path], Detector]
+"""Opens a file as the watch was told to: engine, threads, threshold."""
+
+Listener = Callable[[str, Path], None]
+"""Told in words what became of a file that was to be swapped in."""
+
+
+class Opened:
+    """An open detector, and how many frames are under way in it.
+
+    Attributes:
+        detector: the open one; never closed by who uses it.
+        path: the file that it was read from, which may be another by now.
+    """
+
+    def __init__(self, detector: Detector, path: Path) -> None:
+        self.detector = detector
+        self.path = path
+        self._lock = threading.Lock()
+        self._users = 0
+        self._retired = False
+
+    def _take(self) -> None:
+        with self._lock:
+            self._users += 1
+
+    def release(self) -> None:
+        """A frame is done; the last one closes a detector that was replaced."""
+        with self._lock:
+            self._users -= 1
+            last = self._retired and not self._users
+        if last:
+            self.detector.close()
+
+    def retire(self) -> None:
+        """No more frames come; it is closed when the last one under way is done."""
+        with self._lock:
+            if self._retired:
+                return
+            self._retired = True
+            last = not self._users
+        if last:
+            self.detector.close()
+
+
+class ModelSlot:
+    """Holds the detector that judges now, or none while one is still to be taught.
+
+    Every frame is prepared and judged by one detector, whatever is swapped meanwhile: it is
+    acquired for the frame, and released after it.
+
+    Attributes:
+        followed: the file whose replacement is swapped in by `poll`; None if none is.
+        listeners: told, in the thread that swaps, what became of each file.
+
+    Args:
+        opener: opens a file.
+        path: opened at once, and followed; None to begin without a detector.
+
+    Raises:
+        PadimEdgeError: the file does not open.
+    """
+
+    def __init__(self, opener: Opener, path: Path | None = None) -> None:
+        self._opener = opener
+        self._lock = threading.Lock()
+        self._swapping = threading.Lock()
+        self._current: Opened | None = None
+        self._closed = False
+        self.listeners: list[Listener] = []
+        self.followed = path
+        self._tried = _signature(path)
+        self._changed: tuple[int, ...] | None = None
+        if path is not None:
+            self._current = self._open(path)
+
+    @property
+    def path(self) -> Path | None:
+        """The file of the detector that judges now."""
+        current = self._current
+        return current.path if current else None
+
+    @property
+    def detector_info(self) -> DetectorInfo | None:
+        """Preprocessing, threshold and good scores of the detector that judges now."""
+        current = self._current
+        return current.detector.detector_info if current else None
+
+    @property
+    def threshold(self) -> float | None:
+        """That of the detector that judges now, which may be another than its file's."""
+        current = self._current
+        return current.detector.threshold if current else None
+
+    def acquire(self) -> Opened | None:
+        """The detector for a frame, which stays open until `Opened.release`; None if there is none."""
+        with self._lock:
+            current = self._current
+            if current is not None:
+                current._take()
+        return current
+
+    @contextlib.contextmanager
+    def using(self) -> Iterator[Detector | None]:
+        """The detector, open within the block; None if there is none."""
+        opened = self.acquire()
+        try:
+            yield opened.detector if opened else None
+        finally:
+            if opened:
+                opened.release()
+
+    def swap(self, path: str | Path) -> None:
+        """Open a file beside the detector that judges now, and put it in its place.
+
+        In any thread; judging goes on meanwhile, and no frame is lost or judged twice. The old one
+        is closed when its last frame is done.
+
+        Raises:
+            PadimEdgeError: the file does not open; the old one judges on. Listeners are told.
+        """
+        path = Path(path)
+        with self._swapping:
+            try:
+                new = self._open(path)
+            except PadimEdgeError as error:
+                rest = "the old one judges on" if self._current else "there is none"
+                self._say(f"{path} is not taken, {rest}: {first_line(error)}", path)
+                raise
+            with self._lock:
+                if self._closed:
+                    new.retire()
+                    return
+                old, self._current = self._current, new
+            if old is not None:
+                old.retire()
+        self._say(f"{path} judges from now on, with threshold {new.detector.threshold:.3f}", path)
+
+    def poll(self, now: bool = False) -> None:
+        """Swap in the followed file if it is another than when it was last opened.
+
+        A change is waited out: the file is opened when two calls in a row see the same. What
+        does not open is said, and tried again when it changes.
+
+        Args:
+            now: whether it has changed or not.
+        """
+        if self.followed is None:
+            return
+        seen = _signature(self.followed)
+        if not now:
+            settled, self._changed = seen == self._changed, seen
+            # A file that is gone for a moment, or for good, is no reason to stop judging.
+            if seen is None or seen == self._tried or not settled:
+                return
+        self._tried = seen
+        with contextlib.suppress(PadimEdgeError):  # listeners were told
+            self.swap(self.followed)
+
+    def close(self) -> None:
+        """Close the detector when its last frame is done. Twice is harmless."""
+        with self._lock:
+            self._closed = True
+            current, self._current = self._current, None
+        if current is not None:
+            current.retire()
+
+    def _open(self, path: Path) -> Opened:
+        """Open a detector, and send a frame through it: the first is a slow one."""
+        try:
+            detector = self._opener(path)
+        except (PadimEdgeError, OSError, MemoryError) as error:
+            if isinstance(error, PadimEdgeError):
+                raise
+            raise PadimEdgeError(f"cannot open {path}: {first_line(error)}") from error
+        try:
+            detector.judge(np.zeros((1, *detector.backbone_info.image_size, 3), np.uint8))
+        except Exception as error:  # whatever an engine raises
+            detector.close()
+            raise PadimEdgeError(f"{path} does not judge: {first_line(error)}") from error
+        return Opened(detector, path)
+
+    def _say(self, message: str, path: Path) -> None:
+        for listener in self.listeners:
+            listener(message, path)
+
+
+def _signature(path: Path | None) -> tuple[int, ...] | None:
+    """What tells a file from the one that had its name before; None if there is none."""
+    try:
+        found = os.stat(path) if path is not None else None  # noqa: PTH116 - links are followed
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size) if found else None
