@@ -1,0 +1,534 @@
+"""Events on disk until every sink has them: what stands in here survives whatever kills the watch.
+
+A file of SQLite in WAL mode. `Spool.append` returns when its events are synced to the disk
+(``synchronous=FULL``); events of several threads that arrive during one sync share the next.
+Where a sink has got to is written without a sync: a power cut may take that back, and the sink is
+sent some events again, which is what their ids are for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from padim_edge.errors import PadimEdgeError, UsageError, first_line
+from padim_edge.live.event import Event
+
+_APPLICATION = 0x50614469
+"""SQLite's application_id of a spool: a file of something else is never touched."""
+
+_VERSION = 1
+
+_TABLES = f"""
+CREATE TABLE events (
+    number INTEGER PRIMARY KEY, id TEXT NOT NULL, record TEXT NOT NULL, picture BLOB,
+    bytes INTEGER NOT NULL);
+CREATE INDEX events_id ON events (id);
+CREATE TABLE sinks (
+    address TEXT PRIMARY KEY, reached INTEGER NOT NULL, dropped INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE keys (number INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE);
+PRAGMA application_id={_APPLICATION};
+PRAGMA user_version={_VERSION};
+"""
+
+_LEAST_BYTES = 1 << 20
+
+_ROW_BYTES = 128
+"""What a row takes beside its text, index included; a picture fills pages of 4096."""
+
+
+class SpoolError(PadimEdgeError):
+    """The spool cannot be written now (a full disk); what was to go in is not in it."""
+
+
+@dataclass
+class _Batch:
+    """Events of one call, waiting for a sync.
+
+    Attributes:
+        events: what came.
+        rows: id, record, picture, bytes of each; none if there are no sinks.
+        digests: of the keys.
+        done: whether they are on disk, or have failed.
+        error: why they are not.
+        notices: what the spool itself had to say.
+    """
+
+    events: Sequence[Event]
+    rows: list[tuple[str, str, bytes | None, int]]
+    digests: list[bytes]
+    done: bool = False
+    error: SpoolError | None = None
+    notices: list[Event] = field(default_factory=list)
+
+
+@dataclass
+class _Reached:
+    """Where a sink is: the number of its last event, and how many it never got."""
+
+    number: int
+    dropped: int = 0
+
+
+class Spool:
+    """Events that sinks have not got yet, and what was judged already. Safe from any thread.
+
+    What it has to say itself (events dropped, a damaged file) it appends to the next events.
+
+    Attributes:
+        path: the file.
+
+    Args:
+        path: made if it is not there.
+        max_bytes: of events that wait; the oldest are dropped, counted, and an event says so.
+        sinks: their addresses, as in `padim_edge.live.sink.Sink`. One that is new here gets what
+            comes from now on; what waits for one that is not named any more is let go.
+        max_keys: how many keys are remembered.
+
+    Raises:
+        UsageError: another watch uses it, it is no spool, or of a newer version; a limit is too
+            small; a sink is there twice.
+        PadimEdgeError: it cannot be read or written.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        max_bytes: int = 256 << 20,
+        sinks: Sequence[str] = (),
+        max_keys: int = 1_000_000,
+    ) -> None:
+        if max_bytes < _LEAST_BYTES or max_keys < 1:
+            raise UsageError(
+                f"a spool of {max_bytes} bytes and {max_keys} keys is too small: at least "
+                f"{_LEAST_BYTES} bytes and 1 key"
+            )
+        twice = sorted({address for address in sinks if list(sinks).count(address) > 1})
+        if twice:
+            raise UsageError(f"the sink {twice[0]} is named twice: name it once")
+        self.path = path
+        self._unsaid: list[str] = []
+        self._max_bytes = max_bytes
+        self._max_keys = max_keys
+        self._lock = threading.Lock()  # of the connection and all that follows
+        self._queue = threading.Lock()  # of `_waiting` alone
+        self._waiting: list[_Batch] = []
+        self._news = threading.Condition()
+        self._appended = 0
+        self._newest: dict[str, Event] = {}
+        self._verdicts = 0
+        self._closed = False
+        self._last = 0
+        self._reached: dict[str, _Reached] = {}
+        try:
+            self._connection = self._opened()
+            self._take_up(sinks)
+        except sqlite3.Error as error:
+            if not _is_damage(error):
+                raise self._cannot(error) from error
+            self._set_aside(error, sinks)
+
+    # --- opening ------------------------------------------------------------------------------
+
+    def _opened(self) -> sqlite3.Connection:
+        """The file, ours alone, with its tables."""
+        connection = sqlite3.connect(
+            self.path, timeout=0, isolation_level=None, check_same_thread=False
+        )
+        try:
+            # Exclusive from the first access on: a second watch is refused, and no shared memory
+            # is needed, which network file systems lack.
+            connection.execute("PRAGMA locking_mode=EXCLUSIVE")
+            connection.execute("BEGIN EXCLUSIVE")
+            connection.execute("COMMIT")
+            self._check(connection)
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute(f"PRAGMA journal_size_limit={8 << 20}")
+            if not _pragma(connection, "application_id"):
+                connection.executescript(f"BEGIN;{_TABLES}COMMIT")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _check(self, connection: sqlite3.Connection) -> None:
+        application = _pragma(connection, "application_id")
+        tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if application != _APPLICATION and (application or tables):
+            raise UsageError(
+                f"{self.path} is a database of something else: name another file for the spool"
+            )
+        version = _pragma(connection, "user_version")
+        if application and version != _VERSION:
+            raise UsageError(
+                f"{self.path} is a spool of version {version}, this padim-edge knows {_VERSION}: "
+                "let the version that made it empty it, or name another file"
+            )
+
+    def _take_up(self, sinks: Sequence[str]) -> None:
+        """Learn what is there, and for whom it waits."""
+        ask = self._connection.execute
+        known = {
+            address: _Reached(number, dropped)
+            for address, number, dropped in ask("SELECT address, reached, dropped FROM sinks")
+        }
+        in_file = ask("SELECT max(number), coalesce(sum(bytes), 0) FROM events").fetchone()
+        self._bytes: int = in_file[1]
+        self._last = max(
+            self._last, in_file[0] or 0, *(reached.number for reached in known.values()), 0
+        )
+        self._first_key, self._last_key = (
+            number or 0 for number in ask("SELECT min(number), max(number) FROM keys").fetchone()
+        )
+        for address, reached in known.items():
+            waiting = self._last - reached.number
+            if address not in sinks and waiting:
+                self._unsaid.append(
+                    f"{waiting} events that waited for {address} are let go: it is not among the "
+                    "sinks any more"
+                )
+        self._reached = {address: known.get(address) or _Reached(self._last) for address in sinks}
+        with self._transaction(durable=True):
+            ask("DELETE FROM sinks")
+            for address in sinks:
+                self._write_reached(address)
+            self._remove_delivered()
+
+    def _set_aside(self, error: sqlite3.Error, sinks: Sequence[str]) -> None:
+        """Begin anew beside a file that SQLite cannot read."""
+        if hasattr(self, "_connection"):
+            self._connection.close()
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+        aside = self.path.with_name(f"{self.path.name}.damaged-{stamp}")
+        earlier = self._reached
+        try:
+            self.path.replace(aside)
+            for suffix in ("-wal", "-journal"):  # they belong to it
+                beside = self.path.with_name(self.path.name + suffix)
+                if beside.exists():
+                    beside.replace(aside.with_name(aside.name + suffix))
+            self._connection = self._opened()
+            self._take_up(sinks)
+            with self._transaction(durable=True):
+                for address, reached in earlier.items():
+                    lost = self._last - reached.number
+                    self._reached[address].dropped = reached.dropped + lost
+                    self._write_reached(address)
+        except (OSError, sqlite3.Error) as failed:
+            raise self._cannot(failed) from failed
+        self._unsaid.append(
+            f"the spool {self.path} is damaged ({first_line(error)}): it is now {aside.name}, and "
+            "a new one begins; events that waited in it are not delivered, and files of a hot "
+            "folder that are still there are judged again"
+        )
+
+    def _cannot(self, error: Exception) -> PadimEdgeError:
+        reason = first_line(error)
+        if "locked" in reason:
+            return UsageError(
+                f"another watch uses the spool {self.path} now: name another file, or stop it"
+            )
+        return SpoolError(
+            f"cannot write the spool {self.path}: {reason}; choose a folder that exists, is "
+            "writable and has room"
+        )
+
+    # --- writing ------------------------------------------------------------------------------
+
+    def append(self, events: Sequence[Event], keys: Sequence[str] = ()) -> list[Event]:
+        """Keep events, and what need not be judged again, all together or nothing.
+
+        Returns:
+            When they are on disk: what the spool itself had to say (events dropped, the file
+            damaged), which is in it as well.
+
+        Raises:
+            SpoolError: they are not on disk, and nothing of them is kept.
+        """
+        batch = _Batch(
+            events,
+            [_row(event) for event in events] if self._reached else [],
+            [_digest(key) for key in keys],
+        )
+        with self._queue:
+            self._waiting.append(batch)
+        with self._lock:
+            if not batch.done:  # nobody took it along while we waited for the lock
+                with self._queue:
+                    batches, self._waiting = self._waiting, []
+                self._write(batches)
+        if batch.error is not None:
+            raise batch.error
+        self._tell(events)
+        return batch.notices
+
+    def _write(self, batches: Sequence[_Batch]) -> None:
+        """One transaction for all who wait; the first of them is told what the spool says."""
+        try:
+            try:
+                notices = self._written(batches)
+            except sqlite3.Error as error:
+                if not _is_damage(error):
+                    raise
+                self._set_aside(error, tuple(self._reached))
+                notices = self._written(batches)
+        except (sqlite3.Error, PadimEdgeError) as error:
+            for batch in batches:
+                batch.error = SpoolError(str(self._cannot(error)))
+        else:
+            batches[0].notices = notices
+        for batch in batches:
+            batch.done = True
+
+    def _written(self, batches: Sequence[_Batch]) -> list[Event]:
+        notices: list[Event] = []
+        last = next((batch.events[-1] for batch in reversed(batches) if batch.events), None)
+        before = (self._last, self._bytes, self._first_key, self._last_key)
+        reached = {name: replace(value) for name, value in self._reached.items()}
+        try:
+            with self._transaction(durable=True):
+                self._insert([row for batch in batches for row in batch.rows])
+                self._insert_keys([digest for batch in batches for digest in batch.digests])
+                if last is not None:
+                    said: list[tuple[str, dict[str, Any]]] = [
+                        (message, {}) for message in self._unsaid
+                    ]
+                    if self._bytes > self._max_bytes:
+                        said.append(self._drop_oldest())
+                    notices = [_notice(last, number, *it) for number, it in enumerate(said, 1)]
+                    self._insert([_row(event) for event in notices] if self._reached else [])
+        except BaseException:
+            self._last, self._bytes, self._first_key, self._last_key = before
+            self._reached = reached
+            raise
+        if last is not None:
+            self._unsaid.clear()
+        return notices
+
+    def _insert(self, rows: Sequence[tuple[str, str, bytes | None, int]]) -> None:
+        numbered = [(self._last + count, *row) for count, row in enumerate(rows, start=1)]
+        self._connection.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?)", numbered)
+        self._last += len(rows)
+        self._bytes += sum(row[-1] for row in rows)
+
+    def _drop_oldest(self) -> tuple[str, dict[str, Any]]:
+        """Make room, a tenth at once, so that a full spool does not say so with every event.
+
+        Returns:
+            What to say of it, and how many each sink has lost.
+        """
+        wanted = self._max_bytes - self._max_bytes // 10
+        upto = 0
+        freed = 0
+        for number, size in self._connection.execute(
+            "SELECT number, bytes FROM events WHERE number < ? ORDER BY number", (self._last,)
+        ):
+            upto, freed = number, freed + size
+            if self._bytes - freed <= wanted:
+                break
+        lost = {}
+        for address, reached in self._reached.items():
+            if reached.number < upto:
+                lost[address] = upto - reached.number
+                reached.dropped += upto - reached.number
+                reached.number = upto
+                self._write_reached(address)
+        self._remove_delivered()
+        which = ", ".join(f"{count} for {address}" for address, count in lost.items())
+        message = (
+            f"the spool is full ({self._max_bytes} bytes): the oldest events that were not yet "
+            f"delivered are dropped, {which}"
+        )
+        return message, {"dropped": lost}
+
+    def _insert_keys(self, digests: Sequence[bytes]) -> None:
+        for digest in digests:
+            self._last_key += self._connection.execute(
+                "INSERT OR IGNORE INTO keys VALUES (?, ?)", (self._last_key + 1, digest)
+            ).rowcount
+        excess = self._last_key - self._max_keys
+        if excess >= self._first_key:
+            self._connection.execute("DELETE FROM keys WHERE number <= ?", (excess,))
+            self._first_key = excess + 1
+
+    def _write_reached(self, address: str) -> None:
+        reached = self._reached[address]
+        self._connection.execute(
+            "INSERT OR REPLACE INTO sinks VALUES (?, ?, ?)",
+            (address, reached.number, reached.dropped),
+        )
+
+    def _remove_delivered(self) -> None:
+        """Let go of what every sink has."""
+        upto = min((reached.number for reached in self._reached.values()), default=self._last)
+        (size,) = self._connection.execute(
+            "SELECT coalesce(sum(bytes), 0) FROM events WHERE number <= ?", (upto,)
+        ).fetchone()
+        self._connection.execute("DELETE FROM events WHERE number <= ?", (upto,))
+        self._bytes -= size
+
+    @contextmanager
+    def _transaction(self, durable: bool) -> Iterator[None]:
+        self._connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._connection.execute("COMMIT")
+        except BaseException:
+            # A full disk may have rolled it back already.
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+
+    # --- reading ------------------------------------------------------------------------------
+
+    def judged(self, key: str) -> bool:
+        """Whether a key was appended before (and is not forgotten: see ``max_keys``).
+
+        Raises:
+            SpoolError: the file cannot be read now.
+        """
+        with self._reading():
+            return bool(self._ask("SELECT 1 FROM keys WHERE digest = ?", _digest(key)))
+
+    def pending(self, sink: str, limit: int = 100, pictures: bool = False) -> list[Event]:
+        """The oldest events that a sink has not got, in order; with their pictures if asked for.
+
+        Raises:
+            SpoolError: the file cannot be read now.
+        """
+        picture = "picture" if pictures else "NULL"
+        with self._reading():
+            rows = self._ask(
+                f"SELECT id, record, {picture} FROM events WHERE number > ? "
+                "ORDER BY number LIMIT ?",
+                self._reached[sink].number,
+                limit,
+            )
+        return [Event(row[0], json.loads(row[1]), row[2]) for row in rows]
+
+    def delivered(self, sink: str, last: str) -> None:
+        """A sink has the event of this id, of those of `pending`, and all before it.
+
+        Raises:
+            SpoolError: that cannot be written now; the sink will be sent them again.
+        """
+        with self._reading():
+            reached = self._reached[sink]
+            found = self._ask(
+                "SELECT number FROM events WHERE id = ? AND number > ?", last, reached.number
+            )
+            if not found:  # it was dropped while it was on its way
+                return
+            before = reached.number, self._bytes
+            try:
+                with self._transaction(durable=False):
+                    reached.number = found[0][0]
+                    self._write_reached(sink)
+                    self._remove_delivered()
+            except BaseException:
+                reached.number, self._bytes = before
+                raise
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Our turn at the file; what it cannot do is an error of ours, damage is mended."""
+        with self._lock:
+            try:
+                yield
+            except sqlite3.Error as error:
+                if _is_damage(error):
+                    self._set_aside(error, tuple(self._reached))
+                raise self._cannot(error) from error
+
+    def _ask(self, query: str, *values: Any) -> list[Any]:
+        return self._connection.execute(query, values).fetchall()
+
+    def backlog(self, sink: str) -> int:
+        """How many events wait for a sink."""
+        return self._last - self._reached[sink].number
+
+    def dropped(self, sink: str) -> int:
+        """How many events a sink never got, since it is one."""
+        return self._reached[sink].dropped
+
+    @property
+    def bytes(self) -> int:
+        """What waits, in bytes; the file may be larger, for it does not shrink."""
+        return self._bytes
+
+    # --- news ---------------------------------------------------------------------------------
+
+    def _tell(self, events: Sequence[Event]) -> None:
+        with self._news:
+            for event in events:
+                if event.record["kind"] in ("verdict", "error"):
+                    self._newest[event.record["camera"]] = event
+                    self._verdicts += event.record["kind"] == "verdict"
+            self._appended += 1
+            self._news.notify_all()
+
+    def newest(self) -> tuple[list[Event], int]:
+        """Each camera's newest verdict or error of this run, and the number of verdicts."""
+        with self._news:
+            return list(self._newest.values()), self._verdicts
+
+    @property
+    def appended(self) -> int:
+        """Grows with every `append`, for `wait`."""
+        return self._appended
+
+    def wait(self, seen: int, seconds: float) -> None:
+        """Wait until `appended` is not ``seen`` any more, or the time is over."""
+        with self._news:
+            if self._appended == seen:
+                self._news.wait(seconds)
+
+    def wake(self) -> None:
+        """Wake whoever waits, for a reason of one's own."""
+        with self._news:
+            self._appended += 1
+            self._news.notify_all()
+
+    def close(self) -> None:
+        """Let go of the file; what waits stays in it. Twice is harmless."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._connection.close()
+
+
+def _pragma(connection: sqlite3.Connection, name: str) -> int:
+    value: int = connection.execute(f"PRAGMA {name}").fetchone()[0]
+    return value
+
+
+def _row(event: Event) -> tuple[str, str, bytes | None, int]:
+    record = event.to_json()
+    pages = -(-len(event.picture) // 4096) * 4096 if event.picture else 0
+    return event.id, record, event.picture, len(record) + 2 * len(event.id) + pages + _ROW_BYTES
+
+
+def _digest(key: str) -> bytes:
+    """A key may be a long path; a hundred thousand of them should take little room."""
+    return hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=16).digest()
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    """Whether the file is no database any more: SQLITE_CORRUPT and SQLITE_NOTADB come as this."""
+    return type(error) is sqlite3.DatabaseError
+
+
+def _notice(after: Event, number: int, message: str, fields: dict[str, Any]) -> Event:
+    """An event of the spool's own, named after the one at which it happened."""
+    name = f"{after.id}.{number}"
+    record = {"id": name, "time": time.time(), "camera": "", "kind": "watch", "message": message}
+    return Event(name, record | fields)
