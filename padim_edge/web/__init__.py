@@ -1,1 +1,1 @@
-"""What every server of ours has: a thread of its own, a token, limits, headers."""
+"""What every server of ours stands on: limits, token, checks; and nothing of what it serves."""

@@ -185,8 +185,8 @@ def test_no_import_goes_through_the_links_or_is_relative():
 # --- without what is optional -----------------------------------------------------------------
 
 # Every module is imported and every help is shown in one child process per set of packages:
-# what may fail is a backend in runtime/ or the plot (with our own error) and what export/ is made
-# of.
+# what may fail is a backend in runtime/, the plot, a server, a source or a sink (with our own
+# error) and what export/ is made of.
 EVERYTHING = f"""
 import importlib, pkgutil
 import padim_edge
@@ -200,7 +200,7 @@ for name in names:
     try:
         importlib.import_module(name)
     except MissingDependencyError as error:
-        assert name.startswith(("padim_edge.runtime.", "padim_edge.measure.plots")), name
+        assert name.split(".")[1] in ("runtime", "web", "live", "serve") or name.endswith(".plots"), name
         assert "pip install 'padim-edge[" in str(error), error
     except (PadimEdgeError, ImportError) as error:  # torch brings cuda-bindings
         assert name.startswith("padim_edge.runtime.nvidia."), name
