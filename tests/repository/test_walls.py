@@ -200,7 +200,8 @@ for name in names:
     try:
         importlib.import_module(name)
     except MissingDependencyError as error:
-        assert name.split(".")[1] in ("runtime", "web", "live", "serve") or name.endswith(".plots"), name
+        rooms = ("runtime", "web", "live", "serve")
+        assert name.split(".")[1] in rooms or name.endswith(".plots"), name
         assert "pip install 'padim-edge[" in str(error), error
     except (PadimEdgeError, ImportError) as error:  # torch brings cuda-bindings
         assert name.startswith("padim_edge.runtime.nvidia."), name
