@@ -235,20 +235,22 @@ def _check(
             )
 
 
-def require_eval_extra() -> None:
+def require_eval_extra(feature: str = "padim-edge eval") -> None:
     """Refuse early where the extra is missing.
 
     Raises:
         MissingDependencyError: scikit-learn or SciPy is not installed.
     """
-    _eval_extra()
+    _eval_extra(feature)
 
 
-def _eval_extra() -> tuple[Callable[..., Any], Callable[..., Any]]:
+def _eval_extra(
+    feature: str = "padim-edge eval",
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """``sklearn.metrics.roc_auc_score`` and ``scipy.ndimage.label``, from the extra ``eval``."""
     try:
         from scipy.ndimage import label
         from sklearn.metrics import roc_auc_score
     except ImportError as error:
-        raise MissingDependencyError("padim-edge eval", "scikit-learn", "eval") from error
+        raise MissingDependencyError(feature, "scikit-learn", "eval") from error
     return roc_auc_score, label

@@ -34,29 +34,48 @@ def bootstrap(judged: Judged) -> dict[str, Interval]:
 
     And of ``average_precision``. Those of pixels are left out where no image has a mask.
     """
+    return {name: between(values) for name, values in draws(judged).items()}
+
+
+def between(values: Array) -> Interval:
+    """The 95 % interval of what `draws` gives of a metric, or of a difference of two of them."""
+    # A replicate without a single mask has no pixel metric.
+    low, high = np.nanquantile(values, ((1 - COVERAGE) / 2, (1 + COVERAGE) / 2))
+    return float(low), float(high)
+
+
+def draws(judged: Judged, groups: NDArray[np.intp] | None = None) -> dict[str, Array]:
+    """The metrics of `bootstrap` in each replicate, [REPLICATES].
+
+    Which images a replicate has depends on labels and groups alone: of two detectors that judged
+    the same images, the replicates are paired, and so are their differences.
+
+    Args:
+        judged: a test set.
+        groups: [N], a number for each image; those of one label and number are drawn together,
+            as several pictures of one part must be. None: each image by itself.
+    """
     results: dict[str, list[Array]] = {}
     pixels = _pixel_histograms(judged)
-    for weights in _drawn(judged.labels):
+    for weights in _drawn(judged.labels, groups):
         drawn = _image_metrics(weights, judged) | _pixel_metrics(weights, pixels)
         for name, values in drawn.items():
             results.setdefault(name, []).append(values)
-    tails = (1 - COVERAGE) / 2, (1 + COVERAGE) / 2
-    return {
-        # A replicate without a single mask has no pixel metric.
-        name: tuple(np.nanquantile(np.concatenate(values), tails).tolist())
-        for name, values in results.items()
-    }
+    return {name: np.concatenate(values) for name, values in results.items()}
 
 
-def _drawn(labels: NDArray[np.bool_]) -> Iterator[Array]:
+def _drawn(labels: NDArray[np.bool_], groups: NDArray[np.intp] | None = None) -> Iterator[Array]:
     """How often each image was drawn: [some replicates, N]."""
     random = np.random.default_rng(SEED)
+    groups = np.arange(len(labels)) if groups is None else groups
     kinds = [np.flatnonzero(labels), np.flatnonzero(~labels)]
+    members = [(own, *np.unique(groups[own], return_inverse=True)) for own in kinds]
     for start in range(0, REPLICATES, _AT_ONCE):
         weights = np.zeros((min(_AT_ONCE, REPLICATES - start), len(labels)))
-        for own in kinds:
-            drawn = random.multinomial(len(own), np.full(len(own), 1 / len(own)), len(weights))
-            weights[:, own] = drawn
+        for own, known, of in members:
+            count = len(known)
+            drawn = random.multinomial(count, np.full(count, 1 / count), len(weights))
+            weights[:, own] = drawn[:, of]
         yield weights
 
 
