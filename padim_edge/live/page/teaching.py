@@ -1,0 +1,83 @@
+"""What the page asks of who teaches: `padim_edge.live.teach.Teacher`, one for each camera's model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+
+@dataclass(frozen=True)
+class Version:
+    """A detector that was kept.
+
+    Attributes:
+        name: by which it is rolled back to.
+        time: seconds since 1970 at which it was made.
+        note: what made it: "fit on 40 parts", "1 part was good".
+        is_current: it judges now.
+    """
+
+    name: str
+    time: float
+    note: str
+    is_current: bool = False
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """How far teaching is.
+
+    Attributes:
+        is_taking: each frame that comes is taken as one of a good part.
+        taken: good parts so far.
+        needed: from how many on a detector can be fitted.
+        promised: the least false-alarm rate, 0 to 1, that a threshold from these parts can keep;
+            None below ``needed``.
+        wanted: the false-alarm rate that was asked for.
+        warnings: of parts that were taken, the newest last: "part 7 is nearly equal to part 3".
+        doing: what is being done now, in words; "" if nothing.
+        failed: why the last thing that was asked for was not done; "" if it was.
+        undoable: what `Teaching.undo` would take back, in words; "" if nothing.
+        versions: that were kept, newest first.
+    """
+
+    is_taking: bool = False
+    taken: int = 0
+    needed: int = 2
+    promised: float | None = None
+    wanted: float = 0.01
+    warnings: tuple[str, ...] = ()
+    doing: str = ""
+    failed: str = ""
+    undoable: str = ""
+    versions: tuple[Version, ...] = field(default=())
+
+
+@runtime_checkable
+class Teaching(Protocol):
+    """Teaches a model. Every method may be called in any thread, and may take seconds.
+
+    All but `lesson` raise PadimEdgeError, in one line for people: it cannot be done, and nothing
+    has changed.
+    """
+
+    def lesson(self) -> Lesson:
+        """How far it is; returns at once."""
+
+    def take(self, on: bool) -> None:
+        """Take the frames that come as good parts from now on, or no longer."""
+
+    def fit(self) -> None:
+        """Fit a detector on what was taken, and let it judge."""
+
+    def was_good(self, event: str) -> None:
+        """The part of this event, an anomaly, was good: learn it."""
+
+    def was_bad(self, event: str) -> None:
+        """The part of this event was bad: keep it for calibration."""
+
+    def undo(self) -> None:
+        """Take back what was taught last."""
+
+    def roll_back(self, version: str) -> None:
+        """Let a kept version judge again."""
