@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
 import typer
+from typer.core import TyperCommand
 
 from padim_edge import __version__
 from padim_edge.cli.output import say
@@ -52,8 +53,19 @@ def _options(
 F = TypeVar("F", bound=Callable[..., None])
 
 
-def command(name: str, example: str) -> Callable[[F], F]:
-    """Register a command whose errors become one line on stderr and an exit code."""
+def command(name: str, example: str, pairs: str = "") -> Callable[[F], F]:
+    """Register a command whose errors become one line on stderr and an exit code.
+
+    Args:
+        name: of the command.
+        example: for the help.
+        pairs: an option of two values that may be repeated, which typer has not: the function is
+            given a list of both joined by a zero byte, which no argument can hold.
+    """
+
+    class Pairing(TyperCommand):
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+            return super().parse_args(ctx, _paired(ctx, args, pairs) if pairs else args)
 
     def register(function: F) -> F:
         @functools.wraps(function)
@@ -81,7 +93,24 @@ def command(name: str, example: str) -> Callable[[F], F]:
                 )
                 raise typer.Exit(1) from None
 
-        app.command(name, epilog=f"Example:  {example}")(reported)
+        app.command(name, cls=Pairing, epilog=f"Example:  {example}")(reported)
         return function
 
     return register
+
+
+def _paired(ctx: Any, arguments: list[str], option: str) -> list[str]:
+    """Arguments in which an option's two values are one."""
+    paired: list[str] = []
+    left = iter(arguments)
+    for argument in left:
+        paired.append(argument)
+        if argument == option:
+            values = [value for _, value in zip(range(2), left, strict=False)]
+            if len(values) == 2:
+                paired.append("\0".join(values))
+            elif not {"-h", "--help"} & set(values):
+                raise typer.BadParameter(
+                    f"Option '{option}' needs two values, MODEL SOURCE", ctx=ctx
+                )
+    return paired

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from padim_edge.detect.detector import Result
@@ -194,11 +196,34 @@ class Board:
 
     def __call__(self, seen: Seen) -> None:
         """Take note of a frame: an observer of `padim_edge.live.watch.Watch`."""
-        raise NotImplementedError
+        camera = self.cameras[seen.camera]
+        outcome = seen.outcome
+        with self.reading:
+            camera.newest = seen
+            if isinstance(outcome, Result):
+                camera.points.append(
+                    Point(
+                        seen.event.id,
+                        seen.captured.time,
+                        outcome.score,
+                        outcome.threshold,
+                        outcome.is_anomalous,
+                        seen.latency,
+                    )
+                )
+                if outcome.is_anomalous:
+                    camera.anomalies.append(_without_pixels(seen))
+            self._new()
 
     def said(self, event: Event) -> None:
-        """Take note of an event that is no verdict."""
-        raise NotImplementedError
+        """Take note of an event that is no verdict: of `Recorder.told`."""
+        with self.reading:
+            self.messages.append(event)
+            self._new()
+
+    def _new(self) -> None:
+        self.version += 1
+        self.reading.notify_all()
 
     def wait(self, version: int, timeout: float) -> int:
         """Wait until there is something newer than ``version``; returns the version of now.
@@ -211,4 +236,17 @@ class Board:
 
     def snapshot(self) -> dict[str, Any]:
         """Counts, source, latency of every camera, status of every sink: plain values."""
-        raise NotImplementedError
+        return {
+            "version": self.version,
+            "time": time.time(),
+            "cameras": [camera.status.to_json() for camera in self.cameras.values()],
+            "sinks": list(self.sinks()),
+        }
+
+
+def _without_pixels(seen: Seen) -> Seen:
+    """The same, without the frame's own pixels, of which there are megabytes."""
+    if isinstance(seen.captured.picture, Path):
+        return seen
+    gone = ImageError("the pixels of this frame were let go of; its event has a JPEG")
+    return dataclasses.replace(seen, captured=dataclasses.replace(seen.captured, picture=gone))

@@ -66,6 +66,7 @@ class ModelSlot:
     acquired for the frame, and released after it.
 
     Attributes:
+        opener: opens a file.
         followed: the file whose replacement is swapped in by `poll`; None if none is.
         listeners: told, in the thread that swaps, what became of each file.
 
@@ -78,7 +79,7 @@ class ModelSlot:
     """
 
     def __init__(self, opener: Opener, path: Path | None = None) -> None:
-        self._opener = opener
+        self.opener = opener
         self._lock = threading.Lock()
         self._swapping = threading.Lock()
         self._current: Opened | None = None
@@ -109,7 +110,7 @@ class ModelSlot:
         return current.detector.threshold if current else None
 
     def acquire(self) -> Opened | None:
-        """The detector for a frame, which stays open until `Opened.release`; None if there is none."""
+        """The detector for a frame, open until `Opened.release`; None if there is none."""
         with self._lock:
             current = self._current
             if current is not None:
@@ -184,7 +185,7 @@ class ModelSlot:
     def _open(self, path: Path) -> Opened:
         """Open a detector, and send a frame through it: the first is a slow one."""
         try:
-            detector = self._opener(path)
+            detector = self.opener(path)
         except (PadimEdgeError, OSError, MemoryError) as error:
             if isinstance(error, PadimEdgeError):
                 raise

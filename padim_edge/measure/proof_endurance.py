@@ -26,7 +26,7 @@ from padim_edge.measure.proof_line import Line, Sizes, line, rounded, usual
 from padim_edge.model.file import Model
 from padim_edge.processes import run_child
 from padim_edge.runtime.engines import open_engine
-from padim_edge.system import ROOT, read_text
+from padim_edge.system import ROOT, read_text, resident_memory
 
 MIB = 2**20
 GROWTH = {False: 8 * MIB, True: 64 * MIB}
@@ -69,7 +69,7 @@ def opened_and_closed(sizes: Sizes, folder: Path, engine: str) -> Iterator[Line]
             finally:
                 one.close()
             device.append(watch.free_memory())
-            host.append(_resident())
+            host.append(resident_memory())
         limit = GROWTH[watch.integrated]
     grown, own = _grown(device, host, watch.integrated)
     yield line(
@@ -97,11 +97,6 @@ def _grown(free: Sequence[int], resident: Sequence[int], shared: bool) -> tuple[
     own = min(resident[-tenth:]) - min(resident[1 : 1 + tenth])
     grown = max(free[1 : 1 + tenth]) - max(free[-tenth:])
     return grown - (max(own, 0) if shared else 0), own
-
-
-def _resident() -> int:
-    found = re.search(r"^VmRSS:\s+(\d+) kB", read_text(Path("/proc/self/status")), re.M)
-    return 1024 * int(found[1]) if found else 0
 
 
 # --- in company ---------------------------------------------------------------------------------

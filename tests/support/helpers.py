@@ -21,8 +21,8 @@ from PIL import Image
 MAIN = "import sys; sys.argv[0] = 'padim-edge'; from padim_edge.cli.app import main; main()"
 TIMEOUT = 120
 COMMANDS = (
-    *("export", "quantize", "fit", "import", "calibrate", "run", "eval", "bench", "inspect"),
-    *("doctor", "demo"),
+    *("export", "quantize", "fit", "import", "calibrate", "run", "watch", "eval", "bench"),
+    *("inspect", "doctor", "demo"),
 )
 OLD = b"what was there before"
 
