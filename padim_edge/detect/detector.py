@@ -156,9 +156,10 @@ class Detector:
         """Judge one frame.
 
         Args:
-            frame: pixels of any size and strides, a `Frame`, an image file's path, or a Pillow
-                image. A file is prepared as fit does it; a Pillow image as it was decoded. The
-                engines trt and ort-cuda take pixels in the memory of the GPU, too (see `Frame`).
+            frame: pixels of any size and strides, a `Frame`, an image file's path or bytes, or a
+                Pillow image. A file is prepared as fit does it; a Pillow image as it was decoded.
+                The engines trt and ort-cuda take pixels in the memory of the GPU, too (see
+                `Frame`).
             pixel_format: of bare pixels, if not the detector's own.
 
         Raises:
@@ -193,7 +194,7 @@ class Detector:
     def prepare(self, frame: Picture, pixel_format: str | None = None) -> Prepared:
         """Bring a frame into the form that the engine takes; in any thread. Raises as a call."""
         self._check_open()
-        if not isinstance(frame, Frame | Image.Image | str | Path):
+        if not isinstance(frame, Frame | Image.Image | str | Path | bytes):
             frame = Frame(frame, pixel_format or self.pixel_format)
         engine = self.engine
         if isinstance(engine, FrameEngine) and isinstance(frame, Frame) and engine.takes(frame):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from padim_edge.detect.detector import Detector, Result
 from padim_edge.detect.judging import Verdict
@@ -49,19 +50,8 @@ class OverlayFolder:
         """
         if not isinstance(verdict.outcome, Result) or not isinstance(verdict.name, Path):
             return
-        result, target = verdict.outcome, self._targets[verdict.name]
-        depth = self._detector.detector_info.preprocess.bit_depth
-        frame = np.asarray(load_image(verdict.name, depth))
-        scale = Scale.of(self._detector.detector_info.good_scores, result.threshold)
-        picture = overlay(
-            frame,
-            result.score_map,
-            self._detector.seen(frame.shape[1], frame.shape[0]),
-            result.threshold,
-            result.score,
-            scale.low,
-            result.mask,
-        )
+        target = self._targets[verdict.name]
+        picture = drawn(self._detector, verdict.name, verdict.outcome)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -71,6 +61,29 @@ class OverlayFolder:
             ) from error
         with atomic_write(target) as stream:
             picture.save(stream, format="PNG")
+
+
+def drawn(detector: Detector, file: Path | bytes, result: Result) -> Image.Image:
+    """A result over its file, with the detector's own scale.
+
+    Args:
+        detector: whose result it is.
+        file: the image's path or bytes.
+        result: a score that is a number.
+
+    Raises:
+        ImageError: the file cannot be read.
+    """
+    frame = np.asarray(load_image(file, detector.detector_info.preprocess.bit_depth))
+    return overlay(
+        frame,
+        result.score_map,
+        detector.seen(frame.shape[1], frame.shape[0]),
+        result.threshold,
+        result.score,
+        Scale.of(detector.detector_info.good_scores, result.threshold).low,
+        result.mask,
+    )
 
 
 def _targets(paths: Sequence[Path], folder: Path, sources: Sequence[Path]) -> dict[Path, Path]:

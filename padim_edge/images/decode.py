@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import struct
@@ -75,7 +76,15 @@ _BITS_PER_SAMPLE = 258
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 
 
-def load_image(path: str | Path, bit_depth: int | None = None) -> Image.Image:
+class NotAnImageError(ImageError):
+    """Bytes that begin as no file of these formats does."""
+
+
+class TooManyPixelsError(ImageError):
+    """An image that would take too much memory."""
+
+
+def load_image(path: str | Path | bytes, bit_depth: int | None = None) -> Image.Image:
     """Decode a file: upright, RGB, 8 bits, the first frame if there are several.
 
     Alpha is dropped. 16 bits are scaled by one factor whatever the image holds, so that equal
@@ -83,7 +92,7 @@ def load_image(path: str | Path, bit_depth: int | None = None) -> Image.Image:
     two programs agree on what is white in them. Colour profiles are not applied.
 
     Args:
-        path: a PNG, JPEG, BMP, TIFF, WebP, GIF or PPM file, whatever it is called.
+        path: a PNG, JPEG, BMP, TIFF, WebP, GIF or PPM file, whatever it is called; or its bytes.
         bit_depth: bits of grey values of 16; None for those that the file says it has.
 
     Returns:
@@ -92,13 +101,13 @@ def load_image(path: str | Path, bit_depth: int | None = None) -> Image.Image:
     Raises:
         ImageError: the file cannot be read, is not such an image, is damaged or truncated, has
             more than ``MAX_PIXELS`` pixels, or pixels without a defined white. The message is
-            one line and begins with the path.
+            one line and begins with the path, if there is one.
     """
     with _opened(path) as stream:
         return to_rgb(_decode(stream), bit_depth)
 
 
-def load_frame(path: str | Path, shrink: Shrink | None = None) -> Frame:
+def load_frame(path: str | Path | bytes, shrink: Shrink | None = None) -> Frame:
     """Decode a file as `load_image` does, but leave grey ones grey, and 16 bits 16.
 
     Args:
@@ -116,19 +125,47 @@ def load_frame(path: str | Path, shrink: Shrink | None = None) -> Frame:
         return to_frame(_decode(stream, shrink))
 
 
-@contextlib.contextmanager
-def _opened(path: str | Path) -> Iterator[BinaryIO]:
+def check_head(encoded: bytes, most: int) -> None:
+    """Refuse an image by its head, before it is decoded. What is damaged is left to who decodes it.
+
+    Args:
+        encoded: the bytes of an image file.
+        most: pixels, at most.
+
+    Raises:
+        NotAnImageError: these are none of an image file.
+        TooManyPixelsError: it has more.
+    """
+    stream = io.BytesIO(encoded)
+    reader = _reader(stream)
     try:
-        with Path(path).open("rb") as stream:
+        image = reader(stream)
+        found, many = f"{image.width} x {image.height}", image.width * image.height > most
+    except Image.DecompressionBombError as error:
+        found, many = str(error), True
+    except Exception:  # as in _decode
+        return
+    if many:
+        raise TooManyPixelsError(
+            f"has too many pixels ({found}); at most {most:,} are allowed: scale it down or cut it "
+            "up"
+        )
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path | bytes) -> Iterator[BinaryIO]:
+    said = "" if isinstance(path, bytes) else f"{path}: "
+    try:
+        with io.BytesIO(path) if isinstance(path, bytes) else Path(path).open("rb") as stream:
             yield stream
     except ImageError as error:
-        raise ImageError(f"{path}: {error}") from error
+        raise ImageError(f"{said}{error}") from error
     except MemoryError as error:
-        raise ImageError(f"{path}: too large for this machine's memory; scale it down") from error
+        raise ImageError(f"{said}too large for this machine's memory; scale it down") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = (isinstance(error, OSError) and error.strerror) or error
         raise ImageError(
-            f"{path}: cannot be read ({reason}); give an image file that exists and is readable"
+            f"{said}cannot be read ({reason}); give an image file that exists and is readable"
         ) from error
 
 
@@ -200,7 +237,7 @@ def _reader(stream: BinaryIO) -> type[ImageFile.ImageFile]:
         raise ImageError("the file is empty; replace or remove it")
     reader = next((r for m, r in _READERS.items() if re.match(m, head, re.DOTALL)), None)
     if reader is None:
-        raise ImageError(f"not an image; {_FORMATS} are allowed: convert or remove it")
+        raise NotAnImageError(f"not an image; {_FORMATS} are allowed: convert or remove it")
     return reader
 
 

@@ -74,8 +74,8 @@ class Frame:
         return self.pixels
 
 
-Picture = NDArray[Any] | DeviceArray | Image.Image | Frame | str | Path
-"""A frame in any form that a detector takes: pixels, or an image file's path."""
+Picture = NDArray[Any] | DeviceArray | Image.Image | Frame | str | Path | bytes
+"""A frame in any form that a detector takes: pixels, or an image file's path or bytes."""
 
 
 @dataclass(frozen=True)

@@ -214,8 +214,8 @@ class Preprocess:
         """Resize and crop.
 
         Args:
-            picture: a file's path; a `Frame`; pixels, uint8 [h, w, 3] RGB of any strides; or a
-                Pillow image, taken as it has been decoded, and brought upright.
+            picture: a file's path, or its bytes; a `Frame`; pixels, uint8 [h, w, 3] RGB of any
+                strides; or a Pillow image, taken as it has been decoded, and brought upright.
             threads: those among which a large frame is shared.
 
         Returns:
@@ -227,7 +227,7 @@ class Preprocess:
             ImageError: it cannot be decoded, cannot become RGB, or does not cover the crop once
                 it is resized. Of a file, the message begins with the path.
         """
-        if isinstance(picture, str | Path):
+        if isinstance(picture, str | Path | bytes):
             whole: list[tuple[int, int]] = []
 
             def shrink(height: int, width: int) -> int:
@@ -238,6 +238,8 @@ class Preprocess:
             try:
                 return self._prepared(self._read(frame), threads), (*whole, frame.size)[0]
             except ImageError as error:
+                if isinstance(picture, bytes):
+                    raise
                 raise ImageError(f"{picture}: {error}") from error
         if isinstance(picture, Image.Image):
             frame = self._read(to_frame(picture))

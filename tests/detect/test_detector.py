@@ -82,7 +82,7 @@ def test_an_array_of_frames_is_a_batch(detector):
     assert scores == pytest.approx([detector(one).score for one in frames], rel=1e-5)
 
 
-@pytest.mark.parametrize("nothing", [None, b"bytes", 3, [[1, 2, 3]]])
+@pytest.mark.parametrize("nothing", [None, 3, [[1, 2, 3]]])
 def test_what_is_no_frame_at_all_is_refused(detector, nothing):
     with pytest.raises(UsageError, match="a frame is a "):
         detector(nothing)
@@ -180,14 +180,14 @@ def test_public_names():
 # --- what is no frame, no file, or no longer open ---------------------------------------------
 
 
-@pytest.mark.parametrize("given", [None, b"bytes", 3, [1, 2], {}])
+@pytest.mark.parametrize("given", [None, 3, [1, 2], {}])
 def test_what_is_no_frame(detector, given):
     with pytest.raises(UsageError, match=f"a frame is a {type(given).__name__}"):
         detector(given)
 
 
 def test_a_path_simply_works(detector, good):
-    for path in (good[0], str(good[0])):
+    for path in (good[0], str(good[0]), good[0].read_bytes()):
         assert detector(path).score == pytest.approx(detector(Image.open(good[0])).score)
     with pytest.raises(ImageError, match=r"nowhere.png: cannot be read"):
         detector("nowhere.png")

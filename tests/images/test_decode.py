@@ -14,7 +14,16 @@ from pictures import STORED, failure, grey_tiff, noise, pixels, png, silent, upr
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 
-from padim_edge.images.decode import load_image, read_head, to_rgb
+from padim_edge.errors import ImageError
+from padim_edge.images.decode import (
+    NotAnImageError,
+    TooManyPixelsError,
+    check_head,
+    load_image,
+    read_head,
+    to_rgb,
+)
+from padim_edge.images.preprocess import Preprocess
 
 
 @silent
@@ -232,3 +241,32 @@ def test_the_head_of_a_plain_png_costs_no_decoding(
 
     monkeypatch.setattr(PngImageFile, "load", refuse)
     assert read_head(tmp_path / "a.png") == (17, 13, 1)
+
+
+def test_the_bytes_of_a_file_are_decoded_as_the_file_is(tmp_path: Path, good: list[Path]) -> None:
+    path = tmp_path / "photo.jpg"
+    Image.open(good[0]).save(path, quality=90)
+    encoded = path.read_bytes()
+    assert np.array_equal(np.asarray(load_image(encoded)), np.asarray(load_image(path)))
+    whole = Preprocess.whole((24, 24))
+    of_bytes, size = whole.prepare(encoded)
+    assert size == (96, 96)
+    assert np.array_equal(of_bytes, whole(path))
+    with pytest.raises(ImageError, match=r"^cannot be decoded \("):
+        whole.prepare(encoded[:200])
+
+
+def test_a_head_says_what_is_too_large_before_anything_is_decoded() -> None:
+    def of(width: int, height: int) -> bytes:
+        """The head of a PNG and no pixels."""
+        chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+        body = struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        return b"\x89PNG\r\n\x1a\n" + body + struct.pack(">I4s", 9, b"IDAT")
+
+    check_head(of(100, 50), 5000)
+    with pytest.raises(TooManyPixelsError, match=r"100 x 50\); at most 4,999 are"):
+        check_head(of(100, 50), 4999)
+    with pytest.raises(TooManyPixelsError):
+        check_head(of(2**31 - 1, 2**31 - 1), 10**9)
+    with pytest.raises(NotAnImageError, match="not an image; PNG, JPEG"):
+        check_head(b"<svg/>", 10)
