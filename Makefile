@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo check test browser test-gpu lint docs dist fuzz bench bench-peers bench-curves clean
+.PHONY: help demo check test browser test-gpu lint docs dist release fuzz bench bench-peers bench-curves clean
 
 help:                         ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ docs: $(VENV)/.ready          ## the documentation site, strictly, into site/
 
 dist: $(VENV)/.ready          ## sdist and wheel, into dist/
 	$(BIN)/python -m build
+
+release: $(VENV)/.ready       ## make release VERSION=0.2.0: checked, built twice, described, not uploaded
+	$(BIN)/python release/release.py "$(VERSION)"
 
 bench: $(VENV)/.ready         ## the figures of benchmarks/README.md
 	$(BIN)/python benchmarks/frame.py
