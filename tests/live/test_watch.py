@@ -1,0 +1,329 @@
+"""The watch over scripted cameras: what becomes of every frame."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+from scripted import END, Scripted, camera, pictures, wait_for, watching
+
+from padim_edge.detect.detector import Detector, Result
+from padim_edge.errors import ImageError, PadimEdgeError, UsageError
+from padim_edge.live import capture, judge
+from padim_edge.live.board import Board
+from padim_edge.live.pictures import to_jpeg
+from padim_edge.live.recorder import Recorder
+from padim_edge.live.source import SourceError
+from padim_edge.live.swap import ModelSlot
+from padim_edge.live.watch import Watch
+
+
+def opener(path: Path) -> Detector:
+    return Detector(path, "ort", 1)
+
+
+@pytest.fixture
+def slot(model_file):
+    slot = ModelSlot(opener, model_file)
+    yield slot
+    slot.close()
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch):
+    """Nothing is waited for but what the watch waits for."""
+    monkeypatch.setattr(capture, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(capture, "LONGEST_PAUSE", 0.001)
+    monkeypatch.setattr(judge, "PAUSES", (0.0, 0.0))
+
+
+class Held:
+    """An engine that waits to be let go on, or fails so many times."""
+
+    def __init__(self, slot: ModelSlot, fails: int = 0) -> None:
+        self.fails = fails
+        self.batches: list[int] = []
+        self.entered = threading.Event()
+        self.go_on = threading.Event()
+        if fails:
+            self.go_on.set()
+        with slot.using() as detector:
+            self._engine = detector.engine
+            self._infer = self._engine.infer
+            self._engine.infer = self
+
+    def __call__(self, images):
+        self.entered.set()
+        assert self.go_on.wait(60)
+        if self.fails:
+            self.fails -= 1
+            raise RuntimeError("CUDA error: device-side assert")
+        self.batches.append(len(images))
+        return self._infer(images)
+
+
+def test_every_frame_of_all_is_judged_as_the_detector_does(slot, model_file):
+    frames = pictures(30)
+    watch, kept = watching([camera(slot, Scripted([*frames, END], is_live=False))])
+    watch.run()
+    assert kept.sequences() == list(range(30))
+    with Detector(model_file, "ort", 1) as detector:
+        wanted = [detector(frame).score for frame in frames]
+    assert [seen.outcome.score for seen in kept.seen] == wanted
+    status = watch.statuses["camera"]
+    assert (status.captured, status.judged, status.dropped, status.lost) == (30, 30, 0, 0)
+    assert status.policy == "all"
+    assert status.latencies.count == 30
+
+
+def test_events_are_numbered_in_their_order_and_are_plain_json(slot):
+    broken = ImageError("no picture")
+    watch, kept = watching([camera(slot, Scripted([*pictures(3), broken, END], is_live=False))])
+    watch.run()
+    ids = [event.id for event in kept.events]
+    assert ids == sorted(set(ids))
+    records = [event.record for event in kept.events if event.record["kind"] != "source"]
+    assert [record["kind"] for record in records] == [
+        *("watch", "verdict", "verdict", "verdict", "error", "watch")
+    ]
+    verdict, error, ends = records[1], records[4], records[5]
+    assert verdict["sequence"] == 0
+    assert verdict["model"] == "padim.onnx"
+    assert verdict["latency_ms"] >= 0
+    assert {"score", "threshold", "is_anomalous", "percentile", "regions"} <= set(verdict)
+    assert error["error"] == "no picture"
+    assert (ends["judged"], ends["unreadable"], ends["latency_ms"]["longest"] > 0) == (3, 1, True)
+    for event in kept.events:
+        event.to_json()
+
+
+def test_of_latest_the_newest_is_judged_and_the_others_are_counted(slot):
+    held = Held(slot)
+    first, *others = pictures(10)
+    source = Scripted([first])
+    watch, kept = watching([camera(slot, source)])
+    thread = threading.Thread(target=watch.run)
+    thread.start()
+    assert held.entered.wait(60)
+    for frame in others:
+        source.put(frame)
+    wait_for(lambda: watch.statuses["camera"].captured == 10)
+    held.go_on.set()
+    wait_for(lambda: len(kept.seen) == 2)
+    watch.stop()
+    thread.join(60)
+    assert kept.sequences() == [0, 9]
+    assert watch.statuses["camera"].dropped == 8
+    assert watch.statuses["camera"].policy == "latest"
+
+
+@pytest.mark.parametrize(("policy", "judged"), [("all", 4), ("latest", 1)])
+def test_at_the_end_what_waits_is_judged_or_dropped(slot, policy, judged):
+    held = Held(slot)
+    first, *others = pictures(4)
+    source = Scripted([first])
+    watch, kept = watching([camera(slot, source, policy=policy)])
+    status = watch.statuses["camera"]
+    thread = threading.Thread(target=watch.run)
+    thread.start()
+    assert held.entered.wait(60)
+    for frame in others:
+        source.put(frame)
+    wait_for(lambda: status.captured == 4)
+    watch.stop()
+    wait_for(lambda: status.source == "stopped")
+    held.go_on.set()
+    thread.join(60)
+    assert kept.sequences() == list(range(judged))
+    assert status.captured == status.judged + status.dropped == 4
+
+
+def test_a_camera_that_is_lost_comes_back_and_its_numbers_go_on(slot):
+    gone = SourceError("scripted: the cable is out")
+    watch, kept = watching(
+        [
+            camera(
+                slot,
+                SourceError("scripted: not there"),
+                Scripted([*pictures(3), gone]),
+                gone,
+                gone,
+                Scripted([*pictures(1), 4, *pictures(2), END]),  # the end of a camera is a loss
+                Scripted(pictures(2)),
+                policy="all",
+            )
+        ],
+        count=8,
+    )
+    watch.run()
+    assert kept.sequences() == [0, 1, 2, 3, 8, 9, 10, 11]
+    assert watch.statuses["camera"].lost == 4
+    said = kept.messages("source")
+    assert [one.split(":")[0] for one in said if one.startswith(("is back", "opened"))] == [
+        *("is back", "is back", "is back")
+    ]
+    assert sum("the cable is out; trying again in" in one for one in said) == 2
+    assert "scripted: gives no more frames" in said[-2]
+
+
+def test_a_source_that_never_can_be_ends_it(slot):
+    watch, kept = watching([camera(slot, UsageError("no source 'rstp'"))])
+    with pytest.raises(UsageError, match="rstp"):
+        watch.run()
+    assert "ends: 0 judged" in kept.messages("watch")[-1]
+
+
+def test_an_engine_that_fails_once_judges_the_same_frames_again(slot):
+    Held(slot, fails=2)
+    watch, kept = watching([camera(slot, Scripted([*pictures(5), END], is_live=False))])
+    watch.run()
+    assert kept.sequences() == list(range(5))
+    assert all(isinstance(seen.outcome, Result) for seen in kept.seen)
+    said = [one for one in kept.messages("watch") if "failed" in one]
+    assert (
+        said == ["the engine failed, the same frames once more: CUDA error: device-side assert"] * 2
+    )
+
+
+def test_an_engine_that_goes_on_failing_ends_it_and_no_frame_counts_as_judged(slot):
+    Held(slot, fails=100)
+    watch, kept = watching([camera(slot, Scripted(pictures(50)), policy="all")])
+    with pytest.raises(PadimEdgeError, match="camera: the engine fails again and again: CUDA"):
+        watch.run()
+    assert kept.seen == []
+    assert watch.statuses["camera"].judged == 0
+
+
+def test_cameras_of_one_model_are_judged_together_where_that_is_wanted(slot, model_file):
+    held = Held(slot)
+    frames = {name: pictures(3, seed) for seed, name in enumerate("ab")}
+    watch, kept = watching(
+        [
+            camera(slot, Scripted([*frames[name], END], is_live=False), name=name)
+            for name in ("a", "b")
+        ],
+        batch=4,
+    )
+    thread = threading.Thread(target=watch.run)
+    thread.start()
+    assert held.entered.wait(60)
+    wait_for(lambda: all(status.source == "ended" for status in watch.statuses.values()))
+    held.go_on.set()
+    thread.join(60)
+    assert sum(held.batches) == 6
+    assert max(held.batches) > 1
+    with Detector(model_file, "ort", 1) as detector:
+        for name in ("a", "b"):
+            scores = [seen.outcome.score for seen in kept.seen if seen.camera == name]
+            wanted = [detector(frame).score for frame in frames[name]]
+            assert scores == pytest.approx(wanted, rel=1e-5)
+            assert kept.sequences(name) == [0, 1, 2]
+
+
+def test_no_camera_starves_beside_a_fast_one(slot):
+    fast, slow = Scripted(pictures(40), is_live=False), Scripted(pictures(3), is_live=False)
+    watch, kept = watching(
+        [camera(slot, fast, name="fast"), camera(slot, slow, name="slow")], count=12
+    )
+    held = Held(slot)
+    thread = threading.Thread(target=watch.run)
+    thread.start()
+    wait_for(lambda: watch.statuses["slow"].captured == 3)
+    held.go_on.set()
+    thread.join(60)
+    assert kept.sequences("slow") == [0, 1, 2]
+
+
+def test_without_a_detector_frames_are_seen_and_not_recorded():
+    slot = ModelSlot(opener)
+    watch, kept = watching([camera(slot, Scripted([*pictures(3), END], is_live=False))])
+    watch.run()
+    assert [seen.outcome for seen in kept.seen] == [None] * 3
+    assert {event.record["kind"] for event in kept.events} == {"watch", "source"}
+    assert watch.statuses["camera"].untaught == 3
+
+
+def test_an_observer_that_fails_is_said_and_stops_nobody(slot):
+    watch, kept = watching([camera(slot, Scripted([*pictures(3), END], is_live=False))])
+
+    def observer(_seen):
+        raise ZeroDivisionError("a mistake")
+
+    watch.observers.insert(0, observer)
+    watch.run()
+    assert len(kept.seen) == 3
+    assert [one for one in kept.messages("watch") if "mistake" in one] == [
+        f"this should not happen: {observer.__qualname__} failed (ZeroDivisionError: a mistake)"
+    ]
+
+
+class Full:
+    """A disk that has no room for a while."""
+
+    def __init__(self, refuses: int) -> None:
+        self.refuses = refuses
+        self.events = []
+
+    def append(self, events, _keys=()):
+        if self.refuses:
+            self.refuses -= 1
+            raise PadimEdgeError("cannot write the spool: no room")
+        self.events.extend(events)
+        return ()
+
+
+def test_a_full_disk_stops_no_judging_and_what_is_lost_is_said(slot, monkeypatch):
+    monkeypatch.setattr("padim_edge.live.recorder.PAUSES", (0.0,))
+    for refuses, lost in ((1, 0), (2, 1)):  # "begins" is written again, or let go
+        store = Full(refuses)
+        recorder = Recorder(store)
+        said = []
+        recorder.told.append(said.append)
+        watch = Watch(
+            [camera(slot, Scripted([*pictures(3), END], is_live=False))], recorder, count=3
+        )
+        watch.run()
+        assert watch.statuses["camera"].judged == 3
+        kinds = [event.record["kind"] for event in store.events]
+        assert kinds.count("verdict") + lost >= 3
+        complaints = [e.record["message"] for e in said if "no room" in e.record["message"]]
+        assert len(complaints) == lost
+        recorded = [event.record["message"] for event in store.events if "lost" in event.to_json()]
+        assert any("could not be recorded" in one for one in recorded) == bool(lost)
+
+
+def test_cameras_need_names_of_their_own(slot):
+    with pytest.raises(UsageError, match="cameras are named a, a: each needs its own"):
+        watching([camera(slot, name="a"), camera(slot, name="a")])
+
+
+def test_the_board_knows_what_is_now(slot, photos):
+    defect = sorted((photos / "test").rglob("*.png"))[-1]
+    slot.close()
+    slot = ModelSlot(lambda path: Detector(path, "ort", 1, threshold=1e-3), slot.followed)
+    recorder = Recorder(pictures=True)
+    script = [*pictures(2), defect, ImageError("torn"), END]
+    watch = Watch([camera(slot, Scripted(script, is_live=False))], recorder)
+    board = Board(list(watch.statuses.values()))
+    recorder.observers.append(board)
+    recorder.told.append(board.said)
+    versions = []
+    thread = threading.Thread(target=lambda: versions.append(board.wait(0, 60)))
+    thread.start()
+    watch.run()
+    thread.join(60)
+    slot.close()
+    assert versions[0] > 0
+    now = board.cameras["camera"]
+    assert isinstance(now.newest.outcome, ImageError)
+    assert [point.is_anomalous for point in now.points] == [True] * 3
+    assert [point.score for point in now.points] == [one.outcome.score for one in now.anomalies]
+    assert all(one.event.picture.startswith(b"\xff\xd8") for one in now.anomalies)
+    assert isinstance(now.anomalies[0].captured.picture, ImageError)  # its pixels are let go of
+    assert now.anomalies[-1].captured.picture == defect
+    assert to_jpeg(now.anomalies[-1].captured, 32)
+    shown = board.snapshot()["cameras"][0]
+    assert (shown["judged"], shown["anomalous"], shown["unreadable"]) == (3, 3, 1)
+    assert shown["latency_ms"]["p50"] <= shown["latency_ms"]["p99"]
+    assert board.messages[0].record["message"] == "begins"
