@@ -18,7 +18,7 @@ from padim_edge.errors import UsageError
 
 COMMANDS = (
     *("export", "quantize", "fit", "import", "calibrate", "run", "watch", "eval", "bench"),
-    *("inspect", "demo", "doctor"),
+    *("tune", "inspect", "demo", "doctor"),
 )
 """In the order of the help. Each is a file of this room, and registers itself when imported."""
 

@@ -85,7 +85,7 @@ def export(
     size = parse_size(image_size)
     names = names_of(layers)
     numbers: Dims = "all" if dims == "all" else integers("--dims", dims)
-    with _export_extra():
+    with export_extra("padim-edge export"):
         from padim_edge.export.export import export_backbone
 
         if weights == "random":
@@ -104,14 +104,13 @@ def export(
 
 
 @contextlib.contextmanager
-def _export_extra() -> Iterator[None]:
+def export_extra(feature: str) -> Iterator[None]:
+    """Name the extra where torch is missing; ``feature`` is what needs it."""
     from padim_edge.errors import MissingDependencyError
 
     try:
         yield
     except ModuleNotFoundError as error:
         if str(error.name).split(".")[0] in ("torch", "torchvision", "onnxscript"):
-            raise MissingDependencyError(
-                "padim-edge export", str(error.name), "export,cpu"
-            ) from error
+            raise MissingDependencyError(feature, str(error.name), "export,cpu") from error
         raise

@@ -175,6 +175,14 @@ def _without(found: list[Path], root: Path, names: Sequence[str]) -> list[Path]:
 
 
 @reading_folders()
+def has_test(source: str | Path, folders: Folders | None = None) -> bool:
+    """Whether a source is meant to be tested with: a folder test, or folders named for it."""
+    if folders and folders.abnormal:
+        return True
+    return _child(Path(source), {"test", "testing"}) is not None
+
+
+@reading_folders()
 def test_samples(
     source: str | Path,
     folders: Folders | None = None,  # noqa: PT028 - no test of pytest's

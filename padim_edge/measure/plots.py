@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -10,6 +11,7 @@ from padim_edge.errors import MissingDependencyError, UsageError
 
 try:
     import matplotlib as mpl
+    from matplotlib import ticker
     from matplotlib.figure import Figure
 except ImportError as error:
     raise MissingDependencyError("--plot", "matplotlib", "dev") from error
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
     from padim_edge.detect.calibration import Row
     from padim_edge.measure.report import BatchResult, Latency, Report
+    from padim_edge.measure.tune import Tuned
 
 FORMATS = ("png", "svg", "pdf")
 
@@ -112,6 +115,52 @@ def draw_recall(rows: Sequence[Row], chosen: float, stream: BinaryIO, kind: str)
                   ylabel="defective images found")  # fmt: skip
         panel.spines[["top", "right"]].set_visible(False)
         panel.legend(loc="lower right", frameon=False)
+        figure.savefig(stream, format=kind, dpi=150, metadata=_undated(kind))
+
+
+def draw_front(tuned: Tuned, metric: str, under: float | None, stream: BinaryIO, kind: str) -> None:
+    """Draw candidates by latency and separation, with the front that nothing beats.
+
+    Numbers are those of the table; whiskers the 95 % intervals of separation, each candidate's
+    own: two that overlap may differ measurably all the same, for the photos are the same.
+
+    Args:
+        tuned: what was measured.
+        metric: what separation is, in words.
+        under: a latency in ms that is marked, if any.
+        stream: takes the picture.
+        kind: one of `FORMATS`.
+    """
+    by = tuned.plan.by
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "padim-edge", "font.size": 9}):
+        figure = Figure(figsize=(8, 5), layout="constrained")
+        panel = figure.subplots()
+        for row in tuned.rows:
+            value = tuned.value(row)
+            low, high = row.separation.interval(by) or (value, value)
+            colour = COLOURS["distances"] if row.on_front else COLOURS["download"]
+            whisker = [[max(0, value - low)], [max(0, high - value)]]
+            panel.errorbar(row.frame.p50, value, yerr=whisker, fmt="o", color=colour,
+                           capsize=2, linewidth=0.8, markersize=5)  # fmt: skip
+            panel.annotate(str(row.number), (row.frame.p50, value), xytext=(5, 3),
+                           textcoords="offset points", fontsize=8)  # fmt: skip
+        best = [row for row in tuned.rows if row.on_front]
+        panel.step([row.frame.p50 for row in best], [tuned.value(row) for row in best],
+                   where="post", color=COLOURS["distances"], label="front")  # fmt: skip
+        if under is not None:
+            panel.axvline(under, color=BARE, linestyle="--", linewidth=1, label=f"{under:g} ms")
+        latency = f"ms from a frame of {tuned.plan.camera} to the decision (median)"
+        panel.set(xscale="log", xlabel=latency, ylabel=f"{metric} (whisker: 95 %)")
+        panel.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+        panel.xaxis.set_minor_formatter(ticker.FormatStrFormatter("%g"))
+        panel.tick_params(axis="x", which="minor", labelsize=7)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.legend(loc="lower right", frameon=False)
+        lines = [
+            f"{tuned.machine.processor}, {tuned.machine.cores} cores; {tuned.date}",
+            *textwrap.wrap(str(tuned.plan.photos), 110),
+        ]
+        figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=8)
         figure.savefig(stream, format=kind, dpi=150, metadata=_undated(kind))
 
 
