@@ -82,6 +82,7 @@ def overlay(
     score: float,
     low: float,
     mask: NDArray[np.bool_] | None = None,
+    caption: bool = True,
 ) -> Image.Image:
     """Draw a score map over its frame, on a colour scale that is the same for every frame.
 
@@ -98,6 +99,7 @@ def overlay(
         score: the image score.
         low: a score usual for good parts, from 0 to less than ``threshold``.
         mask: bool [H, W], what of the map belongs to a region; None for all above the threshold.
+        caption: whether there is a bar.
 
     Returns:
         An RGB picture: the frame at its own size, but at most 1600 pixels on the long side,
@@ -124,7 +126,8 @@ def overlay(
     inner, outer = outline(covered & marked, max(1, round(max(picture.size) / 800)))
     pixels[outer] *= 0.3
     pixels[inner] = 255
-    return _with_caption(np.rint(pixels).astype(np.uint8), score, threshold)
+    drawn = np.rint(pixels).astype(np.uint8)
+    return _with_caption(drawn, score, threshold) if caption else Image.fromarray(drawn)
 
 
 def _at_most_max_side(picture: Image.Image, seen: Box) -> tuple[Image.Image, Box]:

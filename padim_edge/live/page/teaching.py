@@ -1,4 +1,4 @@
-"""What the page asks of who teaches: `padim_edge.live.teach.Teacher`, one for each camera's model."""
+"""What the page asks of who teaches, `padim_edge.live.teach.Teacher`: one for a model."""
 
 from __future__ import annotations
 

@@ -1,0 +1,119 @@
+"""Pictures of the page: small JPEGs, with the heat map or without."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from padim_edge.detect.detector import Result
+from padim_edge.detect.overlay import Scale, overlay
+from padim_edge.errors import ImageError, UsageError
+from padim_edge.images.decode import load_frame
+from padim_edge.images.frames import Frame
+from padim_edge.images.preprocess import Preprocess
+from padim_edge.live.board import Seen
+from padim_edge.live.swap import ModelSlot
+
+LIVE = 800
+"""Pixels on the long side of the live picture."""
+
+QUALITY = 80
+"""Of every JPEG."""
+
+
+def draw(seen: Seen, model: ModelSlot, longest: int, heat: bool) -> bytes | None:
+    """A frame as JPEG.
+
+    Args:
+        seen: the frame; its event's JPEG is taken where the pixels are let go of, or were those
+            of a file, which may be another by now.
+        model: whose good images say where the colour scale begins.
+        longest: pixels on the long side, at most.
+        heat: whether the score map is drawn over it, where there is one.
+
+    Returns:
+        None if there is no picture: it could not be read, or is in the memory of a GPU.
+    """
+    picture = seen.captured.picture
+    source: Frame | Path | bytes | ImageError = picture
+    if not isinstance(picture, Frame) and seen.event.picture:
+        source = seen.event.picture
+    if isinstance(source, ImageError):
+        return None
+    try:
+        pixels = _pixels(source, longest)
+    except (ImageError, UsageError):
+        return None
+    image = Image.fromarray(pixels)
+    result = seen.outcome
+    if heat and isinstance(result, Result) and np.isfinite(result.score_map).all():
+        height, width = pixels.shape[:2]
+        across, down = width / result.size[1], height / result.size[0]
+        left, top, right, bottom = result.seen
+        info = model.detector_info
+        good = info.good_scores if info else (result.threshold,)
+        image = overlay(
+            pixels,
+            result.score_map,
+            (left * across, top * down, right * across, bottom * down),
+            result.threshold,
+            result.score,
+            Scale.of(good, result.threshold).low,
+            result.mask,
+            caption=False,
+        )
+    written = io.BytesIO()
+    image.save(written, "JPEG", quality=QUALITY)
+    return written.getvalue()
+
+
+def _pixels(source: Frame | Path | bytes, longest: int) -> NDArray[np.uint8]:
+    """RGB of at most this size: shrunk in the camera's own format, before colours are made.
+
+    Raises:
+        ImageError: it cannot be decoded.
+        UsageError: it is in the memory of a GPU.
+    """
+    if isinstance(source, bytes):
+        with Image.open(io.BytesIO(source)) as opened:
+            opened.draft("RGB", (longest, longest))
+            frame = Frame(np.asarray(opened.convert("RGB")))
+    else:
+        frame = source if isinstance(source, Frame) else load_frame(source)
+    height, width = frame.size
+    scale = min(1.0, longest / max(height, width))
+    size = max(round(scale * height), 1), max(round(scale * width), 1)
+    return Preprocess.whole(size)(frame)
+
+
+class Drawn:
+    """Pictures that were drawn, in bounded memory; in any thread.
+
+    Args:
+        most: bytes that are kept.
+    """
+
+    def __init__(self, most: int = 32 << 20) -> None:
+        self._most = most
+        self._kept: OrderedDict[Hashable, bytes | None] = OrderedDict()
+        self._size = 0
+        self._lock = threading.Lock()  # one picture is drawn at a time, whoever asks for how many
+
+    def get(self, key: Hashable, make: Callable[[], bytes | None]) -> bytes | None:
+        """The picture of this name, drawn by ``make`` unless it is kept."""
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+            picture = self._kept[key] = make()
+            self._size += len(picture or b"")
+            while self._size > self._most and len(self._kept) > 1:
+                self._size -= len(self._kept.popitem(last=False)[1] or b"")
+            return picture

@@ -1,0 +1,639 @@
+"use strict";
+
+// The page of a watch. All that comes from outside (names of cameras and files, messages) becomes
+// text by textContent, never markup.
+
+const $ = (id) => document.getElementById(id);
+const el = (tag, attributes = {}, ...children) => {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value === null || value === undefined || value === false) continue;
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else node.setAttribute(name, value === true ? "" : value);
+  }
+  node.append(...children.flat().filter((one) => one !== null && one !== undefined));
+  return node;
+};
+
+/** Write only what is new: a screen reader is not told the same twice. */
+function put(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}
+
+// ------------------------------------------------------------------------------------- numbers
+
+const finite = (value) => typeof value === "number" && Number.isFinite(value);
+const plural = (count, one, many = `${one}s`) => `${count} ${count === 1 ? one : many}`;
+
+/** Four significant digits or so. */
+function score(value) {
+  if (!finite(value)) return "\u2013";
+  const size = Math.abs(value);
+  return value.toFixed(size >= 1000 ? 0 : size >= 100 ? 1 : size >= 1 ? 2 : 4);
+}
+
+const milliseconds = (value) => (!finite(value) ? "\u2013" : value < 10 ? `${value.toFixed(1)} ms` : value < 10000 ? `${value.toFixed(0)} ms` : `${(value / 1000).toFixed(0)} s`);
+const percent = (share) => `${Number((100 * share).toPrecision(2))} %`;
+const clock = (seconds) => new Date(1000 * seconds).toLocaleTimeString([], { hour12: false });
+const moment = (seconds) => {
+  const when = new Date(1000 * seconds);
+  const today = when.toDateString() === new Date().toDateString();
+  return today ? clock(seconds) : `${when.toLocaleDateString()} ${clock(seconds)}`;
+};
+
+// --------------------------------------------------------------------------------------- state
+
+const state = {
+  camera: null, // its name; null for the first
+  now: null, // the last part
+  points: [], // [time, score or null, decided], oldest first
+  good: [],
+  threshold: null,
+  preview: null, // another threshold; null for that of now
+  anomalies: [], // newest first
+  marked: new Map(), // event: what was said of it
+  held: false, // the picture stands still
+  announced: null,
+};
+const CHART = 600;
+
+// -------------------------------------------------------------------------------------- stream
+
+let running = null; // what ends the stream of now
+
+/** Read parts until the stream ends: a line of JSON, then as many bytes of JPEG as it says. */
+async function read(body, part) {
+  const reader = body.getReader();
+  let buffer = new Uint8Array(0);
+  let head = null;
+  let searched = 0;
+  for (;;) {
+    if (head === null) {
+      const end = buffer.indexOf(10, searched);
+      if (end >= 0) {
+        head = JSON.parse(new TextDecoder().decode(buffer.subarray(0, end)));
+        buffer = buffer.subarray(end + 1);
+      } else searched = buffer.length;
+    }
+    if (head !== null && buffer.length >= head.bytes) {
+      part(head, buffer.slice(0, head.bytes));
+      buffer = buffer.subarray(head.bytes);
+      [head, searched] = [null, 0];
+      continue;
+    }
+    const { done, value } = await reader.read();
+    if (done) return;
+    const longer = new Uint8Array(buffer.length + value.length);
+    longer.set(buffer);
+    longer.set(value, buffer.length);
+    buffer = longer;
+  }
+}
+
+/** Show a camera, again and again when the connection is lost. */
+async function watch() {
+  running?.abort();
+  const own = new AbortController();
+  running = own;
+  let pause = 500;
+  while (!own.signal.aborted) {
+    try {
+      const asked = new URLSearchParams({ heat: $("heat").checked ? "1" : "0" });
+      if (state.camera !== null) asked.set("camera", state.camera);
+      const answer = await fetch(`/api/live?${asked}`, { signal: own.signal });
+      if (answer.status === 401) {
+        location.assign("/login");
+        return;
+      }
+      if (!answer.ok) throw new Error((await answer.json()).error);
+      let first = true;
+      await read(answer.body, (head, bytes) => {
+        if (own.signal.aborted) return;
+        if (first) state.points = [];
+        first = false;
+        pause = 500;
+        take(head, bytes);
+      });
+      throw new Error("connection lost");
+    } catch (error) {
+      if (own.signal.aborted) return;
+      line("off", `${error instanceof TypeError ? "connection lost" : error.message}; trying again`);
+      await new Promise((resolve) => setTimeout(resolve, pause));
+      pause = Math.min(2 * pause, 5000);
+    }
+  }
+}
+
+let came = 0; // when the last part came
+
+function line(kind, text) {
+  $("line").dataset.kind = kind;
+  put($("line"), text);
+}
+
+setInterval(() => {
+  if ($("line").dataset.kind === "on" && Date.now() - came > 8000) line("off", "nothing has come for a while");
+}, 1000);
+
+function take(head, bytes) {
+  came = Date.now();
+  state.now = head;
+  state.camera = head.camera.name;
+  if (head.has_picture !== undefined && !state.held) show(head, bytes);
+  state.points = state.points.concat(head.points).slice(-CHART);
+  if (head.good) state.good = head.good;
+  if (finite(head.camera.threshold)) state.threshold = head.camera.threshold;
+  $("camera").hidden = false;
+  document.title = `${head.camera.name} \u2013 padim-edge`;
+  line("on", "live");
+  tabs();
+  verdict();
+  teaching();
+  chart();
+  preview();
+  if (head.anomalies) anomalies(head.anomalies);
+  if (head.messages) messages(head.messages);
+  if (head.versions) versions(head.versions);
+  states();
+}
+
+// ---------------------------------------------------------------------------------------- tabs
+
+function tabs() {
+  const { cameras } = state.now;
+  const list = $("tabs");
+  list.hidden = cameras.length < 2;
+  if (list.children.length !== cameras.length) {
+    list.replaceChildren(...cameras.map((one) => {
+      const tab = el("button", { role: "tab", "aria-controls": "camera", onclick: () => choose(one.name) });
+      tab.textContent = one.name;
+      return tab;
+    }));
+  }
+  cameras.forEach((one, i) => {
+    const tab = list.children[i];
+    const chosen = one.name === state.camera;
+    tab.setAttribute("aria-selected", String(chosen));
+    tab.tabIndex = chosen ? 0 : -1;
+    tab.dataset.kind = !one.is_connected ? "lost" : one.is_anomalous ? "anomaly" : "ok";
+    tab.title = !one.is_connected ? "no frames come" : one.is_anomalous ? "anomaly" : "ok";
+  });
+}
+
+function choose(name) {
+  if (name === state.camera) return;
+  Object.assign(state, { camera: name, points: [], good: [], threshold: null, preview: null, anomalies: [], announced: null });
+  hold(false);
+  $("anomalies").replaceChildren();
+  $("frame").hidden = true;
+  watch();
+}
+
+$("tabs").addEventListener("keydown", (event) => {
+  const all = [...$("tabs").children];
+  const at = all.findIndex((one) => one === document.activeElement);
+  const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: all.length - 1 }[event.key];
+  if (to === undefined) return;
+  event.preventDefault();
+  const tab = all[(to + all.length) % all.length];
+  tab.focus();
+  tab.click();
+});
+
+// ----------------------------------------------------------------------------------------- now
+
+function show({ newest, has_picture }, bytes) {
+  const frame = $("frame");
+  frame.hidden = !has_picture;
+  $("nothing").hidden = has_picture;
+  put($("nothing"), newest?.error || (newest ? "There is no picture of this frame." : "No frame has come yet."));
+  if (newest) put($("named"), `${moment(newest.time)} \u00b7 ${newest.name || `frame ${newest.sequence}`}`);
+  if (!has_picture) return;
+  const url = URL.createObjectURL(new Blob([bytes], { type: "image/jpeg" }));
+  const gone = () => URL.revokeObjectURL(url);
+  const next = new Image();
+  next.onload = () => {
+    if (!state.held) {
+      frame.src = url;
+      frame.alt = newest.is_anomalous ? "The frame of now, anomalous" : "The frame of now";
+    }
+    setTimeout(gone, 1000);
+  };
+  next.onerror = gone;
+  next.src = url;
+}
+
+function verdict() {
+  const { newest, camera } = state.now;
+  const judged = newest && newest.is_anomalous !== undefined;
+  const [kind, text, why] = !newest
+    ? ["none", "waiting", camera.source]
+    : newest.error
+      ? ["none", "not judged", newest.error]
+      : !judged
+        ? ["none", "not taught", "There is no detector yet: take good parts below, then fit."]
+        : newest.is_anomalous
+          ? ["anomaly", "ANOMALY", ""]
+          : ["ok", "OK", ""];
+  $("decision").dataset.kind = kind;
+  put($("decision"), text);
+  put($("why"), !camera.is_connected ? `No frames come: ${camera.source}` : why ||
+    (judged && finite(newest.percentile) ? `${Math.floor(newest.percentile)} % of the good parts of the fit score no higher` : ""));
+  const latency = camera.latency_ms;
+  const rows = [
+    ["score", judged ? score(newest.score) : "\u2013"],
+    ["threshold", score(camera.threshold)],
+    ["latency p50", milliseconds(latency.p50)],
+    ["latency p99", milliseconds(latency.p99)],
+    ["frames a second", finite(camera.rate) ? camera.rate.toFixed(1) : "\u2013"],
+    ["judged", camera.judged],
+    ["anomalous", camera.anomalous],
+    ["dropped", camera.dropped],
+    ["lost before us", camera.lost],
+    ["not readable", camera.unreadable],
+  ];
+  pairs($("numbers"), rows);
+  if (newest?.is_anomalous && state.announced !== newest.id && Date.now() - (state.toldAt || 0) > 5000) {
+    Object.assign(state, { announced: newest.id, toldAt: Date.now() });
+    put($("told"), `Anomaly at ${camera.name}, score ${score(newest.score)}, ${clock(newest.time)}`);
+  }
+}
+
+/** A list of names and values, in which only what changed is written. */
+function pairs(list, rows) {
+  while (list.children.length > rows.length) list.lastChild.remove();
+  rows.forEach(([name, value], i) => {
+    const row = list.children[i] || list.appendChild(el("div", {}, el("dt"), el("dd")));
+    put(row.firstChild, name);
+    put(row.lastChild, String(value));
+  });
+}
+
+function hold(on) {
+  state.held = on;
+  $("hold").setAttribute("aria-pressed", String(on));
+}
+$("hold").addEventListener("click", () => hold(!state.held));
+$("heat").addEventListener("change", () => {
+  hold(false);
+  watch();
+});
+
+// --------------------------------------------------------------------------------------- teach
+
+async function ask(what) {
+  put($("failed"), "");
+  try {
+    const answer = await fetch("/api/teach", {
+      method: "POST",
+      headers: { "content-type": "application/json" },
+      body: JSON.stringify({ camera: state.camera, ...what }),
+    });
+    if (answer.ok) return true;
+    put($("failed"), (await answer.json()).error);
+  } catch {
+    put($("failed"), "The connection was lost: look whether it was done.");
+  }
+  $("teaching").scrollIntoView({ block: "nearest" });
+  return false;
+}
+
+let told = null; // what the teacher last said had failed
+
+function teaching() {
+  const { lesson } = state.now;
+  $("teaching").hidden = !lesson;
+  if (!lesson) return;
+  const parts = `${plural(lesson.taken, "good part")} taken.`;
+  const promise = !finite(lesson.promised)
+    ? ` From ${lesson.needed} on a detector can be fitted.`
+    : ` They can promise that ${percent(lesson.promised)} of good parts raise an alarm` +
+      (lesson.promised > lesson.wanted ? `; for the ${percent(lesson.wanted)} asked for, ${Math.ceil(1 / lesson.wanted - 1 - 1e-9)} are needed.` : ", as asked for.");
+  put($("lesson"), parts + promise);
+  put($("doing"), lesson.doing && `${lesson.doing} \u2026`);
+  if (lesson.failed !== told) {
+    told = lesson.failed;
+    put($("failed"), told);
+  }
+  $("take").setAttribute("aria-pressed", String(lesson.is_taking));
+  put($("take"), lesson.is_taking ? "Stop taking" : "Take good parts");
+  $("take").disabled = Boolean(lesson.doing) && !lesson.is_taking;
+  $("fit").disabled = Boolean(lesson.doing) || lesson.taken < lesson.needed;
+  $("undo").disabled = Boolean(lesson.doing) || !lesson.undoable;
+  put($("undo"), lesson.undoable ? `Undo: ${lesson.undoable}` : "Undo");
+  const list = lesson.warnings.slice(-5);
+  const node = $("warnings");
+  if ([...node.children].map((one) => one.textContent).join("\n") !== list.join("\n"))
+    node.replaceChildren(...list.map((one) => el("li", {}, one)));
+}
+
+$("take").addEventListener("click", () => ask({ do: state.now.lesson.is_taking ? "stop" : "take" }));
+$("fit").addEventListener("click", () => ask({ do: "fit" }));
+$("undo").addEventListener("click", async () => {
+  if (await ask({ do: "undo" })) {
+    const last = [...state.marked.keys()].pop();
+    state.marked.delete(last);
+    anomalies(state.anomalies, true);
+  }
+});
+
+function versions(list) {
+  $("kept").hidden = !list.length;
+  $("versions").replaceChildren(...list.map((one) => el("li", {},
+    el("time", {}, moment(one.time)),
+    el("span", { class: "name" }, one.name),
+    el("span", { class: "note" }, one.note),
+    one.is_current
+      ? el("span", { class: "is" }, "judges now")
+      : el("button", { "aria-label": `Roll back to ${one.name}`, onclick: () => ask({ do: "roll back", version: one.name }) }, "Roll back"))));
+}
+
+// --------------------------------------------------------------------------------------- chart
+
+let drawing = false;
+
+function chart() {
+  if (drawing) return;
+  drawing = true;
+  requestAnimationFrame(() => {
+    drawing = false;
+    draw();
+  });
+}
+
+function scale() {
+  const threshold = state.threshold || 0;
+  const highest = state.points.reduce((most, one) => Math.max(most, one[1] ?? 0), 0);
+  return Math.max(Math.min(1.08 * highest, 4 * threshold || Infinity), 1.6 * threshold, 1e-6);
+}
+
+function draw() {
+  const canvas = $("chart");
+  const { clientWidth: width, clientHeight: height } = canvas;
+  const ratio = window.devicePixelRatio || 1;
+  if (!width) return;
+  if (canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(height * ratio)) {
+    canvas.width = Math.round(width * ratio);
+    canvas.height = Math.round(height * ratio);
+  }
+  const colours = getComputedStyle(document.documentElement);
+  const colour = (name) => colours.getPropertyValue(`--${name}`);
+  const pen = canvas.getContext("2d");
+  pen.setTransform(ratio, 0, 0, ratio, 0, 0);
+  pen.clearRect(0, 0, width, height);
+  pen.font = "12px system-ui, sans-serif";
+  const [left, right, top, bottom] = [4, width - 6, 16, height - 6];
+  const most = scale();
+  const count = Math.max(60, state.points.length);
+  const x = (i) => right - ((state.points.length - 1 - i) * (right - left)) / (count - 1);
+  const y = (value) => Math.max(top - 6, bottom - (value * (bottom - top)) / most);
+  pen.strokeStyle = colour("line");
+  pen.beginPath();
+  pen.moveTo(0, bottom + 0.5);
+  pen.lineTo(width, bottom + 0.5);
+  pen.stroke();
+  const rule = (value, name, dashes, ink, above) => {
+    pen.strokeStyle = pen.fillStyle = ink;
+    pen.setLineDash(dashes);
+    pen.beginPath();
+    pen.moveTo(0, y(value));
+    pen.lineTo(width, y(value));
+    pen.stroke();
+    pen.setLineDash([]);
+    pen.fillText(name, 4, above ? y(value) - 5 : y(value) + 14);
+  };
+  pen.strokeStyle = colour("good");
+  pen.lineWidth = 1.25;
+  pen.lineJoin = "round";
+  pen.beginPath();
+  let broken = true;
+  state.points.forEach(([, value], i) => {
+    if (!finite(value)) broken = true;
+    else if (broken) {
+      pen.moveTo(x(i), y(value));
+      broken = false;
+    } else pen.lineTo(x(i), y(value));
+  });
+  pen.stroke();
+  pen.lineWidth = 1;
+  const limit = state.preview;
+  state.points.forEach(([, value, decided], i) => {
+    const would = limit === null ? Boolean(decided) : !(value !== null && value <= limit);
+    const [px, py] = [x(i), y(value ?? most)];
+    pen.fillStyle = colour("bad");
+    if (would) pen.fillRect(px - 2.5, py - 2.5, 5, 5);
+    if (limit !== null && would !== Boolean(decided)) {
+      pen.strokeStyle = colour("ink");
+      pen.beginPath();
+      pen.arc(px, py, 5.5, 0, 7);
+      pen.stroke();
+    }
+  });
+  if (finite(state.threshold)) {
+    const apart = limit === null || limit <= state.threshold;
+    rule(state.threshold, `threshold ${score(state.threshold)}`, [4, 4], colour("soft"), apart);
+    if (limit !== null) rule(limit, `tried ${score(limit)}`, [], colour("ink"), !apart);
+  }
+  put($("from"), state.points.length ? clock(state.points[0][0]) : "");
+  put($("to"), state.points.length ? clock(state.points[state.points.length - 1][0]) : "");
+}
+
+new ResizeObserver(chart).observe($("chart"));
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", chart);
+
+// ------------------------------------------------------------------------------------- preview
+
+const quoted = (path) => (/^[\w@%+=:,./-]+$/.test(path) ? path : `'${path.replaceAll("'", "'\\''")}'`);
+
+/** How many of the last frames were and would be anomalous, and what makes a threshold stay. */
+function preview() {
+  const slider = $("preview");
+  slider.disabled = !finite(state.threshold);
+  if (slider.disabled) {
+    put($("would"), "");
+    return;
+  }
+  if (document.activeElement !== slider || state.preview === null) {
+    slider.min = 0;
+    slider.max = scale();
+    slider.value = state.preview ?? state.threshold;
+    slider.step = scale() / 1000;
+  }
+  const all = state.points.length;
+  const were = state.points.filter((one) => one[2]).length;
+  const limit = state.preview;
+  $("back").hidden = $("keep").hidden = limit === null;
+  for (const one of state.anomalies) {
+    const card = $("anomalies").querySelector(`[data-id="${CSS.escape(one.id)}"]`);
+    card?.classList.toggle("spared", limit !== null && finite(one.score) && one.score <= limit);
+  }
+  if (limit === null) {
+    put($("would"), all ? `${were} of the last ${plural(all, "frame")} anomalous. Drag, or use the arrow keys; nothing is changed by it.` : "No frame was judged yet.");
+    slider.setAttribute("aria-valuetext", `${score(state.threshold)}, the threshold of now`);
+    return;
+  }
+  const will = state.points.filter((one) => !(one[1] !== null && one[1] <= limit)).length;
+  const change = will - were;
+  put($("would"), `At ${score(limit)}, ${will} of the last ${plural(all, "frame")} would have been anomalous; ${were} were` +
+    (change ? `: ${Math.abs(change)} ${change > 0 ? "more" : "fewer"}. Rings mark what would change.` : "."));
+  slider.setAttribute("aria-valuetext", `${score(limit)}, ${will} anomalous`);
+  keep(limit);
+}
+
+function keep(limit) {
+  const model = quoted(state.now.camera.model || "padim.onnx");
+  const count = state.good.length;
+  const below = state.good.filter((one) => one <= limit).length;
+  const exactly = ["To judge by exactly this one: ", el("code", {}, `padim-edge watch \u2026 --threshold ${limit.toPrecision(5)}`), "."];
+  if (!below) {
+    $("keep").replaceChildren("Every good part of the fit scores higher than this: nearly all good parts would raise an alarm. ", ...exactly);
+    return;
+  }
+  // The rate whose rank among N good scores is this one (split conformal rule), rounded up.
+  const alpha = 1 - below / (count + 1);
+  const digits = 10 ** (3 - Math.floor(Math.log10(alpha)));
+  const rate = Math.ceil(alpha * digits - 1e-9) / digits;
+  $("keep").replaceChildren(
+    "Nothing is changed yet. To keep the nearest that a false-alarm rate stands for, ", `${score(state.good[below - 1])} with ${percent(alpha)} of good parts above it: `,
+    el("code", {}, `padim-edge calibrate ${model} --false-alarm-rate ${rate} --in-place`), " (it is taken while this runs). ",
+    ...(below === count ? [`All ${count} good scores lie below: only more good photos (--good) can promise less. `] : []), ...exactly);
+}
+
+$("preview").addEventListener("input", () => {
+  state.preview = Number($("preview").value);
+  preview();
+  chart();
+});
+$("back").addEventListener("click", () => {
+  state.preview = null;
+  $("preview").focus();
+  preview();
+  chart();
+});
+
+// ----------------------------------------------------------------------------------- anomalies
+
+const picture = (id, size) => `/api/picture?${new URLSearchParams({ camera: state.camera, event: id, size })}`;
+
+/** New ones wait while somebody points at the list: nobody teaches the card that moved there. */
+function anomalies(list, now = false) {
+  const node = $("anomalies");
+  const shown = new Set([...node.children].map((one) => one.dataset.id));
+  const waiting = list.filter((one) => !shown.has(one.id)).length;
+  state.anomalies = list;
+  const busy = node.children.length && (node.matches(":hover") || node.contains(document.activeElement) || $("viewer").open);
+  $("none").hidden = list.length > 0;
+  $("newer").hidden = !(busy && !now && waiting);
+  put($("newer"), `Show ${plural(waiting, "newer anomaly", "newer anomalies")}`);
+  if (busy && !now && waiting) return;
+  const cards = new Map([...node.children].map((one) => [one.dataset.id, one]));
+  const wanted = list.map((one) => cards.get(one.id) || card(one));
+  const kept = new Set(wanted);
+  [...node.children].forEach((one) => kept.has(one) || one.remove());
+  wanted.forEach((one, i) => node.children[i] === one || node.insertBefore(one, node.children[i] || null));
+  wanted.forEach((one, i) => mark(one, list[i]));
+}
+
+function card(one) {
+  const image = el("img", { src: picture(one.id, "small"), alt: `Anomaly, score ${score(one.score)}, ${moment(one.time)}`, loading: "lazy" });
+  const name = one.name || `frame ${one.sequence}`;
+  const from = el("p", { class: "from", title: name }, el("bdi", {}, name));
+  return el("li", { "data-id": one.id },
+    el("button", { class: "look", "aria-label": `Look at the anomaly of ${moment(one.time)}`, onclick: () => look(one.id) }, image),
+    el("p", { class: "what" }, el("span", {}, moment(one.time)), el("b", {}, score(one.score))),
+    from, el("p", { class: "chip" }), el("div", { class: "buttons" }));
+}
+
+const SAID = { good: ["This was good", "learned as good"], bad: ["This was bad", "kept as bad"] };
+
+function mark(node, one) {
+  const said = state.marked.get(one.id);
+  put(node.querySelector(".chip"), said ? SAID[said][1] : "");
+  const buttons = node.querySelector(".buttons");
+  const wanted = state.now.lesson && !said;
+  buttons.hidden = !wanted;
+  if (wanted && !buttons.children.length) {
+    buttons.append(...Object.entries(SAID).map(([what, [text]]) =>
+      el("button", { onclick: () => teach(one.id, what) }, text)));
+  }
+}
+
+async function teach(event, what) {
+  const node = $("anomalies").querySelector(`[data-id="${CSS.escape(event)}"]`);
+  node.querySelectorAll(".buttons button").forEach((one) => { one.disabled = true; });
+  if (await ask({ do: what, event })) state.marked.set(event, what);
+  node.querySelectorAll(".buttons button").forEach((one) => { one.disabled = false; });
+  const one = state.anomalies.find((other) => other.id === event);
+  if (one) mark(node, one);
+  if (state.marked.has(event)) node.querySelector(".look").focus();
+}
+
+$("newer").addEventListener("click", () => {
+  anomalies(state.anomalies, true);
+  $("anomalies").querySelector(".look")?.focus();
+});
+$("anomalies").addEventListener("mouseleave", () => anomalies(state.anomalies));
+$("anomalies").addEventListener("focusout", () => setTimeout(() => anomalies(state.anomalies)));
+
+// -------------------------------------------------------------------------------------- viewer
+
+let looked = null; // the event in the viewer
+
+function look(id) {
+  const one = state.anomalies.find((other) => other.id === id);
+  if (!one) return;
+  looked = id;
+  $("large").src = picture(id, "large");
+  $("large").alt = `Anomaly, score ${score(one.score)}`;
+  put($("viewed"), `${moment(one.time)} \u00b7 score ${score(one.score)}, threshold ${score(one.threshold)} \u00b7 ${one.name || `frame ${one.sequence}`}`);
+  if (!$("viewer").open) $("viewer").showModal();
+}
+
+function step(by) {
+  const at = state.anomalies.findIndex((one) => one.id === looked);
+  const to = state.anomalies[at + by];
+  if (at >= 0 && to) look(to.id);
+}
+
+$("previous").addEventListener("click", () => step(-1));
+$("next").addEventListener("click", () => step(1));
+$("close").addEventListener("click", () => $("viewer").close());
+$("viewer").addEventListener("click", (event) => event.target === $("viewer") && $("viewer").close());
+$("viewer").addEventListener("keydown", (event) => {
+  if (event.key === "ArrowLeft") step(-1);
+  if (event.key === "ArrowRight") step(1);
+});
+$("viewer").addEventListener("close", () => {
+  $("anomalies").querySelector(`[data-id="${CSS.escape(looked)}"] .look`)?.focus();
+});
+
+// -------------------------------------------------------------------------------------- states
+
+function states() {
+  const { camera, sinks } = state.now;
+  const rest = (sink) => Object.entries(sink).filter(([name, value]) => name !== "address" && value !== null && value !== "")
+    .map(([name, value]) => `${name.replaceAll("_", " ")} ${value === true ? "yes" : value === false ? "no" : value}`).join(", ");
+  pairs($("states"), [
+    [`source, policy ${camera.policy}`, camera.address],
+    ["it says", camera.source],
+    ["model", camera.model || "none yet"],
+    ...sinks.map((sink) => [`sink ${sink.address ?? ""}`, rest(sink)]),
+  ]);
+}
+
+function messages(list) {
+  const here = list.filter((one) => !one.camera || one.camera === state.camera);
+  $("messages").replaceChildren(...(here.length ? here.map((one) => el("li", {}, el("time", {}, moment(one.time)), one.message ?? one.kind))
+    : [el("li", { class: "hint" }, "Nothing yet.")]));
+  const last = here.find((one) => one.kind === "drift" || one.kind === "model");
+  $("drift").hidden = last?.kind !== "drift";
+  put($("drift"), last?.kind === "drift" ? `${moment(last.time)}: ${last.message}` : "");
+}
+
+// --------------------------------------------------------------------------------------- begin
+
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden) running?.abort();
+  else watch();
+});
+watch();
