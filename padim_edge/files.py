@@ -152,7 +152,7 @@ def finish(temporary: Path, target: Path) -> None:
     """Give a file that is written and synced the name of its target, durably."""
     temporary.chmod(_mode(target))
     temporary.replace(target)
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
 def _mode(target: Path) -> int:
@@ -165,7 +165,7 @@ def _mode(target: Path) -> int:
         return 0o666 & ~mask
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the rename itself durable, where the system can open folders."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)

@@ -123,7 +123,7 @@ class Spool:
         self._waiting: list[_Batch] = []
         self._news = threading.Condition()
         self._appended = 0
-        self._newest: dict[str, Event] = {}
+        self._newest: dict[str, tuple[Event, float]] = {}
         self._verdicts = 0
         self._closed = False
         self._last = 0
@@ -258,6 +258,7 @@ class Spool:
             [_row(event) for event in events] if self._reached else [],
             [_digest(key) for key in keys],
         )
+        self._tell(events)
         with self._queue:
             self._waiting.append(batch)
         with self._lock:
@@ -267,7 +268,7 @@ class Spool:
                 self._write(batches)
         if batch.error is not None:
             raise batch.error
-        self._tell(events)
+        self._tell()
         return batch.notices
 
     def _write(self, batches: Sequence[_Batch]) -> None:
@@ -467,17 +468,26 @@ class Spool:
 
     # --- news ---------------------------------------------------------------------------------
 
-    def _tell(self, events: Sequence[Event]) -> None:
+    def _tell(self, events: Sequence[Event] = ()) -> None:
+        """Wake whoever waits; events that show what is are known from here on."""
+        now = time.monotonic()
         with self._news:
             for event in events:
-                if event.record["kind"] in ("verdict", "error"):
-                    self._newest[event.record["camera"]] = event
-                    self._verdicts += event.record["kind"] == "verdict"
+                camera, kind = event.record["camera"], event.record["kind"]
+                before = self._newest.get(camera)
+                # One that could not be written is appended again, and counts once.
+                if kind in ("verdict", "error") and (before is None or event.id > before[0].id):
+                    self._newest[camera] = event, now
+                    self._verdicts += kind == "verdict"
             self._appended += 1
             self._news.notify_all()
 
-    def newest(self) -> tuple[list[Event], int]:
-        """Each camera's newest verdict or error of this run, and the number of verdicts."""
+    def newest(self) -> tuple[list[tuple[Event, float]], int]:
+        """Each camera's newest verdict or error, when it came, and the number of verdicts.
+
+        Of this run, and whether or not they could be written: a full disk is no reason for a PLC
+        to see an old decision. When: in seconds of `time.monotonic`.
+        """
         with self._news:
             return list(self._newest.values()), self._verdicts
 
@@ -494,9 +504,7 @@ class Spool:
 
     def wake(self) -> None:
         """Wake whoever waits, for a reason of one's own."""
-        with self._news:
-            self._appended += 1
-            self._news.notify_all()
+        self._tell()
 
     def close(self) -> None:
         """Let go of the file; what waits stays in it. Twice is harmless."""

@@ -164,7 +164,9 @@ def test_threads_share_transactions_and_keep_their_own_order(file):
         assert mine == [verdict(number, camera=f"camera {camera}").id for number in range(each)]
     assert len(transactions) < 8 * each
     newest, count = spool.newest()
-    assert len(newest) == 8
+    assert {event.id for event, _ in newest} == {
+        verdict(each - 1, camera=f"camera {camera}").id for camera in range(8)
+    }
     assert count == 8 * each
 
 
@@ -258,12 +260,15 @@ def test_a_full_disk_is_an_error_and_leaves_what_was_there(file):
     spool._connection.execute(f"PRAGMA max_page_count={pages + 2}")
     with pytest.raises(SpoolError, match=r"full.*has room"):
         spool.append(verdicts(1000, start=10), keys=["not judged"])
+    ((newest, _),), count = spool.newest()  # a PLC is shown it all the same
+    assert (newest.id, count) == (verdict(1009).id, 1010)
     assert ids(spool.pending(SINK, 5000)) == ids(verdicts(10))
     assert not spool.judged("not judged")
     spool.delivered(SINK, verdict(9).id)
     spool._connection.execute("PRAGMA max_page_count=100000")
     spool.append(verdicts(1000, start=10))
     assert spool.backlog(SINK) == 1000
+    assert spool.newest()[1] == 1010
     assert ids(spool.pending(SINK, 5000)) == ids(verdicts(1000, start=10))
 
 
