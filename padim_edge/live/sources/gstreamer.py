@@ -152,9 +152,16 @@ class Pipeline:
         address: for messages.
         elements: the pipeline, as words of a command line.
         wanted: the pixel format that it is said to give.
+        timeout: seconds without a frame after which it is lost; None waits for ever.
     """
 
-    def __init__(self, address: str, elements: Sequence[str], wanted: str | None) -> None:
+    def __init__(
+        self,
+        address: str,
+        elements: Sequence[str],
+        wanted: str | None,
+        timeout: float | None = None,
+    ) -> None:
         program = shutil.which("gst-launch-1.0")
         if program is None:
             raise UsageError(
@@ -163,6 +170,7 @@ class Pipeline:
             )
         self.address = address
         self._wanted = wanted
+        self._timeout = timeout
         self._caps: Caps | None = None
         self._clock = Clock()
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
@@ -220,6 +228,8 @@ class Pipeline:
         newest = -1
         try:
             while True:
+                if self._timeout and not self._first and not self._pipe.wait(self._timeout):
+                    raise SourceError(f"{self.address}: no frame came for {self._timeout:g} s")
                 kind, stamp, offset, end, data = (
                     self._first.popleft() if self._first else self._packet()
                 )
