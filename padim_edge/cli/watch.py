@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import sys
-import time
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,8 +21,10 @@ from padim_edge.errors import PadimEdgeError, UsageError
 
 if TYPE_CHECKING:
     from padim_edge.detect.detector import Detector
-    from padim_edge.live.delivery import Delivery
+    from padim_edge.live.delivery import Deliveries
     from padim_edge.live.event import Event
+    from padim_edge.live.recorder import Recorder
+    from padim_edge.live.sink import AnySink
     from padim_edge.live.source import Source
     from padim_edge.live.spool import Spool
     from padim_edge.live.swap import ModelSlot
@@ -56,6 +58,23 @@ def watch(
         list[str] | None,
         typer.Option(
             "--also", metavar="MODEL [NAME=]SOURCE", help="Another camera; may be repeated."
+        ),
+    ] = None,
+    page: Annotated[
+        str | None,
+        typer.Option(
+            "--page",
+            metavar="HOST:PORT",
+            help="Show all of it in a browser; 127.0.0.1:8080 for this machine alone.",
+        ),
+    ] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            "--token",
+            envvar="PADIM_EDGE_TOKEN",
+            help="What a browser must show, 16 characters or more [default: none on loopback, else "
+            "one is made]. Others see a command's options: better in the variable.",
         ),
     ] = None,
     policy: Annotated[
@@ -119,13 +138,13 @@ def watch(
     check_policy(policy)
     check_name(engine)
     cameras = [(model, *_named(source)), *(_camera(one) for one in also or ())]
+    sinks = _sinks(to or [])
     with contextlib.ExitStack() as stack:
-        deliveries, spool = _outputs(stack, to or [], state)
+        spool = _spool(stack, sinks, state)
         slots = _models(stack, [one for one, _, _ in cameras], engine, threads, threshold)
         opened = _cameras(cameras, slots, policy, spool, pixel_format)
-        recorder = Recorder(
-            spool, None if to else _line, any(one.sink.wants_pictures for one in deliveries)
-        )
+        wants_pictures = bool(page) or any(sink.wants_pictures for sink in sinks)
+        recorder = Recorder(spool, None if to else _line, wants_pictures)
         recorder.told.append(_say_event)
         notifier = Notifier()
         stack.callback(notifier.close)
@@ -138,13 +157,17 @@ def watch(
             stats=stats,
             tell=say,
         )
-        for delivery in deliveries:
-            delivery.start()
+        deliveries = _deliveries(spool, sinks, watching)
+        if page:
+            _show(stack, page, token, watching, recorder, deliveries)
+        if deliveries:
+            deliveries.start()
         with _signals(watching) as stops:
             try:
                 watching.run()
             finally:
-                _drain(deliveries, drain, stops)
+                if deliveries:
+                    _drain(deliveries, drain, stops)
 
 
 def _camera(pair: str) -> tuple[Path, str, str]:
@@ -240,17 +263,23 @@ def _cameras(
     ]
 
 
-def _outputs(
-    stack: contextlib.ExitStack, to: Sequence[str], state: Path | None
-) -> tuple[list[Delivery], Spool | None]:
-    """A delivery for each sink, and what they deliver from."""
-    if not to and state is None:
-        return [], None
-    from padim_edge.live.delivery import Delivery
+def _sinks(addresses: Sequence[str]) -> list[AnySink]:
+    if not addresses:
+        return []
     from padim_edge.live.sinks import make_sink
+
+    return [make_sink(address) for address in addresses]
+
+
+def _spool(
+    stack: contextlib.ExitStack, sinks: Sequence[AnySink], state: Path | None
+) -> Spool | None:
+    """What sinks deliver from, and where it is remembered what was judged; None without need."""
+    if not sinks and state is None:
+        return None
+    from padim_edge.live.delivery import spooled
     from padim_edge.live.spool import Spool
 
-    sinks = [make_sink(address) for address in to]
     folder = state or Path(os.environ.get("STATE_DIRECTORY", "").split(":")[0] or _STATE)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -261,9 +290,43 @@ def _outputs(
         ) from error
     if state is None:
         say(f"state: {folder}")
-    spool = Spool(folder / "spool.db", sinks=[sink.address for sink in sinks])
+    spool = Spool(folder / "spool.db", sinks=spooled(sinks))
     stack.callback(spool.close)
-    return [Delivery(spool, sink) for sink in sinks], spool
+    return spool
+
+
+def _deliveries(
+    spool: Spool | None, sinks: Sequence[AnySink], watching: Watch
+) -> Deliveries | None:
+    if spool is None or not sinks:
+        return None
+    from padim_edge.live.delivery import Deliveries
+
+    return Deliveries(spool, sinks, lambda message: watching.say("watch", "", message))
+
+
+def _show(
+    stack: contextlib.ExitStack,
+    address: str,
+    token: str | None,
+    watching: Watch,
+    recorder: Recorder,
+    deliveries: Deliveries | None,
+) -> None:
+    """Serve the page; says where."""
+    from padim_edge.live.board import Board
+    from padim_edge.live.page.app import page
+    from padim_edge.web.server import Server, parse_listen
+
+    board = Board(
+        list(watching.statuses.values()), deliveries.statuses if deliveries else lambda: ()
+    )
+    recorder.observers.append(board)
+    recorder.told.append(board.said)
+    server = stack.enter_context(Server(page(board), *parse_listen(address), token))
+    say(f"page: {server.url}")
+    if server.made_token:
+        say(f"token: {server.token}")
 
 
 def _line(text: str) -> None:
@@ -296,8 +359,12 @@ def _signals(watching: Watch) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _drain(deliveries: Sequence[Delivery], seconds: float, stops: Sequence[int]) -> None:
+def _drain(deliveries: Deliveries, seconds: float, stops: Sequence[int]) -> None:
     """Let sinks take what waits for them, for a while; a second signal ends it."""
-    deadline = time.monotonic() + seconds
-    for delivery in deliveries:
-        delivery.close(max(deadline - time.monotonic(), 0.0) if len(stops) < 2 else 0.0)
+    left: list[str] = []
+    closing = threading.Thread(target=lambda: left.extend(deliveries.close(seconds)), daemon=True)
+    closing.start()
+    while closing.is_alive() and len(stops) < 2:
+        closing.join(0.1)
+    for line in left:
+        say(f"at the end: {line}; delivered at the next start")
