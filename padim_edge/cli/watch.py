@@ -138,13 +138,14 @@ def watch(
     check_policy(policy)
     check_name(engine)
     cameras = [(model, *_named(source)), *(_camera(one) for one in also or ())]
-    sinks = _sinks(to or [])
+    asked = [address for address in to or () if address.lower().startswith("prometheus:")]
+    sinks = _sinks([address for address in to or () if address not in asked])
     with contextlib.ExitStack() as stack:
         spool = _spool(stack, sinks, state)
         slots = _models(stack, [one for one, _, _ in cameras], engine, threads, threshold)
         opened = _cameras(cameras, slots, policy, spool, pixel_format)
         wants_pictures = bool(page) or any(sink.wants_pictures for sink in sinks)
-        recorder = Recorder(spool, None if to else _line, wants_pictures)
+        recorder = Recorder(spool, None if sinks else _line, wants_pictures)
         recorder.told.append(_say_event)
         notifier = Notifier()
         stack.callback(notifier.close)
@@ -160,6 +161,8 @@ def watch(
         deliveries = _deliveries(spool, sinks, watching)
         if page:
             _show(stack, page, token, watching, recorder, deliveries)
+        for address in asked:
+            _answer(stack, address, watching, recorder, deliveries)
         if deliveries:
             deliveries.start()
         with _signals(watching) as stops:
@@ -303,6 +306,23 @@ def _deliveries(
     from padim_edge.live.delivery import Deliveries
 
     return Deliveries(spool, sinks, lambda message: watching.say("watch", "", message))
+
+
+def _answer(
+    stack: contextlib.ExitStack,
+    address: str,
+    watching: Watch,
+    recorder: Recorder,
+    deliveries: Deliveries | None,
+) -> None:
+    """Metrics for who asks."""
+    from padim_edge.live.metrics import Metrics
+
+    statuses = list(watching.statuses.values())
+    metrics = Metrics(statuses, deliveries.statuses if deliveries else tuple)
+    watching.observers.append(metrics)
+    recorder.told.append(metrics.said)
+    stack.callback(metrics.listen(address).close)
 
 
 def _show(

@@ -343,12 +343,8 @@ class Deliveries:
         """Each sink's `Status`, as plain values; from any thread."""
         return [asdict(delivery.status()) for delivery in self._all]
 
-    def close(self, drain: float = 5.0, hurry: Callable[[], bool] = lambda: False) -> list[str]:
+    def close(self, drain: float = 5.0) -> list[str]:
         """End: what waits is delivered, for so many seconds at most.
-
-        Args:
-            drain: the seconds.
-            hurry: asked often whether to wait no longer.
 
         Returns:
             What is not: in words, a line for each sink; it stays in the spool.
@@ -358,9 +354,7 @@ class Deliveries:
         deadline = time.monotonic() + drain + 1.0  # a moment for saying good-bye
         left = []
         for delivery in self._all:
-            while not (ended := delivery.join(0.05)):
-                if hurry() or time.monotonic() > deadline:
-                    break
+            ended = delivery.join(max(0.0, deadline - time.monotonic()))
             status = delivery.status()
             if status.backlog:
                 left.append(f"{status.backlog} events wait for {status.address}")
