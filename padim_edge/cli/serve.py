@@ -1,0 +1,102 @@
+"""`padim-edge serve`: detectors over HTTP."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from padim_edge.cli.command import command
+from padim_edge.cli.options import EngineName, Threads
+from padim_edge.cli.output import say
+
+
+@command("serve", "padim-edge serve bottle.onnx cable.onnx --port 8000")
+def serve(
+    models: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="MODEL...",
+            help="Detectors made by 'padim-edge fit'; each is called as its file, without suffix.",
+        ),
+    ],
+    host: Annotated[
+        str,
+        typer.Option(
+            "--host", help="Address to listen on; 0.0.0.0 for all that reach this machine."
+        ),
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")
+    ] = 8000,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            "--token",
+            envvar="PADIM_EDGE_TOKEN",
+            help="What clients must show, 16 characters or more [default: none on loopback, else "
+            "one is made]. Others see a command's options: better in the variable.",
+        ),
+    ] = None,
+    engine: EngineName = "auto",
+    threads: Threads = 0,
+    max_batch: Annotated[
+        int, typer.Option("--max-batch", min=1, help="Images in a run of the engine, at most.")
+    ] = 8,
+    max_delay: Annotated[
+        float,
+        typer.Option(
+            "--max-delay",
+            min=0,
+            help="Milliseconds that an image waits for others while the engine rests, at most; "
+            "what comes while it runs is batched anyway.",
+        ),
+    ] = 0,
+    queue: Annotated[
+        int,
+        typer.Option(
+            "--queue", min=1, help="Images of a model at once; more are told to come back (429)."
+        ),
+    ] = 64,
+    max_bytes: Annotated[
+        int, typer.Option("--max-bytes", min=1, help="Of a request's body, in MiB.")
+    ] = 32,
+    max_pixels: Annotated[
+        int, typer.Option("--max-pixels", min=1, help="Of an image, in millions.")
+    ] = 50,
+) -> None:
+    """Serve detectors over HTTP: images judged by POST, and the Open Inference Protocol (V2)."""
+    from padim_edge.serve.service import Service
+    from padim_edge.serve.settings import Settings
+
+    settings = Settings(
+        *(engine, threads, max_batch, max_delay / 1000, queue),
+        *(max_bytes << 20, max_pixels * 1_000_000),
+    )
+    with Service(models, settings, host, port, token) as service:
+        say(f"serving {', '.join(path.stem for path in models)} on {service.url}")
+        if service.made_token:
+            say(f"token: {service.token}")
+        wake, wanted = threading.Event(), [""]
+
+        def heard(number: int, _: object) -> None:
+            hangup = number == getattr(signal, "SIGHUP", None)
+            if wanted[0] != "end":
+                wanted[0] = "reload" if hangup else "end"
+            wake.set()
+
+        names = [name for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
+        for name in names:
+            signal.signal(getattr(signal, name), heard)
+
+        def next_wanted() -> str:
+            said = wanted[0]
+            if said == "reload":
+                wanted[0] = ""
+            return said
+
+        service.run(wake, next_wanted, say)
+        say("stopped: what was begun has been answered")

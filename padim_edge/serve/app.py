@@ -1,0 +1,416 @@
+"""The application: what is asked for where, and who gets a place."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import functools
+import io
+import math
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
+from typing import Any, TypeVar
+
+from padim_edge.detect.detector import Prepared, Result
+from padim_edge.detect.overlay_folder import drawn
+from padim_edge.errors import ImageError, MissingDependencyError, PadimEdgeError
+from padim_edge.images.batches import WORKERS
+from padim_edge.images.decode import NotAnImageError, TooManyPixelsError, check_head
+from padim_edge.serve import v2
+from padim_edge.serve.metrics import GONE, Metrics
+from padim_edge.serve.openapi import document
+from padim_edge.serve.settings import Settings
+from padim_edge.serve.slots import Loaded, Slot
+from padim_edge.system import available_cores
+from padim_edge.web.answers import HANDLERS, answer, refusal
+
+try:
+    from starlette.applications import Starlette
+    from starlette.requests import ClientDisconnect, Request
+    from starlette.responses import Response
+    from starlette.routing import Route
+except ImportError as error:
+    raise MissingDependencyError("serving", "starlette", "serve") from error
+
+T = TypeVar("T")
+
+OPEN_PATHS = ("/v2/health/live", "/v2/health/ready")
+"""Which need no token: a supervisor asks here, and learns nothing but yes or no."""
+
+RETRY = {"retry-after": "1"}
+"""Seconds after which a place may be free."""
+
+_PAGE = {
+    "/": ("index.html", "text/html"),
+    "/serve.css": ("serve.css", "text/css"),
+    "/serve.js": ("serve.js", "text/javascript"),
+}
+
+
+class RefusedError(PadimEdgeError):
+    """A request that gets an answer other than 400 or 422."""
+
+    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status, self.headers = status, headers
+
+
+class _GoneError(Exception):
+    """The client does not wait for an answer."""
+
+
+class App:
+    """What is served, as an application of ASGI.
+
+    Attributes:
+        asgi: to be given to a server.
+        draining: whether new work is refused.
+
+    Args:
+        slots: what is served, by name.
+        settings: limits.
+        metrics: told of everything.
+    """
+
+    def __init__(self, slots: Mapping[str, Slot], settings: Settings, metrics: Metrics) -> None:
+        self.draining = False
+        self._slots, self._settings, self._metrics = slots, settings, metrics
+        self._bodies = 0  # bytes; the event loop's alone, as `Slot.taken`
+        # Pictures are decoded and drawn, and JSON read and written, away from the event loop.
+        self._pool = ThreadPoolExecutor(
+            min(WORKERS, available_cores()), thread_name_prefix="padim-edge-serve"
+        )
+        handlers = {**HANDLERS, RefusedError: _refused, _GoneError: _gone, ClientDisconnect: _gone}
+        self.asgi = metrics.counted(Starlette(routes=self._routes(), exception_handlers=handlers))
+
+    def _routes(self) -> list[Route]:
+        model = "/v2/models/{name}"
+        version = model + "/versions/{version}"
+        return [
+            *(Route(path, _file, name=path) for path in _PAGE),
+            Route("/openapi.json", self._openapi),
+            Route("/metrics", self._prometheus),
+            Route("/v1/models", self._models),
+            Route("/v1/models/{name}/judge", self._judge, methods=["POST"]),
+            Route("/v2", self._server),
+            Route("/v2/", self._server),
+            Route("/v2/health/live", self._live),
+            Route("/v2/health/ready", self._ready),
+            Route("/v2/repository/index", self._index, methods=["POST"]),
+            *(Route(path, self._metadata) for path in (model, version)),
+            *(Route(f"{path}/ready", self._model_ready) for path in (model, version)),
+            *(Route(f"{path}/infer", self._infer, methods=["POST"]) for path in (model, version)),
+        ]
+
+    def is_ready(self) -> bool:
+        """Whether every model answers."""
+        return not self.draining and all(slot.loaded for slot in self._slots.values())
+
+    def is_idle(self) -> bool:
+        """Whether nothing is being read or judged."""
+        return not self._bodies and not any(slot.taken for slot in self._slots.values())
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown(cancel_futures=True)
+
+    # --- judging -------------------------------------------------------------------------------
+
+    async def _judge(self, request: Request) -> Response:
+        slot = self._slot(request)
+        heat_map = request.query_params.get("heat_map")
+        if heat_map not in (None, "png"):
+            raise RefusedError(400, f"heat_map={heat_map[:40]}: png is the only one there is")
+        alone = "image/png" in request.headers.get("accept", "")
+        with self._body(request, slot, self._settings.max_bytes) as body:
+            encoded = await body()
+            if not encoded:
+                raise RefusedError(400, "the body is empty: send the image file itself")
+            with self._place(slot), self._lease(slot) as loaded:
+                return await _unless_gone(
+                    request, self._judged(slot, loaded, encoded, heat_map == "png", alone)
+                )
+
+    async def _judged(
+        self, slot: Slot, loaded: Loaded, encoded: bytes, heat_map: bool, alone: bool
+    ) -> Response:
+        prepared = await self._in_pool(self._prepare, loaded, encoded)
+        (result,) = await _run(loaded, [prepared])
+        self._count(slot, [result])
+        if alone and not math.isfinite(result.score):
+            raise RefusedError(500, "the score is no number, so there is nothing to draw")
+        picture = None
+        if (alone or heat_map) and math.isfinite(result.score):
+            picture = await self._in_pool(_png, loaded, encoded, result)
+        if alone:
+            return Response(picture, media_type="image/png")
+        value = judgement(slot.name, result)
+        if heat_map:
+            value["heat_map"] = None if picture is None else base64.b64encode(picture).decode()
+        return answer(value)
+
+    def _prepare(self, loaded: Loaded, encoded: bytes) -> Prepared:
+        try:
+            check_head(encoded, self._settings.max_pixels)
+            return loaded.detector.prepare(encoded)
+        except TooManyPixelsError as error:
+            raise RefusedError(413, f"the image {error}") from error
+        except NotAnImageError as error:
+            raise RefusedError(
+                415, f"the body is {error}; send the file itself, no form"
+            ) from error
+        except ImageError as error:
+            raise RefusedError(422, f"the image {error}") from error
+
+    async def _infer(self, request: Request) -> Response:
+        slot = self._slot(request)
+        if request.headers.get("content-encoding", "identity") != "identity":
+            raise RefusedError(415, "compressed bodies are not read: send it as it is")
+        with self._lease(slot) as loaded:
+            size = loaded.detector.backbone_info.image_size
+        settings = self._settings
+        longest = min(settings.max_bytes, v2.longest_body(size, settings.max_batch))
+        with self._body(request, slot, longest) as body:
+            encoded, length = await body(), request.headers.get(v2.LENGTH)
+            with self._place(slot) as more, self._lease(slot) as loaded:
+
+                async def inferred() -> Response:
+                    size = loaded.detector.backbone_info.image_size
+                    wanted = await self._in_pool(
+                        v2.parse, encoded, length, size, settings.max_batch
+                    )
+                    more(len(wanted.images) - 1)
+                    items = [Prepared(image, size) for image in wanted.images]
+                    results = await _run(loaded, items)
+                    self._count(slot, results)
+                    text, headers = await self._in_pool(v2.answer, slot.name, wanted, results)
+                    return Response(text, headers=headers)
+
+                return await _unless_gone(request, inferred())
+
+    def _count(self, slot: Slot, results: list[Result]) -> None:
+        for result in results:
+            self._metrics.judged.labels(slot.name, _decision(result)).inc()
+
+    async def _in_pool(self, function: Callable[..., T], *arguments: Any) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, functools.partial(function, *arguments))
+
+    # --- who gets a place ----------------------------------------------------------------------
+
+    def _slot(self, request: Request) -> Slot:
+        """What a path names."""
+        name = request.path_params["name"]
+        slot = self._slots.get(name)
+        if slot is None:
+            known = ", ".join(self._slots)
+            raise RefusedError(404, f"there is no model {name[:80]!r}: {known} may be asked")
+        if request.path_params.get("version", v2.VERSION) != v2.VERSION:
+            raise RefusedError(404, f"a model has version {v2.VERSION} and no other")
+        request.scope["padim_edge_model"] = slot.name
+        return slot
+
+    @contextlib.contextmanager
+    def _lease(self, slot: Slot) -> Iterator[Loaded]:
+        with slot.lease() as loaded:
+            if loaded is None:
+                raise RefusedError(503, f"{slot.name} is being loaded: come back", RETRY)
+            yield loaded
+
+    def _check_room(self, slot: Slot, count: int) -> None:
+        if slot.taken + count > self._settings.queue:
+            raise RefusedError(
+                429, f"{slot.taken} images of {slot.name} wait already: come back", RETRY
+            )
+
+    @contextlib.contextmanager
+    def _place(self, slot: Slot) -> Iterator[Callable[[int], None]]:
+        """A place in a queue, and how to take more of them; all are given back at the end."""
+        taken = 0
+
+        def take(count: int) -> None:
+            nonlocal taken
+            self._check_room(slot, count)
+            slot.taken += count
+            taken += count
+
+        try:
+            take(1)
+            yield take
+        finally:
+            slot.taken -= taken
+
+    @contextlib.contextmanager
+    def _body(
+        self, request: Request, slot: Slot, longest: int
+    ) -> Iterator[Callable[[], Coroutine[Any, Any, bytes]]]:
+        """What reads a body; its bytes count until the block ends.
+
+        A place in the queue is taken when all of it is there: who sends slowly keeps none. But who
+        would get none now need not send it.
+        """
+        if self.draining:
+            raise RefusedError(503, "this server is going away", {**RETRY, "connection": "close"})
+        self._check_room(slot, 1)
+        if int(request.headers.get("content-length", 0)) > longest:
+            raise RefusedError(413, f"a body of at most {longest} bytes is taken here")
+        held = 0
+
+        async def read() -> bytes:
+            nonlocal held
+            pieces = []
+            async for piece in request.stream():
+                if held + len(piece) > longest:
+                    raise RefusedError(413, f"a body of at most {longest} bytes is taken here")
+                if self._bodies + len(piece) > self._settings.bodies_bytes:
+                    raise RefusedError(429, "too many large bodies at once: come back", RETRY)
+                held += len(piece)
+                self._bodies += len(piece)
+                self._metrics.bodies.set(self._bodies)
+                pieces.append(piece)
+            return b"".join(pieces)
+
+        try:
+            yield read
+        finally:
+            self._bodies -= held
+            self._metrics.bodies.set(self._bodies)
+
+    # --- what there is -------------------------------------------------------------------------
+
+    async def _server(self, _: Request) -> Response:
+        return answer(v2.SERVER)
+
+    async def _live(self, _: Request) -> Response:
+        return answer({"live": True})
+
+    async def _ready(self, _: Request) -> Response:
+        # The protocol wants 4xx for no.
+        ready = self.is_ready()
+        return answer({"ready": ready}, 200 if ready else 400)
+
+    async def _model_ready(self, request: Request) -> Response:
+        slot = self._slot(request)
+        ready = slot.loaded is not None and not self.draining
+        return answer({"name": slot.name, "ready": ready}, 200 if ready else 400)
+
+    async def _metadata(self, request: Request) -> Response:
+        slot = self._slot(request)
+        with self._lease(slot) as loaded:
+            return answer(v2.metadata(slot.name, loaded.detector))
+
+    async def _index(self, _: Request) -> Response:
+        """Triton's extension: the models, and whether each answers."""
+        return answer(
+            [
+                {
+                    "name": slot.name,
+                    "version": v2.VERSION,
+                    "state": "READY" if slot.loaded else "LOADING",
+                    "reason": "",
+                }
+                for slot in self._slots.values()
+            ]
+        )
+
+    async def _models(self, _: Request) -> Response:
+        return answer({"models": [_described(slot) for slot in self._slots.values()]})
+
+    async def _openapi(self, _: Request) -> Response:
+        return answer(document(self._settings))
+
+    async def _prometheus(self, _: Request) -> Response:
+        return self._metrics.answer()
+
+
+def judgement(name: str, result: Result) -> dict[str, Any]:
+    """What is said of one image; a score that is no number is null, and an anomaly."""
+    finite = math.isfinite(result.score)
+    height, width = result.size
+    return {
+        "model": name,
+        "decision": _decision(result),
+        "score": result.score if finite else None,
+        "threshold": result.threshold,
+        "percentile": result.percentile,
+        "regions": [region.to_json() for region in result.regions if finite],
+        "size": {"width": width, "height": height},
+    }
+
+
+def _decision(result: Result) -> str:
+    return "anomaly" if result.is_anomalous else "ok"
+
+
+def _described(slot: Slot) -> dict[str, Any]:
+    """A model, as `GET /v1/models` has it."""
+    with slot.lease() as loaded:
+        if loaded is None:
+            return {"name": slot.name, "ready": False}
+        detector = loaded.detector
+        info = detector.detector_info
+        height, width = detector.backbone_info.image_size
+        return {
+            "name": slot.name,
+            "ready": True,
+            "threshold": detector.threshold,
+            "false_alarm_rate": info.false_alarm_rate,
+            "good_images": len(info.good_scores),
+            "input": {"width": width, "height": height},
+            "backbone": detector.backbone_info.backbone,
+            "engine": detector.engine.describe(),
+        }
+
+
+def _png(loaded: Loaded, encoded: bytes, result: Result) -> bytes:
+    """A result over its image."""
+    stream = io.BytesIO()
+    # Half the time of the default, and a tenth more bytes.
+    drawn(loaded.detector, encoded, result).save(stream, format="PNG", compress_level=1)
+    return stream.getvalue()
+
+
+async def _run(loaded: Loaded, items: list[Prepared]) -> list[Result]:
+    """Have a batch judged; that it cannot be is no fault of the client."""
+    try:
+        return await asyncio.wrap_future(loaded.batches.submit(items))
+    except PadimEdgeError as error:
+        raise RefusedError(500, str(error)) from error
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
+    """The outcome of some work, which ends when the client goes away: others get its place."""
+    task = asyncio.ensure_future(work)
+    left = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait((task, left), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise _GoneError
+        return await task
+    finally:
+        for one in (task, left):
+            one.cancel()
+        await asyncio.gather(task, left, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _file(request: Request) -> Response:
+    """A file of the page."""
+    name, kind = _PAGE[request.url.path]
+    text = resources.files(__package__).joinpath(name).read_text("utf-8")
+    return Response(text, media_type=kind)
+
+
+async def _refused(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RefusedError)
+    return refusal(error.status, str(error), error.headers)
+
+
+async def _gone(_: Request, __: Exception) -> Response:
+    return Response(status_code=GONE)  # which nobody reads but who counts

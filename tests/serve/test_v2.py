@@ -1,0 +1,226 @@
+"""The Open Inference Protocol, as NVIDIA's client speaks it, and as no client should."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tritonclient.http", reason="needs pip install 'tritonclient[http]'")
+pytest.importorskip("urllib3")
+
+import tritonclient.http as triton
+import urllib3
+from tritonclient.utils import InferenceServerException
+
+from padim_edge import Detector
+from padim_edge.serve import v2
+
+
+@pytest.fixture(scope="module")
+def client(service):
+    one = triton.InferenceServerClient(service.url.removeprefix("http://").rstrip("/"))
+    yield one
+    one.close()
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+
+
+def tensor(images, binary=True):
+    given = triton.InferInput("image", list(images.shape), "UINT8")
+    given.set_data_from_numpy(images, binary_data=binary)
+    return given
+
+
+def test_the_client_finds_what_there_is(client):
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready("bottle")
+    assert client.is_model_ready("bottle", "1")
+    assert client.get_server_metadata()["extensions"] == ["binary_tensor_data"]
+    for version in ("", "1"):
+        assert client.get_model_metadata("bottle", version) == {
+            "name": "bottle",
+            "versions": ["1"],
+            "platform": "onnx_padim_edge",
+            "inputs": [{"name": "image", "datatype": "UINT8", "shape": [-1, 64, 64, 3]}],
+            "outputs": [
+                {"name": "score", "datatype": "FP32", "shape": [-1]},
+                {"name": "score_map", "datatype": "FP32", "shape": [-1, 64, 64]},
+            ],
+        }
+    assert client.get_model_repository_index() == [
+        {"name": "bottle", "version": "1", "state": "READY", "reason": ""}
+    ]
+
+
+def test_names_and_types_are_those_of_the_file(client, model):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    said = client.get_model_metadata("bottle")
+    types = {"tensor(uint8)": "UINT8", "tensor(float)": "FP32"}
+    for ours, its in (
+        (said["inputs"], session.get_inputs()),
+        (said["outputs"], session.get_outputs()),
+    ):
+        by_name = {one["name"]: one for one in ours}
+        for one in its:
+            assert by_name[one.name]["datatype"] == types[one.type]
+            assert by_name[one.name]["shape"][1:] == one.shape[1:]
+        assert len(ours) == len(its)
+
+
+@pytest.mark.parametrize("binary_in", [True, False])
+@pytest.mark.parametrize("binary_out", [True, False, None])
+def test_tensors_are_those_of_the_detector_exactly(client, model, images, binary_in, binary_out):
+    outputs = None
+    if binary_out is not None:
+        outputs = [
+            triton.InferRequestedOutput(name, binary_data=binary_out)
+            for name in ("score_map", "score")
+        ]
+    with Detector(model, "ort") as detector:
+        for image in images:
+            answer = client.infer("bottle", [tensor(image[None], binary_in)], "1", outputs, "seven")
+            (expected,) = detector.judge(image[None])
+            assert answer.as_numpy("score").tolist() == [expected.score]
+            assert answer.as_numpy("score_map").dtype == np.float32
+            assert np.array_equal(answer.as_numpy("score_map")[0], expected.score_map)
+            assert answer.get_response()["id"] == "seven"
+
+
+def test_only_what_is_asked_for_is_sent(client, images):
+    wanted = [triton.InferRequestedOutput("score")]
+    answer = client.infer("bottle", [tensor(images[:1])], outputs=wanted)
+    assert [one["name"] for one in answer.get_response()["outputs"]] == ["score"]
+
+
+def test_a_batch_goes_through_the_engine_at_once(serve, model, images, tmp_path):
+    service = serve(model, max_batch=8)
+    client = triton.InferenceServerClient(service.url.removeprefix("http://").rstrip("/"))
+    answer = client.infer("bottle", [tensor(images)])
+    with Detector(model, "ort") as detector:
+        expected = detector.judge(images)
+    assert answer.as_numpy("score").tolist() == [one.score for one in expected]
+    assert np.array_equal(answer.as_numpy("score_map"), [one.score_map for one in expected])
+    counted = urllib3.request("GET", service.url + "metrics").data.decode()
+    assert 'padim_edge_batch_images_sum{model="bottle"} 3.0' in counted
+    assert 'padim_edge_batch_images_count{model="bottle"} 1.0' in counted
+    with pytest.raises(InferenceServerException, match="with N from 1 to 8"):
+        client.infer("bottle", [tensor(np.repeat(images, 3, axis=0))])
+
+
+def test_several_models_and_two_of_one_name(serve, model, tmp_path):
+    other = tmp_path / "cable 2.onnx"
+    shutil.copy(model, other)
+    service = serve(model, other)
+    client = triton.InferenceServerClient(service.url.removeprefix("http://").rstrip("/"))
+    assert [one["name"] for one in client.get_model_repository_index()] == ["bottle", "cable 2"]
+    assert client.is_model_ready("cable 2")
+
+
+GOOD = {"name": "image", "datatype": "UINT8", "shape": [1, 64, 64, 3]}
+ZEROS = [0] * (64 * 64 * 3)
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        ([], "the request must be an object"),
+        ({}, "'inputs' must be a list of one"),
+        ({"inputs": [GOOD, GOOD]}, "'inputs' must be a list of one"),
+        ({"inputs": [3]}, "the input must be an object of JSON; 3 was given"),
+        ({"inputs": [{**GOOD, "name": "x"}]}, "the input is 'x' of 'UINT8'"),
+        ({"inputs": [{**GOOD, "datatype": "FP32"}]}, "of 'FP32'"),
+        ({"inputs": [{**GOOD, "shape": [1, 3, 64, 64]}]}, "[N, 64, 64, 3] is needed"),
+        ({"inputs": [{**GOOD, "shape": [2, 64, 64, 3]}]}, "with N from 1 to 1"),
+        ({"inputs": [{**GOOD, "shape": [True, 64, 64, 3]}]}, "[N, 64, 64, 3] is needed"),
+        ({"inputs": [{**GOOD, "shape": [0, 64, 64, 3]}]}, "[N, 64, 64, 3] is needed"),
+        ({"inputs": [GOOD]}, "'data' must be a list; None"),
+        ({"inputs": [{**GOOD, "data": ZEROS[1:]}]}, "has 12287 values, and its shape 12288"),
+        ({"inputs": [{**GOOD, "data": [256, *ZEROS[1:]]}]}, "integers from 0 to 255"),
+        ({"inputs": [{**GOOD, "data": [-1, *ZEROS[1:]]}]}, "integers from 0 to 255"),
+        ({"inputs": [{**GOOD, "data": [0.5, *ZEROS[1:]]}]}, "integers from 0 to 255"),
+        ({"inputs": [{**GOOD, "data": [10**400]}]}, "integers from 0 to 255"),
+        ({"inputs": [{**GOOD, "data": ["0"]}]}, "integers from 0 to 255"),
+        ({"inputs": [{**GOOD, "data": [[0], [0, 0]]}]}, "differ in length"),
+        ({"inputs": [{**GOOD, "data": []}]}, "integers from 0 to 255"),
+        (
+            {"inputs": [{**GOOD, "data": ZEROS}], "outputs": [{"name": "x"}]},
+            "there is no output 'x': score and score_map are",
+        ),
+        (
+            {
+                "inputs": [{**GOOD, "data": ZEROS}],
+                "outputs": [{"name": "score", "parameters": {"classification": 3}}],
+            },
+            "no output has classes",
+        ),
+        (
+            {"inputs": [{**GOOD, "data": ZEROS}], "parameters": {"binary_data_output": 1}},
+            "must be true or false; 1",
+        ),
+        ({"inputs": [{**GOOD, "data": ZEROS}], "id": 7}, "'id' must be a text"),
+        (
+            {"inputs": [{**GOOD, "parameters": {"binary_data_size": 12288}}]},
+            "is 12288, and 0 bytes come after",
+        ),
+    ],
+)
+def test_a_request_that_is_none_gets_one_line(service, request_, words):
+    body = json.dumps(request_).encode()
+    given = urllib3.request("POST", service.url + "v2/models/bottle/infer", body=body)
+    assert given.status == 400, given.data
+    assert words in given.json()["error"]
+    assert len(given.json()["error"]) < 300
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "words"),
+    [
+        (b"", {}, 400, "the body is no JSON"),
+        (b"{", {}, 400, "the body is no JSON"),
+        (b"\xff\xfe", {}, 400, "the body is no JSON"),
+        (b"[" * 60_000, {}, 400, "the body is no JSON"),
+        (b"{}", {v2.LENGTH: "x"}, 400, "must be a number of bytes; 'x'"),
+        (b"{}", {v2.LENGTH: "3"}, 400, "is 3, and the body has 2 bytes"),
+        (b"{}", {v2.LENGTH: "-1"}, 400, "must be a number of bytes"),
+        (b"{}", {"content-encoding": "gzip"}, 415, "compressed bodies are not read"),
+        (b" " * 500_000, {}, 413, "at most 139264 bytes"),
+    ],
+)
+def test_bodies_that_lie(service, body, headers, status, words):
+    given = urllib3.request(
+        "POST", service.url + "v2/models/bottle/infer", body=body, headers=headers
+    )
+    assert given.status == status, given.data
+    assert words in given.json()["error"]
+
+
+def test_binary_data_that_are_not_what_they_say(service):
+    def asked(said, sent, **more):
+        head = json.dumps(
+            {"inputs": [{**GOOD, **more, "parameters": {"binary_data_size": said}}]}
+        ).encode()
+        return urllib3.request(
+            *("POST", service.url + "v2/models/bottle/infer"),
+            body=head + b"\0" * sent,
+            headers={v2.LENGTH: str(len(head))},
+        )
+
+    assert asked(12288, 12288).status == 200
+    for said, sent in ((12288, 12287), (12287, 12287), (12288, 12289), (-1, 12288), (True, 1)):
+        assert asked(said, sent).status == 400
+    assert "one of them" in asked(12288, 12288, data=ZEROS).json()["error"]
+
+
+def test_versions_and_models_that_are_not_there(client):
+    for name, version in (("cable", ""), ("bottle", "2")):
+        assert not client.is_model_ready(name, version)
+        with pytest.raises(InferenceServerException, match=r"there is no|has version 1"):
+            client.get_model_metadata(name, version)
