@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo check test browser test-gpu lint docs dist release fuzz bench bench-peers bench-curves clean
+.PHONY: help demo check test parts test-gpu lint docs dist release fuzz bench bench-peers bench-curves clean
 
 help:                         ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,16 +14,24 @@ demo: $(VENV)/.ready          ## synthetic photos -> export -> fit -> run -> eva
 check: lint                   ## while you work: ruff, mypy and the fast tests, within a minute
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not gpu and not fuzz"
 
-test: lint browser            ## everything that CI runs
+test: lint parts              ## everything that CI runs
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not fuzz"
 
-# Playwright's own cannot be had from a registry of packages. Without one their tests skip.
-browser:                      ## Chromium for the tests of reports, by apt-get where that may be
-	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
-	{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
-	  echo "installing chromium by apt-get, for the tests of reports" && apt-get update -qq && \
-	  apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || \
-	echo "no Chromium here, and none could be installed: the tests of reports will skip"
+# Playwright's own Chromium cannot be had from a registry of packages; the others are no Python's.
+PARTS := chromium mosquitto postgresql ffmpeg gstreamer1.0-tools gstreamer1.0-plugins-base \
+  gstreamer1.0-plugins-good gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly python3-gi \
+  gir1.2-gst-rtsp-server-1.0 aravis-tools
+
+parts:                        ## programs that tests need, by apt-get where that may be; without, they skip
+	@command -v dpkg-query >/dev/null || { echo "no Debian here: get yourself $(PARTS)"; exit 0; }; \
+	absent() { for name in $(PARTS); do \
+	  dpkg-query -W -f '$${db:Status-Status}' $$name 2>/dev/null | grep -qx installed || \
+	  { [ $$name = chromium ] && command -v google-chrome >/dev/null; } || echo $$name; done; }; \
+	lack=$$(absent); [ "$$lack" ] || exit 0; \
+	if [ "$$(id -u)" = 0 ]; then echo "installing by apt-get, for tests:" $$lack; apt-get update -qq; \
+	  for name in $$lack; do DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
+	    --no-install-recommends $$name >/dev/null || true; done; lack=$$(absent); fi; \
+	[ -z "$$lack" ] || echo "not here, so that tests will skip:" $$lack
 
 # In an environment with the device's own packages: make test-gpu BIN=/path/to/bin
 test-gpu: $(if $(filter $(VENV)/bin,$(BIN)),$(VENV)/.ready)  ## on an NVIDIA GPU: parity, leaks, bandwidth

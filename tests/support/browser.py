@@ -20,7 +20,7 @@ def chromium() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api")
     program = next(filter(None, map(shutil.which, BROWSERS)), None)
     if program is None:
-        pytest.skip(f"no browser here, none of {', '.join(BROWSERS)}: make browser, as root")
+        pytest.skip(f"no browser here, none of {', '.join(BROWSERS)}: make parts, as root")
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=program)
         yield browser
