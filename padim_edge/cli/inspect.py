@@ -25,7 +25,10 @@ def inspect(
     if json_file:
         write_json(json_file, description)
     for name, value in description["fields"].items():
-        if value not in ("", [], None):  # what this file does not have
+        if name == "appearance":
+            for statistic, spread in value.items():
+                typer.echo(f"{statistic:<18}{_short(spread)}")
+        elif value not in ("", [], None):  # what this file does not have
             typer.echo(f"{name:<18}{_short(value)}")
     typer.echo("")
     rows = [(part, f"{size / 1e6:.3f}") for part, size in description["bytes"].items()]

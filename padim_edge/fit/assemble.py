@@ -8,6 +8,7 @@ from padim_edge.fit.calibrate import Calibration
 from padim_edge.fit.copies import shortened
 from padim_edge.fit.settings import Settings
 from padim_edge.fit.whitening import Gaussians
+from padim_edge.images.appearance import Appearance
 from padim_edge.model import graph
 from padim_edge.model.file import Model
 from padim_edge.model.metadata import DetectorInfo
@@ -23,6 +24,7 @@ def assemble(
     images: int,
     aspect_ratios: tuple[float, ...] = (),
     digests: Sequence[bytes] = (),
+    appearance: Appearance | None = None,
 ) -> Model:
     """padim.onnx in memory.
 
@@ -35,6 +37,7 @@ def assemble(
         images: how many good images there are in the fit.
         aspect_ratios: the smallest and the largest width / height of theirs; none if unknown.
         digests: of the images (`padim_edge.fit.copies`); zeros where one is unknown.
+        appearance: of the images; None if unknown.
     """
     detector_info = DetectorInfo(
         preprocess=settings.preprocess,
@@ -49,6 +52,7 @@ def assemble(
         preset=settings.preset,
         shrinkage=settings.shrinkage or 0.0,
         judged=settings.roi.share if settings.roi else 1.0,
+        appearance=appearance.field() if appearance else (),
     )
     parts = [
         graph.distances(gaussians.pyramid, gaussians.means, gaussians.whitening),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import tempfile
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from padim_edge.errors import PadimEdgeError
 from padim_edge.fit.copies import Copies
 from padim_edge.fit.moments import Array
+from padim_edge.images.appearance import look
 from padim_edge.images.batches import OnError, read_batches, refuse
 from padim_edge.images.decode import aspect_ratios
 from padim_edge.images.preprocess import Preprocess
@@ -45,6 +46,7 @@ class Features:
         engine: what ran the backbone, in words.
         skipped: with engine "auto", why those before it were not taken, a line each.
         brightest: value of all that the backbone was given, 0 to 255.
+        looks: of each image (`padim_edge.images.appearance`), [N, values].
     """
 
     pyramid: Pyramid
@@ -57,6 +59,7 @@ class Features:
     engine: str = ""
     skipped: tuple[str, ...] = ()
     brightest: int = 255
+    looks: Array = field(default_factory=lambda: np.zeros((0, 0)))
 
     def described(self) -> str:
         """How many there are, in words."""
@@ -95,6 +98,7 @@ class Features:
             paths=tuple(self.paths[place] for place in kept),
             groups=np.unique(self.groups[kept], return_inverse=True)[1].astype(np.intp),
             digests=tuple(self.digests[place] for place in kept),
+            looks=self.looks[kept],
         )
 
     def chunks(self) -> Iterator[slice]:
@@ -145,27 +149,20 @@ def extract(
         PadimEdgeError: an image cannot be read and ``on_error`` does not forgive it, or the
             features are not finite.
     """
-    pyramid = Pyramid.coarse_to_fine(embedding.backbone_info.pyramid_layers())
-    shapes = [
-        (len(images), pyramid.cells, pyramid.positions_per_cell(index) * level.channels)
-        for index, level in enumerate(pyramid.levels)
-    ]
-    levels = store(shapes)
     count = read = brightest = 0
     paths: list[Path] = []
+    looks: list[Array] = []
     copies = Copies(earlier)
-    names = embedding.feature_names()
-    data = graph.subgraph(embedding.proto, ["image"], names).SerializeToString()
     progress("features", 0, len(images))
     reasons: list[str] = []
-    with open_graph(
-        data,
+    with Backbone(
+        embedding,
         engine,
         threads,
         progress=progress,
         skipped=lambda name, error: reasons.append(f"{name}: {error}"),
-    ) as runner:
-        described = runner.describe()
+    ) as backbone:
+        levels = store([(len(images), *shape) for shape in backbone.shapes])
         for files, whole in read_batches(images, preprocess, BATCH, on_error):
             read += len(files)
             brightest = max(brightest, int(whole.max()))
@@ -174,30 +171,87 @@ def extract(
             if not new:
                 continue
             paths += (files[place] for place in new)
-            batch = whole[new]
-            maps = dict(zip(names, runner.run({"image": batch}, names), strict=True))
-            for index, level in enumerate(pyramid.levels):
-                own = np.concatenate(
-                    [maps[FEATURES + layer.name] for layer in level.layers], axis=1
-                )
-                if not np.isfinite(own).all():
-                    raise PadimEdgeError(
-                        f"the backbone gives NaN or infinity at {level.name}: check its weights"
-                    )
-                levels[index][count : count + len(batch)] = pyramid.to_tree(index, own)
-            count += len(batch)
+            looks += (look(whole[place]) for place in new)
+            for level, own in zip(levels, backbone(whole[new]), strict=True):
+                level[count : count + len(new)] = own
+            count += len(new)
     return Features(
-        pyramid,
+        backbone.pyramid,
         levels,
         count,
         tuple(paths),
         copies.groups(),
         tuple(copies.digests),
         tuple(copies.found),
-        described,
+        backbone.described,
         tuple(reasons),
         brightest,
+        np.array(looks),
     )
+
+
+class Backbone:
+    """The backbone of an embedding, opened; a context manager, too.
+
+    Attributes:
+        pyramid: levels of what it gives.
+        shapes: per level (cells, values per cell) of an image.
+        described: what runs it, in words.
+
+    Args:
+        embedding: as read.
+        engine: of `padim_edge.runtime.graphs.GRAPHS`, or "auto".
+        threads: of the engine on a CPU; 0 for all cores.
+        progress: called while a plan is built.
+        skipped: told by "auto" of each engine before the one that is taken.
+    """
+
+    def __init__(
+        self,
+        embedding: Model,
+        engine: str = "auto",
+        threads: int = 0,
+        *,
+        progress: Progress = silent,
+        skipped: Callable[[str, PadimEdgeError], None] | None = None,
+    ) -> None:
+        self.pyramid = Pyramid.coarse_to_fine(embedding.backbone_info.pyramid_layers())
+        self.shapes = [
+            (self.pyramid.cells, self.pyramid.positions_per_cell(index) * level.channels)
+            for index, level in enumerate(self.pyramid.levels)
+        ]
+        self._names = embedding.feature_names()
+        data = graph.subgraph(embedding.proto, ["image"], self._names).SerializeToString()
+        self._runner = open_graph(data, engine, threads, progress=progress, skipped=skipped)
+        self.described = self._runner.describe()
+
+    def __call__(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        """Selected maps of prepared images uint8 [n, H, W, 3]: per level [n, *shape], tree order.
+
+        Raises:
+            PadimEdgeError: they are not finite.
+        """
+        made = self._runner.run({"image": images}, self._names)
+        maps = dict(zip(self._names, made, strict=True))
+        levels = []
+        for index, level in enumerate(self.pyramid.levels):
+            own = np.concatenate([maps[FEATURES + layer.name] for layer in level.layers], axis=1)
+            if not np.isfinite(own).all():
+                raise PadimEdgeError(
+                    f"the backbone gives NaN or infinity at {level.name}: check its weights"
+                )
+            levels.append(self.pyramid.to_tree(index, own))
+        return levels
+
+    def close(self) -> None:
+        """Free it. Closing twice is harmless."""
+        self._runner.close()
+
+    def __enter__(self) -> Backbone:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def store(shapes: Sequence[tuple[int, ...]]) -> list[NDArray[np.float32]]:

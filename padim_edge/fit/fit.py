@@ -39,6 +39,7 @@ from padim_edge.fit.outliers import ROUNDS, Outlier, find_outliers
 from padim_edge.fit.saved import SavedMoments
 from padim_edge.fit.settings import Settings
 from padim_edge.fit.statistics import Statistics, sample_statistics
+from padim_edge.images.appearance import Appearance
 from padim_edge.images.batches import OnError, refuse
 from padim_edge.model.file import Model, read, write
 from padim_edge.model.pooling import check_head, with_pooled, with_projection
@@ -127,7 +128,7 @@ def fit_detector(
     """
     if not isinstance(embedding, Model):
         embedding = read(embedding, "embedding")
-    _check_settings(embedding, settings, moments=bool(update or save_moments))
+    check_settings(embedding, settings, moments=bool(update or save_moments))
     if settings.preset == "reference" and settings.dims is not None:
         embedding = with_chosen(embedding, settings.dims)
     earlier = SavedMoments.load(update, embedding, settings) if update else None
@@ -152,73 +153,134 @@ def fit_detector(
             earlier.digests if earlier else (),
         )
         extracted = time.perf_counter()
-        _check_count(len(features.firsts()), earlier, settings, features)
-        wanted = 0
-        if head and not (earlier and earlier.basis):
-            wanted = images_for(features.pyramid.levels[0].layers[0])
-        rejected: tuple[Outlier, ...] = ()
-        for rounds_left in reversed(range(ROUNDS + 1)):
-            own, backbone, used, basis = _with_basis(
-                embedding, features, settings, earlier, threads, progress
-            )
-            smoothing = Smoothing.of(
-                own.pyramid,
-                settings.preprocess.size,
-                settings.sigma,
-                settings.roi.mask if settings.roi else None,
-            )
-            statistics = _statistics(
-                own, used, smoothing, earlier, bool(save_moments), threads, progress
-            )
-            scores, pixel_scores, how = _all_scores(statistics, own, earlier)
-            outliers = find_outliers(own.paths, statistics.scores, scores)
-            if not (reject_outliers and outliers and rounds_left):
-                break
-            rejected += outliers
-            features = features.without({one.path for one in outliers})
-            _check_count(len(features.firsts()), earlier, settings, features)
-        total = features.count + (earlier.moments.count if earlier else 0)
-        if basis:
-            how = f"{how}, given the basis"
-        if rejected:
-            how = f"{how}; {len(rejected)} outliers were left out"
-        calibration = calibrate(scores, pixel_scores, settings.false_alarm_rate, how)
-        ratios = _aspect_ratios(features, earlier)
-        digests = (earlier.digests if earlier else ()) + features.digests
-        model = assemble(
-            backbone, statistics.gaussians, calibration, smoothing, used, total, ratios, digests
-        )
-        size = write(stream, model)
+        made = fit_features(
+            embedding, features, settings, earlier, bool(save_moments), reject_outliers, threads,
+            progress,
+        )  # fmt: skip
+        size = write(stream, made.model)
         finished = time.perf_counter()
-        if state_stream and statistics.moments:
-            SavedMoments(
-                embedding.sha256,
-                settings,
-                statistics.moments,
-                scores,
-                pixel_scores,
-                digests,
-                ratios,
-                basis,
-            ).save(state_stream)
+        if state_stream and made.saved:
+            made.saved.save(state_stream)
+    used = made.features
     return Fitted(
-        model=model,
+        model=made.model,
         size=size,
-        new_images=features.count,
-        paths=features.paths,
-        scores=statistics.scores,
-        maps=statistics.maps,
-        equal=features.equal,
-        near=features.near(),
-        outliers=outliers,
-        rejected=rejected,
-        engine=features.engine,
-        skipped=features.skipped,
-        brightest=features.brightest,
-        wanted=wanted,
+        new_images=used.count,
+        paths=used.paths,
+        scores=made.statistics.scores,
+        maps=made.statistics.maps,
+        equal=used.equal,
+        near=used.near(),
+        outliers=made.outliers,
+        rejected=made.rejected,
+        engine=used.engine,
+        skipped=used.skipped,
+        brightest=used.brightest,
+        wanted=made.wanted,
         seconds_features=extracted - start,
         seconds_statistics=finished - extracted,
     )
+
+
+@dataclass(frozen=True)
+class Made:
+    """What became of features, in memory.
+
+    Attributes:
+        model: the detector.
+        saved: the moments of all images, if they were to be kept.
+        features: of the images that were used.
+        statistics: what is known of these, without the Gaussians, which are in the model.
+        outliers: see `Fitted`.
+        rejected: the same.
+        wanted: the same.
+    """
+
+    model: Model
+    saved: SavedMoments | None
+    features: Features
+    statistics: Statistics
+    outliers: tuple[Outlier, ...]
+    rejected: tuple[Outlier, ...]
+    wanted: int
+
+
+def fit_features(
+    embedding: Model,
+    features: Features,
+    settings: Settings,
+    earlier: SavedMoments | None = None,
+    keep: bool = False,
+    reject_outliers: bool = False,
+    threads: int = 0,
+    progress: Progress = silent,
+) -> Made:
+    """Fit a detector on features of good images, in memory.
+
+    Args:
+        embedding: the backbone.
+        features: by `extract`, of a whitened preset those of `with_pooled`. With
+            ``reject_outliers`` they are of no use afterwards.
+        settings: how to fit.
+        earlier: moments of other images to go on from.
+        keep: whether the moments of all are wanted.
+        reject_outliers: see `fit_detector`.
+        threads: of the statistics; 0 for all cores.
+        progress: called as work goes on.
+
+    Raises:
+        PadimEdgeError: too few images, or they do not differ.
+    """
+    _check_count(len(features.firsts()), earlier, settings, features)
+    wanted = 0
+    if settings.head() and not (earlier and earlier.basis):
+        wanted = images_for(features.pyramid.levels[0].layers[0])
+    rejected: tuple[Outlier, ...] = ()
+    for rounds_left in reversed(range(ROUNDS + 1)):
+        own, backbone, used, basis = _with_basis(
+            embedding, features, settings, earlier, threads, progress
+        )
+        smoothing = Smoothing.of(
+            own.pyramid,
+            settings.preprocess.size,
+            settings.sigma,
+            settings.roi.mask if settings.roi else None,
+        )
+        statistics = _statistics(own, used, smoothing, earlier, keep, threads, progress)
+        scores, pixel_scores, how = _all_scores(statistics, own, earlier)
+        outliers = find_outliers(own.paths, statistics.scores, scores)
+        if not (reject_outliers and outliers and rounds_left):
+            break
+        rejected += outliers
+        features = features.without({one.path for one in outliers})
+        _check_count(len(features.firsts()), earlier, settings, features)
+    total = features.count + (earlier.moments.count if earlier else 0)
+    if basis:
+        how = f"{how}, given the basis"
+    if rejected:
+        how = f"{how}; {len(rejected)} outliers were left out"
+    calibration = calibrate(scores, pixel_scores, settings.false_alarm_rate, how)
+    ratios = _aspect_ratios(features, earlier)
+    digests = (earlier.digests if earlier else ()) + features.digests
+    looks = _looks(features, earlier)
+    model = assemble(
+        backbone, statistics.gaussians, calibration, smoothing, used, total, ratios, digests,
+        None if looks is None else Appearance.of(looks),
+    )  # fmt: skip
+    saved = None
+    if statistics.moments:
+        saved = SavedMoments(
+            embedding.sha256,
+            settings,
+            statistics.moments,
+            scores,
+            pixel_scores,
+            digests,
+            ratios,
+            basis,
+            looks,
+        )
+    return Made(model, saved, features, statistics, outliers, rejected, wanted)
 
 
 def _with_basis(
@@ -285,8 +347,20 @@ def _aspect_ratios(features: Features, earlier: SavedMoments | None) -> tuple[fl
     return features.aspect_ratios(earlier.aspect_ratios if earlier else ())
 
 
-def _check_settings(embedding: Model, settings: Settings, moments: bool) -> None:
-    """Refuse what does not go together."""
+def _looks(features: Features, earlier: SavedMoments | None) -> Array | None:
+    """Of one of each group of nearly equal images; None if those of earlier ones are unknown."""
+    own = features.looks[features.firsts()]
+    if not earlier:
+        return own
+    return None if earlier.looks is None else np.concatenate([earlier.looks, own])
+
+
+def check_settings(embedding: Model, settings: Settings, moments: bool) -> None:
+    """Refuse what does not go together.
+
+    Raises:
+        UsageError: the settings do not fit the embedding, or with ``moments`` saved or updated.
+    """
     if settings.preprocess.size != embedding.backbone_info.image_size:
         raise UsageError(
             f"the preprocessing gives {settings.preprocess.size}, the graph takes "

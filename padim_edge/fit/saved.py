@@ -14,6 +14,7 @@ from padim_edge.fit.basis import Basis
 from padim_edge.fit.copies import DIGEST
 from padim_edge.fit.moments import Array, Moments, empty_moments
 from padim_edge.fit.settings import Settings
+from padim_edge.images.appearance import LOOK
 from padim_edge.images.preprocess import Preprocess
 from padim_edge.model.file import Model
 from padim_edge.model.pooling import pooled_layers
@@ -55,6 +56,8 @@ class SavedMoments:
             zeros for those that a version saved which had none.
         aspect_ratios: the smallest and the largest width / height of the images; none if unknown.
         basis: of a whitened preset, the one that the moments are in: kept by whatever goes on.
+        looks: how the images look (`padim_edge.images.appearance`), a row each but for nearly equal
+            ones; None if a version saved them that did not know.
     """
 
     embedding_sha256: str
@@ -65,6 +68,7 @@ class SavedMoments:
     digests: tuple[bytes, ...]
     aspect_ratios: tuple[float, ...] = ()
     basis: Basis | None = None
+    looks: Array | None = None
 
     def part(self, pyramid: Pyramid, cells: slice) -> Moments:
         """The moments of some cells."""
@@ -80,7 +84,7 @@ class SavedMoments:
         arrays: dict[str, Any] = {f"mean.{i}": m for i, m in enumerate(self.moments.means)}
         arrays |= {f"scatter.{i}.{j}": s for (i, j), s in self.moments.scatters.items()}
         header = json.dumps(
-            {"count": self.moments.count, **_identity(self.embedding_sha256, self.settings)}
+            {"count": self.moments.count, **identity_of(self.embedding_sha256, self.settings)}
         )
         arrays["header"] = np.frombuffer(header.encode(), dtype=np.uint8)
         arrays["digests"] = np.frombuffer(b"".join(self.digests), np.uint8).reshape(-1, DIGEST)
@@ -90,6 +94,8 @@ class SavedMoments:
             arrays["basis.directions"] = self.basis.directions
             arrays["basis.offset"] = self.basis.offset
             arrays["basis.shrinkage"] = np.array([self.basis.shrinkage])
+        if self.looks is not None:
+            arrays["looks"] = self.looks
         if len(self.pixel_scores):
             arrays["pixel_scores"] = self.pixel_scores
         np.savez(stream, scores=self.scores, **arrays)
@@ -105,7 +111,7 @@ class SavedMoments:
         pyramid = Pyramid.coarse_to_fine([head]) if head else embedding.pyramid()
         try:
             with np.load(path, allow_pickle=False) as arrays:
-                count = _count(arrays, _identity(embedding.sha256, settings), path)
+                count = _count(arrays, identity_of(embedding.sha256, settings), path)
                 moments = _moments(arrays, pyramid, count)
                 scores = _scores(arrays, count)
                 known = "pixel_scores" in arrays
@@ -113,6 +119,7 @@ class SavedMoments:
                 digests = _digests(arrays, count)
                 ratios = _array(arrays, "aspect_ratios", 2) if "aspect_ratios" in arrays else ()
                 basis = _basis(arrays, embedding, head) if head else None
+                looks = _array(arrays, "looks", len(scores), LOOK) if "looks" in arrays else None
         except UsageError:
             raise
         except OSError as error:
@@ -134,6 +141,7 @@ class SavedMoments:
             digests,
             aspect_ratios,
             basis,
+            looks,
         )
 
 
@@ -206,7 +214,7 @@ def _array(arrays: Any, name: str, *shape: int) -> Array:
     return values
 
 
-def _identity(embedding_sha256: str, settings: Settings) -> dict[str, Any]:
+def identity_of(embedding_sha256: str, settings: Settings) -> dict[str, Any]:
     """What two fits must share for their moments to be added."""
     head = settings.head()
     return {

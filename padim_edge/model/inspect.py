@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from padim_edge.images.appearance import Appearance
 from padim_edge.model.file import read
 from padim_edge.model.threshold import rate_interval
 
@@ -38,12 +40,13 @@ def describe(path: Path) -> dict[str, Any]:
         fields |= detector_info
         fields["true_rate"] = rate_interval(len(scores), model.detector_info.false_alarm_rate)
         fields["frame_input"] = model.frame_input
-        fields["good_scores"] = {
-            "count": len(scores),
-            "min": scores[0],
-            "median": statistics.median(scores),
-            "max": scores[-1],
-        }
+        fields["good_scores"] = _range(scores)
+        appearance = Appearance.from_field(detector_info.pop("appearance"))
+        del fields["appearance"]
+        if appearance:
+            fields["appearance"] = {
+                name: _range(values) for name, values in appearance.values.items()
+            }
     fields["levels"] = [
         f"{level.name}: {level.channels} x {level.height} x {level.width}"
         for level in model.pyramid().levels
@@ -58,6 +61,15 @@ def describe(path: Path) -> dict[str, Any]:
     return {
         "fields": _plain(fields),
         "bytes": {**dict(sizes), "file": model.size},
+    }
+
+
+def _range(ordered: Sequence[float]) -> dict[str, float]:
+    return {
+        "count": len(ordered),
+        "min": ordered[0],
+        "median": statistics.median(ordered),
+        "max": ordered[-1],
     }
 
 

@@ -149,6 +149,8 @@ class DetectorInfo:
             graph has a constant that says where.
         digests: of the prepared pixels of all images that the fit or the threshold rests on: the
             first `DIGITS` hexadecimal digits of their SHA-256; none if unknown.
+        appearance: how the images of the fit look as a whole, name -> numbers
+            (`padim_edge.images.appearance`); none if unknown. Nothing is judged by it.
     """
 
     preprocess: Preprocess
@@ -168,6 +170,7 @@ class DetectorInfo:
     good_pixel_scores: tuple[float, ...] = ()
     digests: tuple[str, ...] = ()
     judged: float = 1.0
+    appearance: tuple[tuple[str, tuple[float, ...]], ...] = ()
 
 
 @dataclass(frozen=True)
