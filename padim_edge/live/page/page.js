@@ -52,6 +52,7 @@ const state = {
   preview: null, // another threshold; null for that of now
   anomalies: [], // newest first
   marked: new Map(), // event: what was said of it
+  all: false, // not the newest few alone are listed
   held: false, // the picture stands still
   announced: null,
 };
@@ -249,7 +250,7 @@ function verdict() {
     ["judged", camera.judged],
     ["anomalous", camera.anomalous],
     ["dropped", camera.dropped],
-    ["lost before us", camera.lost],
+    ["lost on the way", camera.lost],
     ["not readable", camera.unreadable],
   ];
   pairs($("numbers"), rows);
@@ -392,15 +393,24 @@ function draw() {
   pen.moveTo(0, bottom + 0.5);
   pen.lineTo(width, bottom + 0.5);
   pen.stroke();
+  const labels = [];
   const rule = (value, name, dashes, ink, above) => {
-    pen.strokeStyle = pen.fillStyle = ink;
+    pen.strokeStyle = ink;
     pen.setLineDash(dashes);
     pen.beginPath();
     pen.moveTo(0, y(value));
     pen.lineTo(width, y(value));
     pen.stroke();
     pen.setLineDash([]);
-    pen.fillText(name, 4, above ? y(value) - 5 : y(value) + 14);
+    const base = above ? y(value) - 5 : y(value) + 14;
+    labels.push(() => {
+      pen.fillStyle = colour("paper");
+      pen.globalAlpha = 0.85;
+      pen.fillRect(0, base - 11, pen.measureText(name).width + 8, 14);
+      pen.globalAlpha = 1;
+      pen.fillStyle = ink;
+      pen.fillText(name, 4, base);
+    });
   };
   pen.strokeStyle = colour("good");
   pen.lineWidth = 1.25;
@@ -433,6 +443,7 @@ function draw() {
     const apart = limit === null || limit <= state.threshold;
     rule(state.threshold, `threshold ${score(state.threshold)}`, [4, 4], colour("soft"), apart);
     if (limit !== null) rule(limit, `tried ${score(limit)}`, [], colour("ink"), !apart);
+    labels.forEach((write) => write());
   }
   put($("from"), state.points.length ? clock(state.points[0][0]) : "");
   put($("to"), state.points.length ? clock(state.points[state.points.length - 1][0]) : "");
@@ -515,23 +526,29 @@ $("back").addEventListener("click", () => {
 
 const picture = (id, size) => `/api/picture?${new URLSearchParams({ camera: state.camera, event: id, size })}`;
 
+const FEW = 12;
+
 /** New ones wait while somebody points at the list: nobody teaches the card that moved there. */
 function anomalies(list, now = false) {
   const node = $("anomalies");
-  const shown = new Set([...node.children].map((one) => one.dataset.id));
-  const waiting = list.filter((one) => !shown.has(one.id)).length;
+  const newest = node.firstElementChild?.dataset.id;
+  const at = list.findIndex((one) => one.id === newest);
+  const waiting = at < 0 ? list.length : at;
   state.anomalies = list;
   const busy = node.children.length && (node.matches(":hover") || node.contains(document.activeElement) || $("viewer").open);
   $("none").hidden = list.length > 0;
   $("newer").hidden = !(busy && !now && waiting);
   put($("newer"), `Show ${plural(waiting, "newer anomaly", "newer anomalies")}`);
   if (busy && !now && waiting) return;
+  const few = state.all ? list : list.slice(0, FEW);
+  $("older").hidden = few.length === list.length;
+  put($("older"), `Show ${list.length - few.length} older`);
   const cards = new Map([...node.children].map((one) => [one.dataset.id, one]));
-  const wanted = list.map((one) => cards.get(one.id) || card(one));
+  const wanted = few.map((one) => cards.get(one.id) || card(one));
   const kept = new Set(wanted);
   [...node.children].forEach((one) => kept.has(one) || one.remove());
   wanted.forEach((one, i) => node.children[i] === one || node.insertBefore(one, node.children[i] || null));
-  wanted.forEach((one, i) => mark(one, list[i]));
+  wanted.forEach((one, i) => mark(one, few[i]));
 }
 
 function card(one) {
@@ -571,6 +588,12 @@ async function teach(event, what) {
 $("newer").addEventListener("click", () => {
   anomalies(state.anomalies, true);
   $("anomalies").querySelector(".look")?.focus();
+});
+$("older").addEventListener("click", () => {
+  state.all = true;
+  const first = $("anomalies").children.length;
+  anomalies(state.anomalies, true);
+  $("anomalies").children[first]?.querySelector(".look").focus();
 });
 $("anomalies").addEventListener("mouseleave", () => anomalies(state.anomalies));
 $("anomalies").addEventListener("focusout", () => setTimeout(() => anomalies(state.anomalies)));
