@@ -120,6 +120,7 @@ class Capture:
         self._number, self._camera, self._status = number, camera, status
         self._queue, self._say, self._on_end = queue, say, on_end
         self._next = 0
+        self._keyed = False
         self._source: Source | None = None
         self._lock = threading.Lock()
         self._stopping = threading.Event()
@@ -187,7 +188,9 @@ class Capture:
             except SourceError as error:
                 if self._stopping.is_set():
                     break
-                if not is_live:
+                # What is read once, and has begun, would begin anew: a file in a hot folder has a
+                # key that says so, a frame of a video has not.
+                if not is_live and status.captured > before and not self._keyed:
                     raise
                 tries = 1 if status.captured > before else tries + 1
                 pause = self._pause(tries)
@@ -220,7 +223,7 @@ class Capture:
         status = self._status
         status.arrived()
         status.lost += max(captured.sequence - self._last - 1, 0) if self._last >= 0 else 0
-        self._last = captured.sequence
+        self._last, self._keyed = captured.sequence, captured.key is not None
         numbered = dataclasses.replace(captured, sequence=self._offset + captured.sequence)
         self._next = numbered.sequence + 1
         frame = Frame(status, self._camera.model, numbered)

@@ -1,0 +1,271 @@
+"""The command as a service manager has it: signals, kill -9, files, pipes and streams."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import command, in_process, link
+from scripted import wait_for
+
+from padim_edge.detect.detector import Detector
+
+RTSP_SERVER = Path(__file__).parents[1] / "support" / "rtsp_server.py"
+
+
+def verdicts(lines):
+    return [record for record in map(json.loads, lines) if record["kind"] == "verdict"]
+
+
+class Child:
+    """A running command whose lines of stdout are read as they come."""
+
+    def __init__(self, *arguments: object, prelude: str = "", **environment: str) -> None:
+        self.lines: list[str] = []
+        self.process = subprocess.Popen(
+            command("watch", *arguments, "--engine", "ort", "--threads", "1", prelude=prelude),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | environment,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        for line in self.process.stdout:
+            self.lines.append(line)
+
+    def came(self, condition) -> None:
+        wait_for(lambda: self.process.poll() is not None or condition(self.lines))
+        assert condition(self.lines), self.process.communicate()[1]
+
+    def send(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def end(self) -> tuple[int, str]:
+        """Exit code and stderr, once it has ended."""
+        self._reader.join(60)
+        error = self.process.stderr.read()
+        return self.process.wait(60), error
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait(60)
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+            stream.close()
+
+
+def test_a_folder_is_judged_as_run_does(model_file, photos, tmp_path):
+    (tmp_path / "torn.png").write_bytes(b"no picture")
+    images = sorted((photos / "test").rglob("*.png"))
+    for number, image in enumerate(images):
+        shutil.copy(image, tmp_path / f"{number:02d}.png")
+    watched = in_process("watch", model_file, tmp_path, "--engine", "ort", "--stats", "60").worked()
+    ran = in_process("run", model_file, tmp_path, "--engine", "ort", "--jsonl", "-").worked()
+    wanted = [json.loads(line) for line in ran.stdout.splitlines()]
+    records = [json.loads(line) for line in watched.stdout.splitlines()]
+    judged = [record for record in records if record["kind"] in ("verdict", "error")]
+    assert len(judged) == len(images) + 1
+    for got, want in zip(judged, wanted, strict=True):
+        if "score" in want:
+            assert got["score"] == pytest.approx(want.pop("score"), rel=1e-5)
+        assert {name: got.get(name) for name in want} == want
+    ends = records[-1]
+    assert (ends["judged"], ends["unreadable"], ends["dropped"]) == (len(images), 1, 0)
+    assert "latency p50" in watched.stderr
+    assert re.search(r"padim.onnx: ort, .* MB of memory", watched.stderr)
+
+
+def test_two_cameras_of_one_model_open_it_once(model_file, photos, tmp_path):
+    test, train = photos / "test" / "good", photos / "train" / "good"
+    linked = tmp_path / "same.onnx"
+    linked.symlink_to(model_file)
+    done = in_process(
+        *("watch", model_file, test, "--also", linked, f"train={train}"),
+        *("--engine", "ort", "--count", 8),
+    ).worked()
+    judged = verdicts(done.stdout.splitlines())
+    assert len(judged) == 8
+    assert {record["camera"] for record in judged} == {"camera1", "train"}
+    assert done.stderr.count("MB of memory") == 1
+
+
+def test_what_makes_no_sense_is_one_line(model_file, embedding_file, photos, tmp_path):
+    watch = ("watch", model_file, photos)
+    in_process("watch", embedding_file, photos).failed(
+        2, f"{embedding_file} is an embedding", "padim-edge fit"
+    )
+    in_process(*watch, "--policy", "newest").failed(2, "no policy 'newest'", "latest and all")
+    in_process(*watch, "--engine", "abacus").failed(2, "abacus", "choose auto")
+    in_process(*watch, "--also", model_file).failed(2, "--also", "needs two values, MODEL SOURCE")
+    in_process(*watch, "--to", "carrier:pigeon").failed(2, "carrier", "allowed are")
+    said = ("padim.onnx", str(model_file))
+    in_process("watch", model_file, "rstp://camera", "--engine", "ort").failed(
+        2, "no source 'rstp'", said=(*said, "begins", "camera")
+    )
+    in_process(*watch, "--also", model_file, f"camera1={photos}", "--engine", "ort").failed(
+        2, "cameras are named camera1, camera1", said=said
+    )
+    blocked = tmp_path / "file"
+    blocked.touch()
+    in_process(*watch, "--state", blocked / "below").failed(1, "cannot make the folder", "--state")
+
+
+def test_a_pipe_is_judged_to_its_end(model_file, tmp_path):
+    frames = np.random.default_rng(3).integers(0, 256, (5, 48, 64, 3), np.uint8)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    # Opening waits for who reads.
+    thread = threading.Thread(target=lambda: pipe.write_bytes(frames.tobytes()), daemon=True)
+    thread.start()
+    done = in_process(
+        *("watch", model_file, f"raw:{pipe}?size=64x48&format=bgr", "--engine", "ort"),
+        *("--threads", 1),
+    ).worked()
+    thread.join(60)
+    with Detector(model_file, "ort", 1, pixel_format="bgr") as detector:
+        wanted = [detector(frame).score for frame in frames]
+    assert [record["score"] for record in verdicts(done.stdout.splitlines())] == wanted
+
+
+def test_signals_and_the_manager(model_file, good, tmp_path):
+    mine = shutil.copy(model_file, tmp_path / "padim.onnx")
+    folder = link(good, tmp_path / "photos", 20_000)
+    address = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(address)
+        systemd.settimeout(60)
+        with Child(mine, folder, NOTIFY_SOCKET=address) as child:
+            child.came(lambda lines: len(lines) > 20)
+            assert systemd.recv(4096) == b"READY=1"
+            child.send(signal.SIGHUP)
+            assert systemd.recv(4096).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
+            child.came(lambda lines: any('"kind": "model"' in line for line in lines))
+            assert systemd.recv(4096) == b"READY=1"
+            child.send(signal.SIGTERM)
+            assert systemd.recv(4096) == b"STOPPING=1"
+            code, error = child.end()
+    assert code == 0, error
+    assert "Traceback" not in error
+    records = [json.loads(line) for line in child.lines]
+    judged = verdicts(child.lines)
+    assert [record["sequence"] for record in judged] == list(range(len(judged)))
+    assert records[-1]["judged"] == records[-1]["captured"] == len(judged) < 20_000
+    model = next(record for record in records if record["kind"] == "model")
+    assert "judges from now on" in model["message"]
+
+
+ACKNOWLEDGING = """
+import json
+from padim_edge.live.spool import Spool
+append = Spool.append
+
+def told(self, events, keys=()):
+    notices = append(self, events, keys)
+    for event in events:
+        print(event.to_json(), flush=True)
+    return notices
+
+Spool.append = told
+"""
+"""Makes a watch print an event once its spool has acknowledged it."""
+
+
+def test_kill_9_loses_no_acknowledged_event_and_judges_no_file_again(model_file, good, tmp_path):
+    pytest.importorskip("urllib3")
+    from padim_edge.live.spool import Spool
+
+    count = 150
+    folder = tmp_path / "inbox"
+    folder.mkdir()
+    for number in range(count):
+        shutil.copy(good[number % len(good)], folder / f"{number:04d}.png")
+    nobody = "http://127.0.0.1:9/hook"
+    arguments = (model_file, f"hot:{folder}", "--to", nobody, "--state", tmp_path / "state")
+    with Child(*arguments, prelude=ACKNOWLEDGING) as child:
+        child.came(lambda lines: len(verdicts(lines)) >= 20)
+        child.send(signal.SIGKILL)
+        child.end()
+    # The last line may have been cut off.
+    acknowledged = [json.loads(line) for line in child.lines if line.endswith("\n")]
+    spool = Spool(tmp_path / "state" / "spool.db", sinks=[nobody])
+    kept = [event.record for event in spool.pending(nobody, 10_000)]
+    spool.close()
+    ids = [record["id"] for record in kept]
+    assert ids == sorted(set(ids))
+    assert [record for record in kept if record["id"] in {one["id"] for one in acknowledged}] == (
+        acknowledged
+    )
+    paths = [record["path"] for record in kept if record["kind"] == "verdict"]
+    assert len(paths) == len(set(paths)) < count
+    done = in_process(
+        *("watch", *arguments, "--engine", "ort", "--drain", 0, "--count", count - len(paths))
+    ).worked()
+    assert "events wait for http://127.0.0.1:9/hook" in done.stderr
+    spool = Spool(tmp_path / "state" / "spool.db", sinks=[nobody])
+    kept = [event.record for event in spool.pending(nobody, 10_000)]
+    spool.close()
+    paths = [record["path"] for record in kept if record["kind"] == "verdict"]
+    assert len(paths) == len(set(paths)) == count
+
+
+def serve(video: Path, port: int = 0) -> tuple[subprocess.Popen[str], int]:
+    """A real RTSP server."""
+    server = subprocess.Popen(
+        ["/usr/bin/python3", str(RTSP_SERVER), str(video), str(port)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    line = server.stdout.readline()
+    if not line:
+        server.wait(60)
+        pytest.skip("no RTSP server: apt install gir1.2-gst-rtsp-server-1.0 python3-gi")
+    return server, int(line)
+
+
+def stopped(server: subprocess.Popen[str]) -> None:
+    server.kill()
+    server.wait(60)
+    server.stdout.close()
+
+
+def test_an_rtsp_server_that_dies_and_comes_back(model_file, tmp_path):
+    pytest.importorskip("av")
+    if not Path("/usr/bin/python3").exists():
+        pytest.skip("no /usr/bin/python3, which has GStreamer's bindings")
+    from numbered import write_video
+
+    write_video(tmp_path / "part.mp4", range(500))
+    server, port = serve(tmp_path / "part.mp4")
+    try:
+        with Child(model_file, f"rtsp://127.0.0.1:{port}/part") as child:
+            child.came(lambda lines: len(verdicts(lines)) >= 5)
+            stopped(server)
+            child.came(lambda lines: any("trying again in" in line for line in lines))
+            server, _ = serve(tmp_path / "part.mp4", port)
+            child.came(lambda lines: any("is back" in line for line in lines))
+            before = len(verdicts(child.lines))
+            child.came(lambda lines: len(verdicts(lines)) >= before + 5)
+            child.send(signal.SIGTERM)
+            code, error = child.end()
+    finally:
+        stopped(server)
+    assert code == 0, error
+    sequences = [record["sequence"] for record in verdicts(child.lines)]
+    assert sequences == sorted(set(sequences))
+    ends = json.loads(child.lines[-1])
+    assert ends["captured"] == ends["judged"] + ends["dropped"]
