@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 from padim_edge.live.event import Event
@@ -35,3 +37,13 @@ def verdict(
 def verdicts(count: int, start: int = 0, **options: Any) -> list[Event]:
     """So many in a row."""
     return [verdict(number, **options) for number in range(start, start + count)]
+
+
+def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
+    """Wait for what happens in another thread or process; returns what the condition gave."""
+    deadline = time.monotonic() + seconds
+    while not (result := condition()):
+        if time.monotonic() > deadline:
+            raise AssertionError("it did not happen in time")
+        time.sleep(0.01)
+    return result

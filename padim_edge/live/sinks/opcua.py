@@ -82,7 +82,9 @@ class OpcuaSink:
         """Connect, and learn the types of the nodes."""
         self.close()
         try:
-            client = Client(self._url, timeout=self._shown.timeout)
+            # Of a server that stops halfway it would wait for minutes, and a call is several requests.
+            seconds = self._shown.timeout
+            client = Client(self._url, timeout=seconds, sync_wrapper_timeout=4 * seconds)
             self._client = client
             if self._user:
                 client.set_user(self._user)

@@ -1,0 +1,482 @@
+"""Delivery: receivers that go and come back lose nothing, and nothing they do stops judging."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from contextlib import ExitStack
+
+import pytest
+from live_events import until, verdict, verdicts
+from live_servers import ModbusPlc, Mosquitto, OpcuaPlc, Postgres, Receiver
+
+from padim_edge.errors import UsageError
+from padim_edge.live import delivery
+from padim_edge.live.delivery import Deliveries, rejected_file, spooled
+from padim_edge.live.sink import RefusedError, SinkError
+from padim_edge.live.sinks import make_sink
+from padim_edge.live.spool import Spool
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Pauses that a test has time for."""
+    monkeypatch.setattr(delivery, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(delivery, "IDLE", 0.1)
+    monkeypatch.setattr(delivery.Delivery, "_longest", 0.1)
+    monkeypatch.setattr(delivery.StateDelivery, "_longest", 0.1)
+
+
+@pytest.fixture
+def watch(tmp_path):
+    """Opens a spool with sinks, as a watch does: the spool, their deliveries, what was said."""
+    with ExitStack() as stack:
+
+        def begin(*sinks):
+            spool = Spool(tmp_path / "spool.db", sinks=spooled(sinks))
+            stack.callback(spool.close)
+            said = []
+            deliveries = Deliveries(spool, sinks, said.append)
+            stack.callback(deliveries.close, 0.0)
+            deliveries.start()
+            return spool, deliveries, said
+
+        yield begin
+
+
+def ids(events):
+    return [event["id"] if isinstance(event, dict) else event.id for event in events]
+
+
+def once(names):
+    """Without what came again."""
+    return list(dict.fromkeys(names))
+
+
+def status(deliveries):
+    (found,) = deliveries.statuses()
+    return found
+
+
+# --- servers that go and come back ------------------------------------------------------------
+
+
+@pytest.fixture(params=["mqtt", "postgresql", "webhook", "webhook in batches"])
+def server(request, tmp_path):
+    """A server, the address of a sink for it, and what it got so far: running ids."""
+    with ExitStack() as stack:
+        if request.param == "mqtt":
+            broker = Mosquitto(tmp_path)
+            broker.start()
+            listener = broker.listener()
+            stack.callback(broker.stop)
+            stack.callback(listener.close)
+            yield broker, f"mqtt://127.0.0.1:{broker.port}/line", lambda: ids(listener.events())
+        elif request.param == "postgresql":
+            pytest.importorskip("psycopg", reason="pip install 'padim-edge[postgres]'")
+            database = Postgres()
+            stack.callback(database.remove)
+            database.start()
+            stack.callback(database.stop)
+            database.ask("CREATE DATABASE line", "postgres")
+            query = "SELECT id FROM events ORDER BY time, id"
+            yield (
+                database,
+                f"postgresql://line@127.0.0.1:{database.port}/line",
+                lambda: [row[0] for row in database.ask(query)],
+            )
+        else:
+            receiver = Receiver()
+            receiver.start()
+            stack.callback(lambda: receiver.stop())
+            options = "#batch=7" if "batches" in request.param else ""
+            yield (
+                receiver,
+                f"http://127.0.0.1:{receiver.port}/hook?x=1{options}",
+                lambda: ids(receiver.events()),
+            )
+
+
+def test_a_server_that_stops_in_the_middle_and_comes_back_gets_everything_in_order(server, watch):
+    there, address, received = server
+    spool, deliveries, said = watch(make_sink(address))
+    sent = verdicts(120)
+
+    def feed():
+        for event in sent[:80]:
+            spool.append([event])
+
+    feeding = threading.Thread(target=feed)
+    feeding.start()
+    until(lambda: status(deliveries)["delivered"] >= 10)
+    there.stop()
+    feeding.join()
+    until(lambda: status(deliveries)["state"] == "waiting")
+    waiting = status(deliveries)
+    assert waiting["error"]
+    assert waiting["backlog"] > 0
+    there.start()
+    for event in sent[80:]:
+        spool.append([event])
+    until(lambda: status(deliveries)["backlog"] == 0)
+    until(lambda: len(set(received())) == len(sent))
+    got = received()
+    assert once(got) == ids(sent)
+    # What was on its way when it stopped may come twice: a batch at most.
+    assert len(got) <= len(sent) + delivery.TOGETHER
+    assert status(deliveries)["state"] == "delivering"
+    assert status(deliveries)["error"] == ""
+    assert len(said) == 2, said  # that it failed, and that it works again; not at each try
+    assert "it is tried again" in said[0]
+    assert said[1].endswith("takes events again")
+
+
+def test_a_server_that_is_not_there_at_the_start_is_waited_for(watch):
+    receiver = Receiver()
+    spool, deliveries, _ = watch(make_sink(f"http://127.0.0.1:{receiver.port}/"))
+    sent = verdicts(5)
+    spool.append(sent)
+    until(lambda: status(deliveries)["state"] == "waiting")
+    receiver.start()
+    until(lambda: status(deliveries)["backlog"] == 0)
+    assert ids(receiver.events()) == ids(sent)
+    receiver.stop()
+
+
+# --- sinks of the test's own ------------------------------------------------------------------
+
+
+class Scripted:
+    """A sink that does what a test tells it."""
+
+    address = "scripted:"
+    is_state = False
+    wants_pictures = False
+
+    def __init__(self, behave=lambda _: None):
+        self.behave = behave
+        self.got = []
+        self.sizes = []
+        self.opened = self.closed = 0
+
+    def open(self):
+        self.opened += 1
+
+    def send(self, events):
+        self.behave(events)
+        self.got += ids(events)
+        self.sizes.append(len(events))
+
+    def close(self):
+        self.closed += 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        SinkError("not now"),
+        UsageError("never"),
+        ZeroDivisionError("a fault of ours"),
+        RecursionError(),
+        KeyError("x"),
+    ],
+)
+def test_whatever_a_sink_raises_it_is_opened_again_and_gets_everything(watch, error):
+    fails = iter([error, error, error])
+
+    def behave(events):
+        if events and (it := next(fails, None)):
+            raise it
+
+    sink = Scripted(behave)
+    spool, deliveries, said = watch(sink)
+    spool.append(verdicts(3))
+    until(lambda: status(deliveries)["delivered"] == 3)
+    assert once(sink.got) == ids(verdicts(3))
+    assert sink.opened == 4
+    assert sink.closed >= 3
+    assert len(said) == 2
+    if not isinstance(error, (SinkError, UsageError)):
+        assert "this should not happen" in said[0]
+
+
+def test_what_was_delivered_before_a_failure_is_not_sent_again(watch):
+    fails = iter([SinkError("halfway", delivered=4), SinkError("at once")])
+    seen = []
+
+    def behave(events):
+        seen.append(ids(events))
+        if it := next(fails, None):
+            raise it
+
+    spool, deliveries, _ = watch(Scripted(behave))
+    spool.append(verdicts(10))
+    until(lambda: status(deliveries)["backlog"] == 0)
+    until(lambda: status(deliveries)["delivered"] == 10)
+    everything = ids(verdicts(10))
+    assert [it for it in seen if it] == [everything, everything[4:], everything[4:]]
+
+
+def test_an_event_that_is_refused_is_set_aside_and_the_rest_goes_on(watch, tmp_path):
+    bad = {ids(verdicts(20))[number] for number in (0, 7, 19)}
+
+    def behave(events):
+        for number, event in enumerate(events):
+            if event.id in bad:
+                raise RefusedError("it says 422", delivered=number)
+
+    sink = Scripted(behave)
+    spool, deliveries, said = watch(sink)
+    spool.append(verdicts(20))
+    until(lambda: status(deliveries)["backlog"] == 0)
+    assert status(deliveries)["rejected"] == 3
+    assert status(deliveries)["delivered"] == 17
+    lines = rejected_file(spool.path).read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    assert {one["event"]["id"] for one in found} == bad
+    assert found[0]["sink"] == sink.address
+    assert found[0]["why"] == "it says 422"
+    assert found[1]["event"] == verdict(7).record
+    assert len(said) == 2  # the first and the second; then the fourth
+    assert str(rejected_file(spool.path)) in said[0]
+
+
+def test_a_receiver_that_wants_to_be_left_alone_is(watch):
+    times = []
+
+    def behave(events):
+        if events:
+            times.append(time.monotonic())
+        if len(times) == 1:
+            raise SinkError("busy", retry_after=0.5)
+
+    spool, deliveries, _ = watch(Scripted(behave))
+    spool.append(verdicts(1))
+    until(lambda: status(deliveries)["delivered"] == 1)
+    assert times[1] - times[0] >= 0.5
+
+
+def test_a_slow_sink_holds_up_nobody(watch):
+    gate = threading.Event()
+    slow = Scripted(lambda _: gate.wait(60))
+    quick = Scripted()
+    quick.address = "quick:"
+    spool, deliveries, _ = watch(slow, quick)
+    for event in verdicts(300):
+        spool.append([event])
+    until(lambda: len(quick.got) == 300)
+    assert slow.got == []
+    assert deliveries.statuses()[0]["backlog"] == 300
+    gate.set()
+    until(lambda: len(slow.got) == 300)
+    assert max(slow.sizes) <= delivery.TOGETHER
+
+
+def test_a_sink_looks_after_its_connection_while_nothing_happens(watch):
+    looked = threading.Event()
+
+    def behave(events):
+        if not events:
+            looked.set()
+
+    watch(Scripted(behave))
+    assert looked.wait(30)
+
+
+def test_at_the_end_what_waits_is_delivered(watch):
+    gate = threading.Event()
+    sink = Scripted(lambda _: gate.wait(60))
+    spool, deliveries, _ = watch(sink)
+    spool.append(verdicts(250))
+    threading.Timer(0.05, gate.set).start()
+    assert deliveries.close(30) == []
+    assert sink.got == ids(verdicts(250))
+    assert sink.closed
+    assert status(deliveries)["state"] == "ended"
+
+
+def test_at_the_end_a_sink_that_is_down_is_not_waited_for_and_its_events_stay(tmp_path):
+    def behave(events):
+        raise SinkError("down")
+
+    sink = Scripted(behave)
+    spool = Spool(tmp_path / "spool.db", sinks=[sink.address])
+    deliveries = Deliveries(spool, [sink])
+    deliveries.start()
+    spool.append(verdicts(4))
+    assert deliveries.close(0.2) == [f"4 events wait for {sink.address}"]
+    until(lambda: status(deliveries)["state"] == "ended")
+    spool.close()
+    again = Scripted()
+    spool = Spool(tmp_path / "spool.db", sinks=[again.address])
+    deliveries = Deliveries(spool, [again])
+    deliveries.start()
+    until(lambda: len(again.got) == 4)
+    assert not deliveries.close(5)
+    assert again.got == ids(verdicts(4))
+    spool.close()
+
+
+def test_a_sink_that_hangs_is_left_behind(watch):
+    gate = threading.Event()
+    spool, deliveries, _ = watch(Scripted(lambda _: gate.wait(60)))
+    spool.append(verdicts(1))
+    assert deliveries.close(0.0) == ["1 events wait for scripted:"]
+    gate.set()
+
+
+def test_events_that_are_dropped_while_they_are_on_their_way_do_no_harm(tmp_path):
+    gate = threading.Event()
+    sink = Scripted(lambda _: gate.wait(60))
+    spool = Spool(tmp_path / "spool.db", max_bytes=1 << 20, sinks=[sink.address])
+    deliveries = Deliveries(spool, [sink])
+    deliveries.start()
+    sent = verdicts(5000, note="x" * 300)
+    for start in range(0, 5000, 500):
+        spool.append(sent[start : start + 500])
+    gate.set()
+    until(lambda: status(deliveries)["backlog"] == 0)
+    lost = status(deliveries)["dropped"]
+    assert lost > 2000
+    ours = [name for name in sink.got if name in set(ids(sent))]
+    assert ours == once(ours)
+    assert ours[-1000:] == ids(sent)[-1000:]
+    # What was on its way when it was dropped came all the same.
+    assert len(sink.got) <= 5000 + 10 - lost + delivery.TOGETHER
+    deliveries.close(1)
+    spool.close()
+
+
+# --- what is now ------------------------------------------------------------------------------
+
+
+class Shown:
+    """A PLC of the test's own."""
+
+    address = "shown:"
+    is_state = True
+    wants_pictures = False
+
+    def __init__(self, camera=None, stale=0.0, beat=0.02):
+        self.camera, self.stale, self.beat = camera, stale, beat
+        self.states = []
+
+    def open(self):
+        pass
+
+    def show(self, state):
+        self.states.append(state)
+
+    def close(self):
+        pass
+
+
+def last(sink):
+    return sink.states[-1] if sink.states else None
+
+
+def test_a_state_is_the_newest_verdict_and_unknown_before_and_after(watch):
+    sink = Shown()
+    spool, deliveries, _ = watch(sink)
+    assert until(lambda: last(sink)).is_anomalous is None
+    spool.append([verdict(1, anomalous=True)])
+    until(lambda: last(sink).is_anomalous is True)
+    spool.append([verdict(2, anomalous=True), verdict(3, anomalous=False)])
+    state = until(lambda: last(sink) if last(sink).is_anomalous is False else None)
+    assert (state.score, state.verdicts) == (verdict(3).record["score"], 3)
+    deliveries.close(5)
+    assert last(sink).is_anomalous is None
+    assert last(sink).verdicts == 3
+    assert spool.backlog  # it has none in the spool, and needs none
+    with pytest.raises(KeyError):
+        spool.backlog(sink.address)
+
+
+def test_it_beats_while_nothing_happens(watch):
+    sink = Shown()
+    watch(sink)
+    until(lambda: last(sink) and last(sink).beat >= 5)
+    beats = [state.beat for state in sink.states]
+    assert beats == sorted(set(beats))
+
+
+@pytest.mark.parametrize("kind", ["error", "late"])
+def test_a_frame_that_cannot_be_judged_or_none_at_all_is_unknown(watch, kind):
+    sink = Shown(stale=0.1 if kind == "late" else 0.0)
+    spool, _, _ = watch(sink)
+    spool.append([verdict(1, anomalous=False)])
+    until(lambda: any(state.is_anomalous is False for state in sink.states))
+    if kind == "error":
+        spool.append([verdict(2, kind="error", error="half a picture")])
+    until(lambda: last(sink).is_anomalous is None)
+
+
+def test_of_several_cameras_one_fault_is_enough_and_all_must_be_good(watch):
+    both, right = Shown(), Shown("right")
+    right.address = "right:"
+    spool, _, _ = watch(both, right)
+    spool.append([verdict(1, anomalous=False)])
+    until(lambda: last(both) and last(both).is_anomalous is False)
+    assert last(right).is_anomalous is None
+    spool.append([verdict(1, camera="right", anomalous=True)])
+    until(lambda: last(both).is_anomalous is True and last(right).is_anomalous is True)
+    spool.append([verdict(2, kind="error")])
+    until(lambda: last(right).verdicts == 2)
+    assert until(lambda: last(both)).is_anomalous is True
+    spool.append([verdict(2, camera="right", anomalous=False)])
+    until(lambda: last(both).is_anomalous is None and last(right).is_anomalous is False)
+
+
+@pytest.mark.parametrize("kind", ["modbus", "opcua"])
+def test_a_plc_that_stops_and_comes_back_sees_what_is_now_and_then_the_end(watch, kind):
+    if kind == "modbus":
+        plc = ModbusPlc()
+        options = "unit=7&coil=3&counter=0&heartbeat=1&beat=0.05&timeout=2"
+        address = f"modbus://127.0.0.1:{plc.port}?{options}"
+
+        def now():
+            return plc.last("coil 3"), plc.last("register 0")
+
+        def beat():
+            return plc.last("register 1")
+
+    else:
+        plc = OpcuaPlc()
+        nodes = "node=ns=2;s=Anomalous&counter=ns=2;s=Counter&heartbeat=ns=2;s=Heartbeat"
+        address = f"opc.tcp://127.0.0.1:{plc.port}?{nodes}&score=ns=2;s=Score&beat=0.05&timeout=2"
+
+        def now():
+            return int(plc.value("Anomalous")), plc.value("Counter")
+
+        def beat():
+            return plc.value("Heartbeat")
+
+    plc.start()
+    spool, deliveries, said = watch(make_sink(address))
+    until(lambda: now()[0] == 1)  # nobody knows: idle
+    spool.append([verdict(1, anomalous=False)])
+    until(lambda: now() == (0, 1))
+    first = beat()
+    until(lambda: beat() > first)
+    plc.stop()
+    until(lambda: status(deliveries)["state"] == "waiting")
+    for number in range(2, 70):
+        spool.append([verdict(number, anomalous=True)])
+    spool.append([verdict(70, anomalous=False)])
+    if kind == "modbus":
+        plc.writes.clear()
+    plc.start()
+    until(lambda: status(deliveries)["state"] == "delivering")
+    until(lambda: now() == (0, 70))
+    if kind == "modbus":  # those in between would be late by now
+        assert {value for place, value in plc.writes if place == "coil 3"} == {0}
+        assert plc.writes[0][0] == "coil 3"  # before the counter says that it is new
+    else:
+        assert plc.value("Score") == pytest.approx(verdict(70).record["score"])
+    assert len(said) == 2
+    assert deliveries.close(10) == []
+    assert now() == (1, 70)
+    plc.stop()
+    if kind == "opcua":
+        plc.remove()
