@@ -18,13 +18,13 @@ from padim_edge.errors import UsageError
 
 COMMANDS = (
     *("export", "quantize", "fit", "import", "calibrate", "run", "watch", "eval", "bench"),
-    *("tune", "inspect", "demo", "doctor"),
+    *("tune", "inspect", "serve", "export-repository", "demo", "doctor"),
 )
 """In the order of the help. Each is a file of this room, and registers itself when imported."""
 
 for _name in COMMANDS:
     # `import` is a keyword, and no name of a module.
-    import_module(f"padim_edge.cli.{_name}{'_' * keyword.iskeyword(_name)}")
+    import_module(f"padim_edge.cli.{_name.replace('-', '_')}{'_' * keyword.iskeyword(_name)}")
 
 # The class of all complaints of typer about arguments; it has no public name.
 _WrongArguments = cast("type[Exception]", typer.BadParameter.__base__)

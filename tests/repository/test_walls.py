@@ -18,7 +18,7 @@ TORCH = ("torch", "torchvision", "onnxscript", "timm", "huggingface_hub", "safet
 ENGINES = ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "pycuda", "cuda")
 PLOT = ("matplotlib",)
 METRICS = ("sklearn", "scipy")
-WEB = ("starlette", "uvicorn", "multipart", "prometheus_client")
+WEB = ("starlette", "uvicorn", "multipart", "prometheus_client", "mlserver")
 LIVE = ("av", "paho", "sqlalchemy", "psycopg", "urllib3", "pymodbus", "asyncua")
 OPTIONAL = (*TORCH, *ENGINES, *PLOT, *METRICS, *WEB, *LIVE)
 
@@ -45,7 +45,11 @@ WALLS: dict[str, tuple[str, ...]] = {
 # chosen from the tables, by name.
 WINGS = ("runtime/cpu", "runtime/nvidia")
 # What only one file may import: the one that guards it.
-GUARDED = {"matplotlib": "measure/plots.py", "openvino": "runtime/cpu/openvino.py"}
+GUARDED = {
+    "matplotlib": "measure/plots.py",
+    "mlserver": "serve/mlserver_runtime.py",
+    "openvino": "runtime/cpu/openvino.py",
+}
 
 # --- statically -------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ MAIN = "import sys; sys.argv[0] = 'padim-edge'; from padim_edge.cli.app import m
 TIMEOUT = 120
 COMMANDS = (
     *("export", "quantize", "fit", "import", "calibrate", "run", "watch", "eval", "bench"),
-    *("tune", "inspect", "doctor", "demo"),
+    *("tune", "inspect", "serve", "export-repository", "doctor", "demo"),
 )
 OLD = b"what was there before"
 

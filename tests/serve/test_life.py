@@ -1,0 +1,304 @@
+"""From loading to draining: reload, signals, tokens, and what is refused before it begins."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import command, in_process
+
+pytest.importorskip("urllib3")
+
+import urllib3
+
+from padim_edge import Detector
+from padim_edge.errors import ModelError, UsageError
+from padim_edge.fit.fit import fit_detector
+from padim_edge.fit.settings import Settings as FitSettings
+from padim_edge.images.dataset import train_images
+from padim_edge.images.preprocess import Preprocess
+from padim_edge.serve.service import Service
+from padim_edge.serve.settings import Settings
+
+TOKEN = "0123456789abcdef"
+
+
+@pytest.fixture(scope="module")
+def other(embedding_file, photos, tmp_path_factory):
+    """Another detector: of half the photos, so its scores differ."""
+    path = tmp_path_factory.mktemp("other") / "bottle.onnx"
+    settings = FitSettings(Preprocess.whole((64, 64)), constants="float32")
+    fit_detector(embedding_file, train_images(photos)[:6], path, settings)
+    return path
+
+
+def score(service, photo):
+    given = urllib3.request("POST", service.url + "v1/models/bottle/judge", body=photo.read_bytes())
+    assert given.status == 200, given.data
+    return given.json()["score"]
+
+
+def replace(file, by):
+    """As a careful writer does it."""
+    beside = file.with_suffix(".new")
+    shutil.copy(by, beside)
+    beside.replace(file)
+
+
+def test_a_changed_file_takes_over_without_a_request_that_fails(
+    serve, model, other, photos, tmp_path
+):
+    photo = photos / "test" / "scratch" / "000.png"
+    expected = []
+    for path in (model, other):
+        with Detector(path, "ort") as detector:
+            expected.append(detector(photo).score)
+    file = tmp_path / "bottle.onnx"
+    shutil.copy(model, file)
+    service = serve(file, max_batch=1)
+    assert service.look() == []
+    answers: queue.Queue = queue.Queue()
+    stop = threading.Event()
+
+    def ask():
+        while not stop.is_set():
+            try:
+                answers.put(score(service, photo))
+            except Exception as error:
+                answers.put(error)
+
+    askers = [threading.Thread(target=ask) for _ in range(4)]
+    for one in askers:
+        one.start()
+    try:
+        for by in (other, model, other):
+            replace(file, by)
+            assert service.look() == []  # perhaps it is still being written
+            (said,) = service.look()
+            assert said == f"bottle: {file} was loaded again"
+            assert service.look() == []
+            assert score(service, photo) == expected[by == other]
+    finally:
+        stop.set()
+        for one in askers:
+            one.join()
+    given = list(answers.queue)
+    assert len(given) > 4
+    assert set(given) <= set(expected), given
+
+
+def test_a_bad_file_leaves_the_old_one(serve, model, photos, tmp_path):
+    photo = photos / "test" / "good" / "000.png"
+    file = tmp_path / "bottle.onnx"
+    shutil.copy(model, file)
+    service = serve(file, max_batch=1)
+    before = score(service, photo)
+    damaged = tmp_path / "damaged"
+    damaged.write_bytes(model.read_bytes()[:5000])
+    replace(file, damaged)
+    service.look()
+    (said,) = service.look()
+    assert said.startswith("bottle: the old detector goes on, for the new one does not: ")
+    assert service.look() == []  # and is not tried again until it changes
+    assert score(service, photo) == before
+    file.unlink()
+    assert service.look() == []
+    (said,) = service.look(force=True)
+    assert "the old detector goes on" in said
+    assert score(service, photo) == before
+    counted = urllib3.request("GET", service.url + "metrics").data.decode()
+    assert 'padim_edge_reloads_total{model="bottle",result="failed"} 2.0' in counted
+    shutil.copy(model, file)
+    service.look()
+    assert service.look() == [f"bottle: {file} was loaded again"]
+
+
+def test_it_answers_that_it_is_not_ready_until_it_is(model, monkeypatch):
+    opening, go_on = threading.Event(), threading.Event()
+    real = Detector.__init__
+
+    def slow(self, *arguments, **options):
+        opening.set()
+        assert go_on.wait(60)
+        real(self, *arguments, **options)
+
+    monkeypatch.setattr(Detector, "__init__", slow)
+    service = Service([model], Settings(engine="ort"))
+    starting = threading.Thread(target=service.start)
+    starting.start()
+    try:
+        assert opening.wait(60)
+
+        def status(path, method="GET", **options):
+            return urllib3.request(method, service.url + path, **options).status
+
+        assert status("v2/health/live") == 200
+        assert status("v2/health/ready") == 400
+        assert status("v2/models/bottle/ready") == 400
+        assert status("v2/models/bottle") == 503
+        assert status("v2/models/bottle/infer", "POST", body=b"{}") == 503
+        assert status("v1/models/bottle/judge", "POST", body=b"x") == 503
+        go_on.set()
+        starting.join()
+        assert status("v2/health/ready") == 200
+    finally:
+        go_on.set()
+        starting.join()
+        service.stop()
+
+
+def test_what_was_begun_is_answered_at_the_end_and_nothing_else(serve, model, photos):
+    photo = (photos / "test" / "good" / "000.png").read_bytes()
+    service = serve(model, max_batch=1)
+    slot = service._slots["bottle"]
+    entered, go_on = threading.Event(), threading.Event()
+    run = slot.loaded.batches._run
+
+    def slow(items):
+        entered.set()
+        assert go_on.wait(60)
+        return run(items)
+
+    slot.loaded.batches._run = slow
+    url = service.url + "v1/models/bottle/judge"
+    answers = []
+    asking = threading.Thread(
+        target=lambda: answers.append(urllib3.request("POST", url, body=photo))
+    )
+    asking.start()
+    assert entered.wait(60)
+    assert not service.drain(seconds=0)
+    assert urllib3.request("GET", service.url + "v2/health/ready").status == 400
+    assert urllib3.request("GET", service.url + "v2/health/live").status == 200
+    refused = urllib3.request("POST", url, body=photo)
+    assert refused.status == 503
+    assert refused.headers["retry-after"] == "1"
+    go_on.set()
+    assert service.drain(seconds=60)
+    asking.join()
+    assert answers[0].status == 200
+
+
+def test_a_token_is_needed_but_for_health(serve, model):
+    service = serve(model, token=TOKEN)
+    for path, status in (
+        ("v2/health/live", 200),
+        ("v2/health/ready", 200),
+        ("v2", 401),
+        ("v1/models", 401),
+        ("metrics", 401),
+        ("openapi.json", 401),
+    ):
+        assert urllib3.request("GET", service.url + path).status == status, path
+        shown = {"authorization": f"Bearer {TOKEN}"}
+        assert urllib3.request("GET", service.url + path, headers=shown).status == 200
+
+
+def test_others_can_come_only_with_a_token(model):
+    service = Service([model], Settings(engine="ort"), host="0.0.0.0")
+    assert service.made_token
+    assert len(service.token) >= 16
+
+
+def test_what_cannot_be_served_is_said_before_anything_is_loaded(model, tmp_path):
+    twice = tmp_path / "bottle.onnx"
+    shutil.copy(model, twice)
+    with pytest.raises(UsageError, match="would both be called bottle: rename one"):
+        Service([model, twice])
+    with pytest.raises(UsageError, match="no model was given"):
+        Service([])
+    with pytest.raises(UsageError, match="unknown engine 'x'"):
+        Service([model], Settings(engine="x"))
+    with pytest.raises(UsageError, match="makes no address"):
+        Service([tmp_path / "a?b.onnx"])
+    with pytest.raises(ModelError, match=r"nowhere\.onnx"):
+        Service([tmp_path / "nowhere.onnx"]).start()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"max_batch": 0}, "a batch of 0"),
+        ({"max_delay": -1}, "a delay of -1000 ms"),
+        ({"max_delay": float("nan")}, "a delay of nan ms"),
+        ({"queue": 7}, "a queue of 7 holds no batch of 8"),
+        ({"max_bytes": 1}, "bodies of 1 bytes"),
+        ({"max_pixels": 10**9}, "1,000,000,000 pixels"),
+    ],
+)
+def test_settings_that_make_no_sense(settings, words):
+    with pytest.raises(UsageError, match=words):
+        Settings(**settings)
+
+
+# --- the command ------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def served(*arguments, **options):
+    """`padim-edge serve` as it is typed: its process, and the address that it says."""
+    process = subprocess.Popen(
+        command("serve", *arguments, "--port", 0, "--engine", "ort"),
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+    try:
+        line = process.stderr.readline()
+        assert "serving " in line, line + process.stderr.read()
+        yield process, line.split()[-1]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_the_command_reloads_on_a_hangup_and_drains_on_term(model, other, photos, tmp_path):
+    photo = photos / "test" / "good" / "000.png"
+    file = tmp_path / "bottle.onnx"
+    shutil.copy(model, file)
+    with served(file) as (process, url):
+        ask = {"body": photo.read_bytes()}
+        before = urllib3.request("POST", url + "v1/models/bottle/judge", **ask).json()
+        replace(file, other)
+        process.send_signal(signal.SIGHUP)
+        until(
+            lambda: urllib3.request("POST", url + "v1/models/bottle/judge", **ask).json() != before
+        )
+        process.send_signal(signal.SIGTERM)
+        said = process.stderr.read()
+        assert process.wait(60) == 0, said
+    assert f"bottle: {file} was loaded again" in said
+    assert said.endswith("stopped: what was begun has been answered\n")
+
+
+def test_the_token_may_come_from_the_environment(model):
+    with served(model, env={**os.environ, "PADIM_EDGE_TOKEN": TOKEN}) as (_, url):
+        assert urllib3.request("GET", url + "v2").status == 401
+        shown = {"authorization": f"Bearer {TOKEN}"}
+        assert urllib3.request("GET", url + "v2", headers=shown).status == 200
+
+
+def test_wrong_use_is_one_line(model, tmp_path):
+    in_process("serve", tmp_path / "nowhere.onnx", "--port", 0).failed(1, "nowhere.onnx")
+    in_process("serve", model, "--token", "short", "--port", 0).failed(2, "a token of 5 characters")
+    in_process("serve", model, "--queue", 2).failed(2, "a queue of 2 holds no batch of 8")
+    in_process("serve", model, "--host", "203.0.113.9").failed(1, "cannot listen on 203.0.113.9")
+    bad = tmp_path / "bad.onnx"
+    bad.write_bytes(np.random.default_rng(0).bytes(1000))
+    in_process("serve", bad, "--port", 0).failed(1, str(Path(bad)))
