@@ -82,7 +82,7 @@ class OpcuaSink:
         """Connect, and learn the types of the nodes."""
         self.close()
         try:
-            # Of a server that stops halfway it would wait for minutes, and a call is several requests.
+            # A call is several requests; at a server that stops halfway it would hang for minutes.
             seconds = self._shown.timeout
             client = Client(self._url, timeout=seconds, sync_wrapper_timeout=4 * seconds)
             self._client = client
