@@ -13,6 +13,10 @@ from padim_edge.live.addresses import Address
 from padim_edge.live.source import Captured
 from padim_edge.live.sources import Wanted, libav
 
+# Files that only name others, which must not make us fetch what they name.
+_INDIRECT = {"hls", "dash", "concat", "imf", "sdp", "rtp", "rtsp"}
+_FORMATS = ",".join(sorted(av.formats_available - _INDIRECT))
+
 
 class VideoSource:
     """The frames of a video file, in the decoder's own pixel format.
@@ -33,8 +37,7 @@ class VideoSource:
         self._wanted = wanted.pixel_format
         self._closed = threading.Event()
         try:
-            # A playlist must not make us fetch what it names.
-            options = {"protocol_whitelist": "file"}
+            options = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
             self._container = av.open(f"file:{self._path}", options=options)
         except libav.Errors as error:
             raise PadimEdgeError(
