@@ -86,7 +86,7 @@ def test_every_example_is_an_address_and_its_sink_is_of_one_protocol():
         ("modbus://plc?coil=1&idle=2", "idle=2: allowed are 1, 0, keep"),
         ("opc.tcp://plc", "name a server and a node"),
         ("opc.tcp://plc?node=what", "node=what is no id of a node"),
-        ("opc.tcp://plc?node=i=1&cert=a", "cert and key go together"),
+        ("opc.tcp://plc?node=i=1&cert=a", "cert and key go together, and server"),
         ("prometheus://127.0.0.1:9464", "metrics are asked for"),
     ],
 )

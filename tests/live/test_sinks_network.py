@@ -26,6 +26,7 @@ from live_servers import (
     OpcuaPlc,
     Postgres,
     Receiver,
+    application,
     certificates,
     program,
 )
@@ -377,8 +378,10 @@ def test_a_plc_gets_what_its_registers_hold_and_what_it_refuses_is_said(finally_
         far.show(State(True, 9.0, 1, 1))
 
 
-def test_opc_ua_values_take_the_types_of_their_nodes(finally_):
-    plc = OpcuaPlc()
+def test_opc_ua_values_take_the_types_of_their_nodes_encrypted_or_not(finally_, tmp_path):
+    pytest.importorskip("asyncua", reason="no asyncua: pip install 'padim-edge[plc]'")
+    server, stranger, ours = (application(tmp_path, name) for name in ("server", "other", "watch"))
+    plc = OpcuaPlc(server)
     plc.start()
     finally_(plc.remove)
     place = f"opc.tcp://127.0.0.1:{plc.port}?timeout=10&node=ns=2;s="
@@ -398,6 +401,18 @@ def test_opc_ua_values_take_the_types_of_their_nodes(finally_):
     text.close()
     with pytest.raises(SinkError, match=r"(?i)node"):
         opened(f"{place}Nowhere")
+    safe = f"{place}Anomalous&cert={ours[0]}&key={ours[1]}"
+    for address in (safe, f"{safe}&server={server[0]}"):
+        sink = opened(address)
+        sink.show(State(True, 1.25, 9, 1))
+        assert plc.value("Anomalous") is True
+        sink.show(State(False, 1.25, 9, 1))
+        assert plc.value("Anomalous") is False
+        sink.close()
+    with pytest.raises(UsageError, match="files in PEM"):
+        opened(f"{place}Anomalous&cert={ours[0]}&key={ours[0]}")
+    with pytest.raises(SinkError):  # it cannot read what is for the other
+        opened(f"{safe}&server={stranger[0]}".replace("timeout=10", "timeout=2"))
 
 
 # --- receivers that say nothing ---------------------------------------------------------------

@@ -84,6 +84,26 @@ def certificates(folder: Path) -> tuple[Path, Path, Path]:
     return files
 
 
+def application(folder: Path, name: str) -> tuple[Path, Path]:
+    """A certificate that an application of OPC UA signs itself, and its key."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    now, key = datetime.now(timezone.utc), rsa.generate_private_key(65537, 2048)
+    who = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    begin, end = now - timedelta(days=1), now + timedelta(days=1)
+    names = [x509.UniformResourceIdentifier(f"urn:padim-edge:{name}")]
+    builder = x509.CertificateBuilder(
+        who, who, key.public_key(), x509.random_serial_number(), begin, end
+    ).add_extension(x509.SubjectAlternativeName(names), critical=False)
+    files = folder / f"{name}.der", folder / f"{name}.pem"
+    encoding, plain = serialization.Encoding, serialization.NoEncryption()
+    files[0].write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(encoding.DER))
+    files[1].write_bytes(key.private_bytes(encoding.PEM, serialization.PrivateFormat.PKCS8, plain))
+    return files
+
+
 class Mosquitto:
     """A broker, and a client that takes down all that is published."""
 
@@ -370,11 +390,16 @@ class ModbusPlc(_Looped):
 
 
 class OpcuaPlc(_Looped):
-    """A server of OPC UA with five nodes in namespace 2."""
+    """A server of OPC UA with five nodes in namespace 2.
 
-    def __init__(self) -> None:
+    Args:
+        certificate: and its key, for clients that sign and encrypt.
+    """
+
+    def __init__(self, certificate: tuple[Path, Path] | None = None) -> None:
         pytest.importorskip("asyncua", reason="no asyncua: pip install 'padim-edge[plc]'")
         self.port = free_port()
+        self._certificate = certificate
 
     async def serve(self) -> None:
         """Its address space takes seconds to build, so it stays when the network goes."""
@@ -383,7 +408,12 @@ class OpcuaPlc(_Looped):
         self._server = Server()
         await self._server.init()
         self._server.set_endpoint(f"opc.tcp://127.0.0.1:{self.port}/")
-        self._server.set_security_policy([ua.SecurityPolicyType.NoSecurity])
+        policies = [ua.SecurityPolicyType.NoSecurity]
+        if self._certificate:
+            policies.append(ua.SecurityPolicyType.Basic256Sha256_SignAndEncrypt)
+            await self._server.load_certificate(str(self._certificate[0]))
+            await self._server.load_private_key(str(self._certificate[1]))
+        self._server.set_security_policy(policies)
         await self._server.register_namespace("line")
         self._nodes = {}
         for name, value, kind in (

@@ -39,22 +39,27 @@ _NODES = ("score", "counter", "heartbeat", "node")
 decision finds the rest there."""
 
 
+_SECURITY = ("cert", "key", "server")
+
+
 class OpcuaSink:
     """``opc.tcp://host:4840/path?node=ns=2;s=Anomalous&score=...&counter=...&heartbeat=...``.
 
-    Values take the type that the node has. ``cert`` and ``key`` sign and encrypt
-    (Basic256Sha256).
+    Values take the type that the node has. With ``cert`` and ``key`` all is signed and encrypted
+    (Basic256Sha256), for the server whose certificate ``server`` holds; without it, for whoever
+    answers.
     """
 
     is_state = True
     wants_pictures = False
 
     def __init__(self, address: Address) -> None:
-        address.check_options((*_NODES[::-1], *OPTIONS, PASSWORD, "cert", "key"))
+        address.check_options((*_NODES[::-1], *OPTIONS, PASSWORD, *_SECURITY))
         if not address.host or "node" not in address.options:
             raise address.refused("name a server and a node, like opc.tcp://plc:4840?node=ns=2;s=A")
-        if ("cert" in address.options) != ("key" in address.options):
-            raise address.refused("cert and key go together")
+        given = [name in address.options for name in _SECURITY]
+        if given not in ([False] * 3, [True, True, False], [True] * 3):
+            raise address.refused("cert and key go together, and server with them")
         self.address = str(address)
         self._shown = shown(address)
         self.camera, self.stale, self.beat = (
@@ -65,7 +70,7 @@ class OpcuaSink:
         host = f"[{address.host}]" if ":" in address.host else address.host
         self._url = f"opc.tcp://{host}:{address.port or 4840}{address.path}"
         self._user, self._password = address.user, password(address)
-        self._security = tuple(address.options.get(name) for name in ("cert", "key"))
+        self._security = [address.options[name] for name in _SECURITY if name in address.options]
         self._ids = {}
         for name in _NODES:
             if name in address.options:
@@ -89,9 +94,9 @@ class OpcuaSink:
             if self._user:
                 client.set_user(self._user)
                 client.set_password(self._password or "")
-            if self._security[0]:
+            if self._security:
                 client.set_security_string(
-                    f"Basic256Sha256,SignAndEncrypt,{','.join(map(str, self._security))}"
+                    ",".join(("Basic256Sha256", "SignAndEncrypt", *self._security))
                 )
             client.connect()
             for name, node_id in self._ids.items():
@@ -100,6 +105,12 @@ class OpcuaSink:
         except _FAILURES as error:
             self.close()
             raise SinkError(f"{self.address}: {_reason(error)}") from error
+        except ValueError as error:
+            self.close()
+            raise UsageError(
+                f"{self.address}: {', '.join(self._security)} cannot be read: files in PEM, named "
+                ".pem, or in DER are needed"
+            ) from error
 
     def show(self, state: State) -> None:
         """Write it."""
