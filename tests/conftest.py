@@ -40,6 +40,10 @@ SLOW = (
     "runtime/nvidia/test_trt.py",
     "runtime/test_float16.py",
     "runtime/test_openvino.py",
+    "serve/test_judge.py",
+    "serve/test_life.py",
+    "serve/test_load.py",
+    "serve/test_repository.py",
 )
 """What `make check` has no time for, by the path below tests/; single tests say so themselves."""
 
