@@ -47,6 +47,7 @@ class Features:
         skipped: with engine "auto", why those before it were not taken, a line each.
         brightest: value of all that the backbone was given, 0 to 255.
         looks: of each image (`padim_edge.images.appearance`), [N, values].
+        ratios: the smallest and the largest width / height of the frames, where no files tell.
     """
 
     pyramid: Pyramid
@@ -60,6 +61,7 @@ class Features:
     skipped: tuple[str, ...] = ()
     brightest: int = 255
     looks: Array = field(default_factory=lambda: np.zeros((0, 0)))
+    ratios: tuple[float, ...] = ()
 
     def described(self) -> str:
         """How many there are, in words."""
@@ -69,7 +71,7 @@ class Features:
 
     def aspect_ratios(self, earlier: Sequence[float] = ()) -> tuple[float, ...]:
         """The smallest and the largest width / height of the files, and of ``earlier`` ones."""
-        return aspect_ratios(self.paths, earlier)
+        return aspect_ratios(() if self.ratios else self.paths, (*self.ratios, *earlier))
 
     def firsts(self) -> NDArray[np.intp]:
         """The first image of each group."""

@@ -1,0 +1,356 @@
+"""Teaching on the device: over a real slot, real ONNX Runtime, small embeddings."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+import numpy as np
+import pytest
+from lessons import captured, seen, teaching
+from PIL import Image
+
+from padim_edge.errors import PadimEdgeError, UsageError
+from padim_edge.fit.fit import fit_detector
+from padim_edge.fit.saved import SavedMoments
+from padim_edge.fit.settings import Settings
+from padim_edge.images.frames import Frame
+from padim_edge.images.preprocess import Preprocess
+from padim_edge.live.page.teaching import Teaching
+from padim_edge.live.teach import Promise
+from padim_edge.model.file import read
+
+SETTINGS = Settings(Preprocess.whole((64, 64)))
+
+
+def until(condition, seconds=60.0):
+    """Wait for something that another thread does."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.01)
+
+
+def scores_of(path):
+    return np.array(read(path, "padim").detector_info.good_scores)
+
+
+@pytest.fixture
+def bad(photos):
+    return sorted((photos / "test").glob("[!g]*/*.png"))
+
+
+@pytest.fixture
+def other(photos):
+    return sorted((photos / "test" / "good").iterdir())
+
+
+def take_all(teacher, files):
+    for file in files:
+        assert teacher.take_frame(captured(file))
+
+
+def test_from_nothing_to_a_detector_that_is_that_of_fit(embedding_file, good, tmp_path):
+    with teaching(tmp_path / "state", embedding_file) as (teacher, slot):
+        assert isinstance(teacher, Teaching)
+        assert slot.path is None
+        assert teacher.lesson().promised is None
+        teacher.take(count=len(good))
+        for file in good:
+            before = len(teacher.versions.state.good)
+            teacher(seen(slot, file))
+            until(lambda before=before: len(teacher.versions.state.good) > before)
+        lesson = teacher.lesson()
+        assert (lesson.taken, lesson.is_taking) == (12, False)
+        assert lesson.promised == pytest.approx(1 / 13)
+        teacher.fit()
+        assert slot.path == tmp_path / "state" / "versions" / "0001.onnx"
+        (version,) = teacher.lesson().versions
+        assert (version.name, version.is_current) == ("0001", True)
+        assert version.note == "fit on 12 parts"
+    fit_detector(embedding_file, good, tmp_path / "whole.onnx", SETTINGS)
+    info = read(tmp_path / "whole.onnx", "padim").detector_info
+    taught = read(tmp_path / "state" / "versions" / "0001.onnx", "padim").detector_info
+    assert taught.good_scores == pytest.approx(info.good_scores, rel=1e-4)
+    assert taught.digests == info.digests
+    assert taught.appearance == info.appearance
+
+
+def test_frames_are_kept_without_loss(embedding_file, good, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 90, 3)).astype(np.uint8)
+    grey = np.random.default_rng(1).integers(0, 4096, (70, 90)).astype(np.uint16)
+    with teaching(tmp_path, embedding_file) as (teacher, _):
+        teacher.take_frame(captured(Frame(pixels[..., ::-1], "bgr")))
+        teacher.take_frame(captured(Frame(grey, "grey12")))
+        prepared = SETTINGS.preprocess(pixels)
+        assert np.array_equal(np.asarray(Image.open(teacher.versions.photo(1))), prepared)
+        assert np.array_equal(np.asarray(Image.open(teacher.versions.frame(1))), pixels)
+        assert np.array_equal(np.asarray(Image.open(teacher.versions.frame(2))), grey)
+
+
+def test_near_copies_do_not_count(embedding_file, good, tmp_path):
+    rng = np.random.default_rng(0)
+    first = np.asarray(Image.open(good[0]).convert("RGB"))
+    noisy = np.clip(first + rng.normal(0, 3, first.shape), 0, 255).astype(np.uint8)
+    with teaching(tmp_path, embedding_file) as (teacher, _):
+        take_all(teacher, good[:3])
+        assert not teacher.take_frame(captured(good[2])), "the same frame again"
+        assert teacher.take_frame(captured(noisy))
+        lesson = teacher.lesson()
+        assert lesson.taken == 3
+        assert "part 4 is nearly equal to part 1" in lesson.warnings[-1]
+        assert teacher.promise() == Promise.of(3)
+        teacher.fit()
+        info = read(teacher.versions.model(1), "padim").detector_info
+        assert (info.images, len(info.good_scores)) == (4, 3)
+
+
+def test_a_part_that_stands_still_is_one_part(embedding_file, tmp_path):
+    rng = np.random.default_rng(0)
+    scene = np.repeat(np.mgrid[:288, :288].sum(axis=0)[..., None] * 0.4, 3, axis=2)
+    with teaching(tmp_path, embedding_file) as (teacher, _):
+        for _ in range(6):
+            noisy = np.clip(scene + rng.normal(0, 2, scene.shape), 0, 255).astype(np.uint8)
+            teacher.take_frame(captured(noisy))
+        assert teacher.lesson().taken == 1
+        assert teacher.skipped == 5
+        with pytest.raises(PadimEdgeError, match="1 usable image given"):
+            teacher.fit()
+        assert teacher.lesson().failed.startswith("1 usable image")
+
+
+def test_an_odd_part_is_named(embedding_file, good, tmp_path):
+    odd = np.array(Image.open(good[0]).convert("RGB"))
+    odd[20:70, 20:70] = [255, 0, 0]
+    with teaching(tmp_path, embedding_file) as (teacher, _):
+        take_all(teacher, good[1:])
+        teacher.take_frame(captured(odd))
+        assert any("part 12 is very unlike" in one for one in teacher.lesson().warnings)
+        teacher.leave_out(12)
+        assert teacher.lesson().taken == 11
+        with pytest.raises(UsageError, match="part 12 is none"):
+            teacher.leave_out(12)
+
+
+@pytest.mark.parametrize("preset", ["reference", "whitened"])
+def test_this_was_good_is_a_fit_of_all(
+    preset, embedding_file, whole_embedding, good, other, bad, tmp_path
+):
+    embedding = embedding_file if preset == "reference" else whole_embedding
+    settings = dataclasses.replace(SETTINGS, preset=preset, constants="float32")
+    alarm = np.array(Image.open(other[0]).convert("RGB"))
+    alarm[30:60, 30:60] = [255, 0, 0]
+    with teaching(tmp_path / "state", embedding, settings=settings) as (teacher, slot):
+        take_all(teacher, good)
+        teacher.fit()
+        frame = seen(slot, alarm)
+        assert frame.outcome.is_anomalous
+        teacher(frame)
+        teacher.was_good(frame.event.id)
+        assert [one.name for one in teacher.lesson().versions] == ["0002", "0001"]
+        again = seen(slot, alarm).outcome
+        assert not again.is_anomalous
+        assert again.score < frame.outcome.score
+        with slot.using() as detector:
+            assert detector.detector_info.images == 13
+        state, model = teacher.versions, read(embedding, "embedding")
+        first = SavedMoments.load(state.moments(1), model, settings)
+        taught = SavedMoments.load(state.moments(2), model, settings)
+        # The score that joins is the one under the fit of all others, which raised the alarm.
+        assert taught.scores[-1] == pytest.approx(frame.outcome.score, rel=2e-3)
+        assert list(taught.scores[:-1]) == list(first.scores)
+    Image.fromarray(alarm).save(tmp_path / "alarm.png")
+    fit_detector(
+        embedding,
+        [*good, tmp_path / "alarm.png"],
+        tmp_path / "all.onnx",
+        # A basis is that of the first fit; so of a whitened preset the scale alone can be compared.
+        settings,
+        save_moments=tmp_path / "all.npz",
+    )
+    if preset == "reference":
+        whole = SavedMoments.load(tmp_path / "all.npz", model, settings)
+        for one, two in zip(taught.moments.means, whole.moments.means, strict=True):
+            assert one == pytest.approx(two, abs=1e-5)
+        for key, scatter in taught.moments.scatters.items():
+            assert scatter == pytest.approx(whole.moments.scatters[key], abs=1e-4)
+    else:
+        assert np.array_equal(taught.basis.directions, first.basis.directions)
+
+
+def test_a_good_part_that_is_nearly_known_is_left_out_with_its_like(embedding_file, good, tmp_path):
+    alarm = np.array(Image.open(good[0]).convert("RGB"))
+    alarm[40:48, 40:48] = 255 - alarm[40:48, 40:48]  # too small for the small picture to tell
+    with teaching(tmp_path, embedding_file) as (teacher, slot):
+        take_all(teacher, good)
+        teacher.fit()
+        frame = seen(slot, alarm)
+        teacher(frame)
+        teacher.was_good(frame.event.id)
+        info = read(teacher.versions.model(2), "padim").detector_info
+        assert (info.images, len(info.good_scores)) == (13, 12)
+
+
+def test_bad_parts_set_nothing_and_tell_the_recall(embedding_file, good, bad, tmp_path):
+    with teaching(tmp_path, embedding_file) as (teacher, slot):
+        take_all(teacher, good)
+        teacher.fit()
+        frames = [seen(slot, file) for file in bad[:3]]
+        for frame in frames:
+            teacher(frame)
+            teacher.was_bad(frame.event.id)
+        found = sum(frame.outcome.is_anomalous for frame in frames)
+        rows = teacher.recall()
+        assert rows[0].recall == pytest.approx(found / 3)
+        assert rows[0].false_alarm_rate == pytest.approx(1 / 13)
+        with pytest.raises(UsageError, match="kept already"):
+            teacher.was_bad(frames[0].event.id)
+        assert len(teacher.lesson().versions) == 1
+
+
+def test_undo_goes_back_step_by_step(embedding_file, good, other, tmp_path):
+    with teaching(tmp_path, embedding_file) as (teacher, slot):
+        with pytest.raises(UsageError, match="nothing to undo"):
+            teacher.undo()
+        take_all(teacher, good)
+        assert teacher.lesson().undoable == "part 12 was taken"
+        teacher.undo()
+        assert not teacher.versions.photo(12).exists()
+        assert teacher.lesson().taken == 11
+        teacher.fit()
+        with pytest.raises(UsageError, match="the first detector has none before it"):
+            teacher.undo()
+        frame = seen(slot, other[0])
+        teacher(frame)
+        teacher.was_good(frame.event.id)
+        assert slot.path.stem == "0002"
+        teacher.undo()
+        assert slot.path.stem == "0001"
+        assert teacher.lesson().taken == 11
+        teacher.was_good(frame.event.id)  # again
+        assert slot.path.stem == "0003"
+
+
+def test_every_version_can_be_taken_back_up(embedding_file, good, other, tmp_path):
+    with teaching(tmp_path, embedding_file) as (teacher, slot):
+        take_all(teacher, good)
+        teacher.fit()
+        first = slot.path.read_bytes()
+        for file in other[:2]:
+            frame = seen(slot, file)
+            teacher(frame)
+            teacher.was_good(frame.event.id)
+        assert teacher.lesson().taken == 14
+        teacher.roll_back("0001")
+        assert teacher.lesson().taken == 12
+        assert slot.path.read_bytes() == first
+        current = [one.name for one in teacher.lesson().versions if one.is_current]
+        assert current == ["0001"]
+        teacher.undo()
+        assert slot.path.stem == "0003"
+        for name in ("0009", "x", ""):
+            with pytest.raises(UsageError, match="there is no version"):
+                teacher.roll_back(name)
+
+
+def test_it_goes_on_where_it_was(embedding_file, good, other, tmp_path):
+    with teaching(tmp_path, embedding_file) as (teacher, slot):
+        take_all(teacher, good[:8])
+        teacher.fit()
+        take_all(teacher, good[8:])
+    with teaching(tmp_path, embedding_file) as (teacher, slot):
+        assert slot.path.stem == "0001"
+        assert teacher.lesson().taken == 12
+        frame = seen(slot, other[0])
+        teacher(frame)
+        teacher.was_good(frame.event.id)
+        info = read(slot.path, "padim").detector_info
+        assert info.images == 9  # what was taken since waits for a fit
+        teacher.fit()
+        assert read(slot.path, "padim").detector_info.images == 9
+
+
+def test_only_its_own_cameras_and_only_held_frames(embedding_file, good, tmp_path):
+    with teaching(tmp_path, embedding_file, cameras=["left"], held_bytes=4 * 3 * 96 * 96) as both:
+        teacher, slot = both
+        teacher.take()
+        teacher(seen(slot, good[0], "right"))
+        assert teacher._offered.empty()
+        teacher.take(False)
+        take_all(teacher, good)
+        teacher.fit()
+        frames = [seen(slot, file, "left") for file in good[:4]]
+        for frame in frames:
+            teacher(frame)
+        with pytest.raises(UsageError, match=r"is not held any more.*choose a newer"):
+            teacher.was_bad(frames[0].event.id)
+        teacher.was_bad(frames[-1].event.id)
+
+
+def test_what_does_not_fit_is_refused_in_one_line(embedding_file, good, tmp_path):
+    unfit = {
+        "ledoit-wolf has no moments": dataclasses.replace(SETTINGS, covariance="ledoit-wolf"),
+        "preprocessing gives": Settings(Preprocess.whole((32, 32))),
+    }
+    for message, settings in unfit.items():
+        with (
+            pytest.raises(UsageError, match=message),
+            teaching(tmp_path / "a", embedding_file, settings=settings),
+        ):
+            raise AssertionError
+    with teaching(tmp_path / "b", embedding_file) as (teacher, _):
+        with (
+            pytest.raises(PadimEdgeError, match="in use by another process"),
+            teaching(tmp_path / "b", embedding_file),
+        ):
+            raise AssertionError
+        with pytest.raises(UsageError, match="no good parts were taken"):
+            teacher.fit()
+    other = dataclasses.replace(SETTINGS, sigma=2.0)
+    with (
+        pytest.raises(UsageError, match="was taught with another sigma"),
+        teaching(tmp_path / "b", embedding_file, settings=other),
+    ):
+        raise AssertionError
+
+
+def test_a_quantised_backbone_is_taught_like_any(embedding_file, good, tmp_path):
+    pytest.importorskip("onnxruntime.quantization")
+    from padim_edge.fit.quantised import quantise_embedding
+    from padim_edge.images.batches import refuse
+    from padim_edge.progress import silent
+
+    made = quantise_embedding(
+        read(embedding_file, "embedding"), good, SETTINGS.preprocess, "cpu", refuse, silent
+    )
+    with teaching(tmp_path, made.model) as (teacher, slot):
+        take_all(teacher, good)
+        teacher.fit()
+        assert read(slot.path, "padim").backbone_info.precision == "int8"
+        assert seen(slot, good[0]).outcome.score > 0
+
+
+def test_a_full_folder_drops_old_versions_and_then_refuses(embedding_file, good, tmp_path):
+    with teaching(tmp_path, embedding_file) as (teacher, slot):
+        take_all(teacher, good)
+        teacher.fit()
+        each = teacher.versions.model(1).stat().st_size + teacher.versions.moments(1).stat().st_size
+        photos = teacher.versions.bytes - each
+        teacher.versions.max_bytes = photos + int(4.5 * each)
+        for _ in range(5):
+            teacher.fit()
+        assert sorted(teacher.versions.dropped) == [1, 2]
+        assert len(teacher.lesson().versions) == 4
+        with pytest.raises(UsageError, match="0001 was removed for room"):
+            teacher.roll_back("0001")
+        teacher.versions.max_bytes = photos
+        with pytest.raises(PadimEdgeError, match="are used up"):
+            teacher.fit()
+        assert slot.path.stem == "0006"
+        assert not (tmp_path / "versions" / "0007.onnx").exists()
+
+
+def test_a_promise_says_its_interval():
+    assert str(Promise.of(40)) == (
+        "40 good parts can promise a false-alarm rate of 2.44% (95 %: 0.06% to 8.81%)"
+    )
