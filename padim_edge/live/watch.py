@@ -124,16 +124,16 @@ class Watch:
         """Open the followed files of all models again, in any thread or signal handler."""
         self._orders.put("reload")
 
-    def say(self, kind: str, camera: str, message: str, **fields: Any) -> None:
+    def say(self, kind: str, camera: str | None, message: str, **fields: Any) -> None:
         """Make an event, in any thread.
 
         Args:
             kind: "source", "model", "drift" or "watch".
-            camera: its name; "" for all of them.
+            camera: its name; None or "" for all of them.
             message: for people.
             fields: what else is in the record.
         """
-        self._recorder.say(kind, camera, message, **fields)
+        self._recorder.say(kind, camera or "", message, **fields)
 
     def run(self) -> None:
         """Watch until `stop`, or until all sources have ended; all is recorded when it returns.
