@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -21,7 +17,6 @@ import typer
 from padim_edge.cli.app import app
 from padim_edge.errors import UsageError
 from padim_edge.measure.bench import check_engines
-from padim_edge.runtime import trial
 from padim_edge.runtime.engines import ENGINES
 
 ROOT = Path(__file__).parents[2]
@@ -217,87 +212,15 @@ def test_the_reading_of_power(tmp_path):
 def test_the_service(tmp_path):
     verify = shutil.which("systemd-analyze")
     unit = (ROOT / "examples" / "padim-edge.service").read_text()
-    started = re.search(r"^ExecStart=(\S+) (\S+) (.*)$", unit, re.MULTILINE)
+    started = re.search(r"^ExecStart=(\S+)/padim-edge (.*)$", unit, re.MULTILINE)
     assert started
-    assert started[2].endswith("/watch.py")
+    parse(shlex.split(started[2]))
     if verify is None:
         pytest.skip("no systemd-analyze here")
     file = tmp_path / "padim-edge.service"
     # The program is not installed here, and systemd looks for it.
-    file.write_text(unit.replace(started[0], "ExecStart=/bin/true"))
+    file.write_text(unit.replace(started[1] + "/padim-edge", "/bin/true"))
     done = subprocess.run(
         [verify, "verify", str(file)], capture_output=True, text=True, check=False
     )
     assert "padim-edge.service" not in done.stderr, done.stderr
-
-
-CV2 = """
-import numpy, os
-CAP_PROP_BUFFERSIZE = 38
-class VideoCapture:
-    def __init__(self, source):
-        self.left = 3
-    def set(self, name, value):
-        return True
-    def isOpened(self):
-        return "CLOSED" not in os.environ
-    def read(self):
-        self.left -= 1
-        generator = numpy.random.default_rng(abs(self.left))
-        frame = generator.integers(0, 256, (48, 64, 3), dtype="uint8")
-        return self.left >= 0, frame
-    def release(self):
-        print("released", flush=True)
-"""
-
-
-@pytest.fixture
-def watch(tmp_path):
-    """Run examples/watch.py on three frames of a made-up camera, with the trial model."""
-    pytest.importorskip("onnxruntime")
-    (tmp_path / "cv2.py").write_text(CV2)
-    model = trial.write_model(tmp_path / "padim.onnx")
-
-    def run(source: str, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        script = ROOT / "examples" / "watch.py"
-        return subprocess.run(
-            [sys.executable, str(script), str(model.path), source, "--engine", "ort", *options],
-            env=os.environ | {"PYTHONPATH": str(tmp_path)} | environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-
-    return run
-
-
-def test_watch_judges_a_file_to_its_end(tmp_path, watch):
-    done = watch("film.mp4", "--out", str(tmp_path / "out"), "--keep", "2")
-    assert done.returncode == 0, done.stderr
-    *lines, last = done.stdout.splitlines()
-    assert last == "released"
-    records = [json.loads(line) for line in lines]
-    assert [one["is_anomalous"] for one in records] == [True] * 3  # the trial model's threshold
-    assert len({one["score"] for one in records}) == 3
-    assert len(list((tmp_path / "out").glob("*.png"))) == 2
-
-
-def test_watch_asks_to_be_started_again_when_the_camera_is_lost(watch):
-    done = watch("/dev/video0")
-    assert done.returncode == 1
-    assert "error: /dev/video0 gives no more frames" in done.stderr
-    assert done.stdout.endswith("released\n")
-    closed = watch("0", CLOSED="1")
-    assert closed.returncode == 1
-    assert "error: cannot open 0" in closed.stderr
-
-
-def test_watch_tells_systemd_that_it_is_ready_and_alive(tmp_path, watch):
-    address = str(tmp_path / "notify")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
-        systemd.bind(address)
-        systemd.settimeout(5)
-        assert watch("film.mp4", NOTIFY_SOCKET=address).returncode == 0
-        said = [systemd.recv(64) for _ in range(4)]
-    assert said == [b"READY=1", *[b"WATCHDOG=1"] * 3]
