@@ -17,8 +17,8 @@ from padim_edge.cli.output import say
 from padim_edge.errors import UsageError
 
 COMMANDS = (
-    *("export", "quantize", "fit", "import", "calibrate", "run", "watch", "eval", "bench"),
-    *("tune", "inspect", "serve", "export-repository", "demo", "doctor"),
+    *("export", "quantize", "capture", "fit", "import", "calibrate", "run", "watch", "eval"),
+    *("bench", "tune", "inspect", "serve", "export-repository", "demo", "doctor"),
 )
 """In the order of the help. Each is a file of this room, and registers itself when imported."""
 

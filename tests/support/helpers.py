@@ -21,8 +21,8 @@ from PIL import Image
 MAIN = "import sys; sys.argv[0] = 'padim-edge'; from padim_edge.cli.app import main; main()"
 TIMEOUT = 120
 COMMANDS = (
-    *("export", "quantize", "fit", "import", "calibrate", "run", "watch", "eval", "bench"),
-    *("tune", "inspect", "serve", "export-repository", "doctor", "demo"),
+    *("export", "quantize", "capture", "fit", "import", "calibrate", "run", "watch", "eval"),
+    *("bench", "tune", "inspect", "serve", "export-repository", "doctor", "demo"),
 )
 OLD = b"what was there before"
 
