@@ -8,14 +8,14 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from padim_edge.cli.command import command
-from padim_edge.cli.options import EngineName, ModelFile, Threads, Threshold
+from padim_edge.cli.options import EngineName, Threads, Threshold
 from padim_edge.cli.output import progress_bars, say, say_if_float32, say_skipped
 from padim_edge.errors import PadimEdgeError, UsageError
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from padim_edge.live.source import Source
     from padim_edge.live.spool import Spool
     from padim_edge.live.swap import ModelSlot
+    from padim_edge.live.teach import Teacher
     from padim_edge.live.watch import Camera, Watch
 
 _STATE = "padim-edge-state"
@@ -37,7 +38,10 @@ _STATE = "padim-edge-state"
     "watch", "padim-edge watch padim.onnx rtsp://10.0.0.7/line --to jsonl:events.jsonl", "--also"
 )
 def watch(
-    model: ModelFile,
+    model: Annotated[
+        Path,
+        typer.Argument(help="Detector made by 'padim-edge fit'; or an embedding, with --page."),
+    ],
     source: Annotated[
         str,
         typer.Argument(
@@ -141,8 +145,11 @@ def watch(
     asked = [address for address in to or () if address.lower().startswith("prometheus:")]
     sinks = _sinks([address for address in to or () if address not in asked])
     with contextlib.ExitStack() as stack:
-        spool = _spool(stack, sinks, state)
-        slots = _models(stack, [one for one, _, _ in cameras], engine, threads, threshold)
+        paths = [one for one, _, _ in cameras]
+        taught = _embeddings(paths, page)
+        folder = _state_folder(state) if sinks or state or taught else None
+        spool = _spool(stack, sinks, folder) if folder and (sinks or state) else None
+        slots = _models(stack, paths, taught, engine, threads, threshold)
         opened = _cameras(cameras, slots, policy, spool, pixel_format)
         wants_pictures = bool(page) or any(sink.wants_pictures for sink in sinks)
         recorder = Recorder(spool, None if sinks else _line, wants_pictures)
@@ -159,8 +166,11 @@ def watch(
             tell=say,
         )
         deliveries = _deliveries(spool, sinks, watching)
+        teachers = (
+            _teachers(stack, paths, taught, opened, watching, folder, threads) if folder else {}
+        )
         if page:
-            _show(stack, page, token, watching, recorder, deliveries)
+            _show(stack, page, token, watching, recorder, deliveries, teachers)
         for address in asked:
             _answer(stack, address, watching, recorder, deliveries)
         if deliveries:
@@ -185,9 +195,23 @@ def _named(address: str) -> tuple[str, str]:
     return (match[1], address[match.end() :]) if match else ("", address)
 
 
+def _embeddings(paths: Sequence[Path], page: str | None) -> set[Path]:
+    """Those of the files that are no detectors yet, and are taught on the page."""
+    from padim_edge.model.file import read
+
+    taught = {path for path in paths if read(path, None, lazily=True).detector_info is None}
+    if taught and not page:
+        raise UsageError(
+            f"{min(taught)} is an embedding, which judges nothing yet: make a detector of it with  "
+            "padim-edge fit , or teach one on the page, with --page 127.0.0.1:8080"
+        )
+    return taught
+
+
 def _models(
     stack: contextlib.ExitStack,
     paths: Sequence[Path],
+    taught: Collection[Path],
     engine: str,
     threads: int,
     threshold: float | None,
@@ -205,7 +229,10 @@ def _models(
         place = path.resolve()
         if place in slots:
             continue
-        _refuse_embedding(path)
+        if path in taught:
+            slots[place] = ModelSlot(opener)
+            stack.callback(slots[place].close)
+            continue
         before = resident_memory()
         with progress_bars() as progress:
             slot = ModelSlot(
@@ -215,26 +242,59 @@ def _models(
         stack.callback(slot.close)
         slots[place] = slot
         with slot.using() as detector:
-            assert detector is not None
-            say_skipped(detector.skipped, detector.engine.name)
-            say_if_float32(detector.engine.name, detector.backbone_info.precision)
-            figures = detector.engine.figures()
-            memory = f"{(resident_memory() - before) / 1e6:.0f} MB of memory"
-            if figures:
-                memory += f", {figures.memory_bytes / 1e6:.0f} MB of the GPU's"
-            say(f"{path}: {detector.engine.name}, {detector.engine.describe()}; {memory}")
+            if detector:
+                _say_model(path, detector, resident_memory() - before)
     return [slots[path.resolve()] for path in paths]
 
 
-def _refuse_embedding(path: Path) -> None:
-    """Refuse an embedding.onnx, which is no detector yet."""
-    from padim_edge.model.file import read
+def _say_model(path: Path, detector: Detector, memory: int) -> None:
+    """What runs a model, why not something better, and what it takes."""
+    engine = detector.engine
+    say_skipped(detector.skipped, engine.name)
+    say_if_float32(engine.name, detector.backbone_info.precision)
+    figures = engine.figures()
+    takes = f"{memory / 1e6:.0f} MB of memory"
+    if figures:
+        takes += f", {figures.memory_bytes / 1e6:.0f} MB of the GPU's"
+    say(f"{path}: {engine.name}, {engine.describe()}; {takes}")
 
-    if read(path, None, lazily=True).detector_info is None:
-        raise UsageError(
-            f"{path} is an embedding, which judges nothing yet: make a detector of it with  "
-            "padim-edge fit"
-        )
+
+def _teachers(
+    stack: contextlib.ExitStack,
+    paths: Sequence[Path],
+    taught: Collection[Path],
+    cameras: Sequence[Camera],
+    watching: Watch,
+    folder: Path,
+    threads: int,
+) -> dict[str, Teacher]:
+    """Who teaches each camera whose model is an embedding, by its name; one for each embedding."""
+    if not taught:
+        return {}
+    from padim_edge.live.teach import Teacher
+
+    teachers: dict[ModelSlot, Teacher] = {}
+    by_camera: dict[str, Teacher] = {}
+    for path, camera in zip(paths, cameras, strict=True):
+        if path not in taught:
+            continue
+        if camera.model not in teachers:
+            mine = [one.name for one in cameras if one.model is camera.model]
+            teacher = Teacher(
+                folder / f"taught-{path.stem}",
+                path,
+                camera.model,
+                cameras=mine,
+                say=watching.say,
+                threads=threads,
+            )
+            stack.callback(teacher.close)
+            teachers[camera.model] = teacher
+            watching.observers.append(teacher)
+            now = f"{camera.model.path} judges" if camera.model.path else "nothing judges yet"
+            say(f"{path}: {now}; taught on the page, kept in {teacher.versions.folder}")
+        by_camera[camera.name] = teachers[camera.model]
+    return by_camera
 
 
 def _cameras(
@@ -274,15 +334,18 @@ def _sinks(addresses: Sequence[str]) -> list[AnySink]:
     return [make_sink(address) for address in addresses]
 
 
-def _spool(
-    stack: contextlib.ExitStack, sinks: Sequence[AnySink], state: Path | None
-) -> Spool | None:
-    """What sinks deliver from, and where it is remembered what was judged; None without need."""
-    if not sinks and state is None:
-        return None
+def _spool(stack: contextlib.ExitStack, sinks: Sequence[AnySink], folder: Path) -> Spool:
+    """What sinks deliver from, and where it is remembered what was judged."""
     from padim_edge.live.delivery import spooled
     from padim_edge.live.spool import Spool
 
+    spool = Spool(folder / "spool.db", sinks=spooled(sinks))
+    stack.callback(spool.close)
+    return spool
+
+
+def _state_folder(state: Path | None) -> Path:
+    """Where everything is kept; made if it is not there."""
     folder = state or Path(os.environ.get("STATE_DIRECTORY", "").split(":")[0] or _STATE)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -293,9 +356,7 @@ def _spool(
         ) from error
     if state is None:
         say(f"state: {folder}")
-    spool = Spool(folder / "spool.db", sinks=spooled(sinks))
-    stack.callback(spool.close)
-    return spool
+    return folder
 
 
 def _deliveries(
@@ -332,6 +393,7 @@ def _show(
     watching: Watch,
     recorder: Recorder,
     deliveries: Deliveries | None,
+    teachers: Mapping[str, Teacher],
 ) -> None:
     """Serve the page; says where."""
     from padim_edge.live.board import Board
@@ -343,7 +405,7 @@ def _show(
     )
     recorder.observers.append(board)
     recorder.told.append(board.said)
-    server = stack.enter_context(Server(page(board), *parse_listen(address), token))
+    server = stack.enter_context(Server(page(board, teachers), *parse_listen(address), token))
     say(f"page: {server.url}")
     if server.made_token:
         say(f"token: {server.token}")

@@ -168,7 +168,7 @@ class Page:
         teacher = self._teachers.get(camera)
         if teacher is None:
             raise UsageError(
-                "this camera's model is not taught here: start padim-edge watch with --teach"
+                "this camera's model is not taught here: start padim-edge watch with an embedding"
             )
         event, version = asked.get("event", ""), asked.get("version", "")
         doing: dict[str, Callable[[], None]] = {
