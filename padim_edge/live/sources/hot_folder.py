@@ -82,6 +82,7 @@ class HotFolderSource:
         self._root = os.path.realpath(address.path)
         self._known: dict[str, _Folder] = {}
         self._everything = 0.0  # when to look at every file again
+        self._looks = 0
         self._closed = threading.Event()
         try:
             status = Path(self._root).stat()
@@ -109,6 +110,7 @@ class HotFolderSource:
                 key = f"{path}:{date}:{size}"
                 yield Captured(Path(path), sequence, time.time(), path, key)
                 sequence += 1
+            self._looks += 1
             self._closed.wait(self._poll)
 
     def close(self) -> None:

@@ -161,7 +161,9 @@ class SharedMemoryWriter:
         """End: readers are told so. Twice is harmless."""
         if self._descriptor >= 0:
             self._path.unlink(missing_ok=True)
-            os.close(self._descriptor)  # and with it the lock
+            # Closing is not enough: the map has a descriptor of its own, of the same lock.
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+            os.close(self._descriptor)
             self._descriptor = -1
 
 
@@ -311,5 +313,6 @@ class SharedMemorySource:
 
     def _release(self) -> None:
         if self._descriptor >= 0:
+            self._map.close()
             os.close(self._descriptor)
             self._descriptor = -1
