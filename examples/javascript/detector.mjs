@@ -1,0 +1,82 @@
+// A detector from a padim.onnx that was fitted with --frame-input: its graph takes the frame as it
+// is. `ort` is onnxruntime-node or onnxruntime-web; nothing here knows which.
+
+export class Detector {
+  // ort: the runtime; bytes: Uint8Array of the file.
+  static async open(ort, bytes) {
+    const metadata = readMetadata(bytes);
+    const threshold = JSON.parse(metadata.get("padim_edge.threshold") ?? "null");
+    if (threshold === null) throw new Error("this file is no detector: fit one with padim-edge fit");
+    const session = await ort.InferenceSession.create(bytes);
+    if (!session.inputNames.includes("frame")) {
+      throw new Error("this file takes prepared images: fit it with padim-edge fit --frame-input");
+    }
+    const good = JSON.parse(metadata.get("padim_edge.good_scores") ?? "[]");
+    return new Detector(ort, session, threshold, good);
+  }
+
+  constructor(ort, session, threshold, goodScores) {
+    Object.assign(this, { ort, session, threshold, goodScores });
+  }
+
+  // rgb: Uint8Array of height * width * 3 values, row by row.
+  async judge(rgb, width, height) {
+    const frame = new this.ort.Tensor("uint8", rgb, [1, height, width, 3]);
+    const { score, score_map: map } = await this.session.run({ frame });
+    const value = score.data[0];
+    return {
+      score: value,
+      threshold: this.threshold,
+      // A score that is not a number is no proof of a good part.
+      isAnomalous: !(value <= this.threshold),
+      percentile: percentile(this.goodScores, value),
+      map: { data: map.data, height: map.dims[1], width: map.dims[2] },
+    };
+  }
+}
+
+// Per cent of the good images of the fit that score no higher.
+function percentile(goodScores, score) {
+  if (!goodScores.length) return null;
+  return (100 * goodScores.filter((one) => one <= score).length) / goodScores.length;
+}
+
+// The metadata of an ONNX file, which neither runtime gives: key -> text. In protobuf's terms, the
+// entries of field 14 of the outermost message, each with a key (1) and a value (2).
+export function readMetadata(bytes) {
+  const found = new Map();
+  for (const [number, entry] of fields(bytes)) {
+    if (number !== 14) continue;
+    const parts = new Map(fields(entry));
+    const text = (part) => new TextDecoder().decode(parts.get(part) ?? new Uint8Array());
+    found.set(text(1), text(2));
+  }
+  return found;
+}
+
+// [number, bytes] of each field of a message that has a length.
+function* fields(bytes) {
+  let at = 0;
+  const varint = () => {
+    let value = 0;
+    for (let shift = 1; ; shift *= 128) {
+      if (at >= bytes.length) throw new Error("this is no ONNX file: it ends within a number");
+      const byte = bytes[at++];
+      value += (byte & 127) * shift; // no bit operations: lengths pass 2 ** 31
+      if (byte < 128) return value;
+    }
+  };
+  while (at < bytes.length) {
+    const key = varint();
+    const kind = key % 8;
+    if (kind === 0) varint();
+    else if (kind === 1) at += 8;
+    else if (kind === 5) at += 4;
+    else if (kind === 2) {
+      const length = varint();
+      if (at + length > bytes.length) throw new Error("this is no whole ONNX file");
+      yield [Math.floor(key / 8), bytes.subarray(at, at + length)];
+      at += length;
+    } else throw new Error("this is no ONNX file");
+  }
+}

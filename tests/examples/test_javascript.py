@@ -1,0 +1,171 @@
+"""The example in JavaScript judges as Python does: in Node.js, and in a real browser."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from browser import chromium
+from helpers import link, padim_edge
+from node import example
+from PIL import Image
+
+from padim_edge import Detector
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    return example()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, embedding_file, photos) -> Path:
+    """A detector whose graph takes frames."""
+    path = tmp_path_factory.mktemp("javascript") / "padim.onnx"
+    padim_edge("fit", embedding_file, photos / "train", "--frame-input", "-o", path).worked()
+    return path
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory, photos) -> list[Path]:
+    """Photos without loss, of odd sizes, one grey, one with alpha, one anomalous."""
+    made = tmp_path_factory.mktemp("frames")
+    image = Image.open(min((photos / "test").rglob("*.png"))).convert("RGB")
+    stained = np.array(image.resize((301, 203)))
+    stained[40:120, 60:160] = (255, 0, 255)
+    grey = image.resize((97, 130)).convert("L")
+    for name, one in {
+        "plain.png": image,
+        "stained.png": Image.fromarray(stained),
+        "grey.png": grey,
+        "alpha.png": image.resize((80, 80)).convert("RGBA"),
+        "a <b> name.png": image.resize((66, 70)),
+    }.items():
+        one.save(made / name)
+    return sorted(made.iterdir())
+
+
+def judged(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = ["node", folder / "judge.mjs", *arguments]
+    return subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_node_says_what_python_says(folder, model, frames, tmp_path):
+    (tmp_path / "no.png").write_text("no image")
+    done = judged(folder, model, *frames, tmp_path / "no.png")
+    assert done.returncode == 3, done.stderr
+    *lines, broken = [json.loads(line) for line in done.stdout.splitlines()]
+    assert broken["path"] == str(tmp_path / "no.png")
+    assert "unsupported image format" in broken["error"]
+    with Detector(model, engine="ort") as detector:
+        for path, line in zip(frames, lines, strict=True):
+            result = detector(path)
+            assert line["path"] == str(path)
+            assert math.isclose(line["score"], result.score, rel_tol=1e-5)
+            assert line["threshold"] == result.threshold
+            assert line["isAnomalous"] == result.is_anomalous
+            assert math.isclose(line["percentile"], result.percentile)
+    assert {Path(line["path"]).name for line in lines if line["isAnomalous"]} >= {"stained.png"}
+    assert not all(line["isAnomalous"] for line in lines)
+
+
+def test_node_refuses_other_files_in_a_line(folder, model_file, embedding_file, frames, tmp_path):
+    photo = frames[0]
+    (tmp_path / "half.onnx").write_bytes(model_file.read_bytes()[:5000])
+    for path, said in (
+        (model_file, "--frame-input"),
+        (embedding_file, "is no detector"),
+        (photo, "no ONNX file"),
+        (tmp_path / "half.onnx", "no whole ONNX file"),
+        (tmp_path / "absent.onnx", "ENOENT"),
+    ):
+        done = judged(folder, path, photo)
+        assert done.returncode == 1
+        assert said in done.stderr
+        assert done.stderr.startswith(f"error: {path}: ")
+        assert done.stderr.count("\n") == 1
+    assert judged(folder, model_file).returncode == 2
+
+
+def test_real_photos_in_node(folder, data, real_embedding, tmp_path):
+    """As PNG, which all decoders read alike; a JPEG padim-edge decodes smaller than others do."""
+    bottle = data / "data" / "mvtec-256" / "bottle"
+    model = tmp_path / "padim.onnx"
+    good = link(sorted((bottle / "train" / "good").iterdir()), tmp_path / "good", 12)
+    padim_edge(
+        *("fit", real_embedding, good, "--frame-input", "--false-alarm-rate", 0.2, "-o", model)
+    ).worked()
+    pngs = []
+    for kind in sorted((bottle / "test").iterdir()):
+        pngs.append(tmp_path / f"{kind.name}.png")
+        Image.open(min(kind.iterdir())).convert("RGB").save(pngs[-1])
+    done = judged(folder, model, *pngs)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    with Detector(model, engine="ort") as detector:
+        for path, line in zip(pngs, lines, strict=True):
+            assert math.isclose(line["score"], detector(path).score, rel_tol=1e-5), path
+    assert {line["isAnomalous"] for line in lines} == {True, False}
+
+
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The address of the example's own server."""
+    command = ["node", str(folder / "page-server.mjs")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            yield server.stdout.readline().strip()
+        finally:
+            server.kill()
+
+
+def shows(page, selector: str, text: str) -> None:
+    """Wait until an element has this text; the page allows no eval, as other ways to wait need."""
+    page.locator(selector).filter(has_text=text).wait_for(timeout=120_000)
+
+
+def test_the_page_says_what_python_says(folder, model, frames, tmp_path):
+    with chromium() as browser, served(folder) as address:
+        page = browser.new_page()
+        troubles, asked = [], []
+        page.on("console", lambda message: troubles.append(message.text))
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(address)
+        page.set_input_files("#photo", frames[0])
+        shows(page, "#verdict", "model first")
+        page.set_input_files("#model", model)
+        shows(page, "#verdict", "Now a photo")
+        with Detector(model, engine="ort") as detector:
+            for path in frames:
+                if path.name == "alpha.png":
+                    continue  # what a browser paints behind it is its own
+                page.set_input_files("#photo", path)
+                shows(page, "#details", f"{path.name}: ")
+                result = detector(path)
+                verdict = page.locator("#verdict")
+                assert math.isclose(
+                    float(verdict.get_attribute("data-score")), result.score, rel_tol=1e-5
+                )
+                assert verdict.text_content() == ("ANOMALY" if result.is_anomalous else "OK")
+                width, height = Image.open(path).size
+                assert page.evaluate("[picture.width, picture.height]") == [width, height]
+        page.set_input_files("#photo", frames[-1])  # stained
+        shows(page, "#details", "stained.png: ")
+        with_heat = page.evaluate("picture.toDataURL()")
+        page.locator("#heat").uncheck()
+        assert page.evaluate("picture.toDataURL()") != with_heat
+        (tmp_path / "no.png").write_text("no image")
+        page.set_input_files("#photo", tmp_path / "no.png")
+        shows(page, "#verdict", "no.png: ")
+        assert all(url.startswith((address, "blob:", "data:")) for url in asked)
+        assert not troubles
