@@ -535,9 +535,9 @@ function anomalies(list, now = false) {
   const at = list.findIndex((one) => one.id === newest);
   const waiting = at < 0 ? list.length : at;
   state.anomalies = list;
-  const busy = node.children.length && (node.matches(":hover") || node.contains(document.activeElement) || $("viewer").open);
+  const busy = node.children.length && ($("list").matches(":hover") || $("list").contains(document.activeElement) || $("viewer").open);
   $("none").hidden = list.length > 0;
-  $("newer").hidden = !(busy && !now && waiting);
+  $("newer").classList.toggle("away", !(busy && !now && waiting));
   put($("newer"), `Show ${plural(waiting, "newer anomaly", "newer anomalies")}`);
   if (busy && !now && waiting) return;
   const few = state.all ? list : list.slice(0, FEW);
@@ -595,8 +595,8 @@ $("older").addEventListener("click", () => {
   anomalies(state.anomalies, true);
   $("anomalies").children[first]?.querySelector(".look").focus();
 });
-$("anomalies").addEventListener("mouseleave", () => anomalies(state.anomalies));
-$("anomalies").addEventListener("focusout", () => setTimeout(() => anomalies(state.anomalies)));
+$("list").addEventListener("mouseleave", () => anomalies(state.anomalies));
+$("list").addEventListener("focusout", () => setTimeout(() => anomalies(state.anomalies)));
 
 // -------------------------------------------------------------------------------------- viewer
 

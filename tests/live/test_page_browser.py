@@ -1,0 +1,404 @@
+"""The page in a real browser: what it shows, what can be done, and what must not happen."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from browser import chromium
+from pages import SCRIPT, Line, Pupil
+from scripted import DEADLINE, wait_for
+
+pytest.importorskip("uvicorn", reason="needs uvicorn: pip install 'padim-edge[live]'")
+pytest.importorskip("starlette", reason="needs starlette: pip install 'padim-edge[live]'")
+
+from padim_edge.detect.calibration import threshold_for
+from padim_edge.images.decode import load_image
+from padim_edge.live.page.app import page
+from padim_edge.live.page.teaching import Lesson, Version
+from padim_edge.web.server import Server
+
+pytestmark = pytest.mark.slow
+
+PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def good(photos):
+    return sorted((photos / "test" / "good").iterdir())
+
+
+@pytest.fixture(scope="module")
+def bad(good, tmp_path_factory):
+    """Photos with a hole."""
+    folder = tmp_path_factory.mktemp("bad")
+    for number, photo in enumerate(good):
+        image = load_image(photo)
+        image.paste((255, 0, 0), (20 + 8 * number, 20, 60 + 8 * number, 70))
+        image.save(folder / f"{number}.png")
+    return sorted(folder.iterdir())
+
+
+class Opened:
+    """The page, and all that it must not do.
+
+    Attributes:
+        troubles: on the console, errors, dialogs, what it asked for elsewhere.
+    """
+
+    def __init__(self, browser: Any, url: str, **options: Any) -> None:
+        self.context = browser.new_context(**options)
+        self.page = self.context.new_page()
+        self.troubles: list[str] = []
+        self.expected: tuple[str, ...] = ()
+        host = urlsplit(url).netloc
+        self.page.on("console", lambda message: self.troubles.append(message.text))
+        self.page.on("pageerror", lambda error: self.troubles.append(str(error)))
+        self.page.on("dialog", lambda dialog: (self.troubles.append("dialog"), dialog.dismiss()))
+        self.page.on("request", lambda request: self._asked(request.url, host))
+        self.page.goto(url)
+
+    def _asked(self, url: str, host: str) -> None:
+        if not url.startswith(("data:", "blob:")) and urlsplit(url).netloc != host:
+            self.troubles.append(f"asked for {url}")
+
+    def all(self, code: str) -> Any:
+        return self.page.evaluate(code)
+
+    def until(self, code: str, wanted: Any = True) -> None:
+        """Wait until a piece of JavaScript has this value."""
+        deadline = time.monotonic() + DEADLINE
+        while (value := self.page.evaluate(code)) != wanted:
+            assert time.monotonic() < deadline, f"{code} is {value!r}, not {wanted!r}"
+            self.page.wait_for_timeout(30)
+
+    def text(self, selector: str) -> str:
+        return self.page.locator(selector).inner_text()
+
+    def press(self, *keys: str) -> None:
+        for key in keys:
+            self.page.keyboard.press(key)
+
+    def focus(self) -> str:
+        """What has the keyboard: its id, or its text."""
+        return self.all("document.activeElement.id || document.activeElement.textContent")
+
+
+@pytest.fixture
+def line(model_file) -> Iterator[Line]:
+    one = Line(model_file, ("top", SCRIPT), lambda: [{"address": f"jsonl:{SCRIPT}", "backlog": 3}])
+    yield one
+    one.slot.close()
+
+
+@pytest.fixture
+def opened(browser, line) -> Iterator[Any]:
+    """Opens the page of the line; at the end nothing may have gone wrong."""
+    with contextlib.ExitStack() as stack:
+
+        def opened(pupil: Pupil | None = None, **options: Any) -> Opened:
+            app = page(line.board, {"top": pupil} if pupil else None)
+            server = stack.enter_context(Server(app))
+            one = Opened(browser, server.url, **options)
+            stack.callback(check, one)
+            stack.callback(one.context.close)
+            one.until("state.now !== null")
+            return one
+
+        yield opened
+
+
+def check(one: Opened) -> None:
+    troubles = [text for text in one.troubles if not text.startswith(one.expected or ("\0",))]
+    assert troubles == []
+
+
+def test_what_is_now_is_shown_and_goes_on(opened, line, good, bad):
+    first = line.show(good[0])
+    one = opened()
+    one.until("$('decision').textContent", "OK" if not first.outcome.is_anomalous else "ANOMALY")
+    one.until("$('frame').naturalWidth", 96)
+    numbers = dict(
+        zip(
+            *(one.page.locator(f"#numbers {kind}").all_inner_texts() for kind in ("dt", "dd")),
+            strict=True,
+        )
+    )
+    assert float(numbers["score"]) == pytest.approx(first.outcome.score, rel=1e-2)
+    assert numbers["judged"] == "1"
+    assert numbers["latency p50"] == "20 ms"
+    seen = line.show(bad[0])
+    one.until("$('decision').textContent", "ANOMALY")
+    one.until("document.querySelectorAll('#anomalies li').length", 1 + first.outcome.is_anomalous)
+    one.until("document.querySelector('#anomalies img').naturalWidth", 96)
+    assert f"{seen.outcome.score:.2f}"[:4] in one.text("#anomalies li >> nth=0")
+    one.until("$('told').textContent.startsWith('Anomaly at top')")
+    line.show(None, error="the file is truncated")
+    one.until("$('decision').textContent", "not judged")
+    assert one.text("#why") == one.text("#nothing") == "the file is truncated"
+    line.say("drift", "the light has changed", "top")
+    one.until("$('drift').textContent.endsWith('the light has changed')")
+    assert one.page.locator("#drift").is_visible()
+    line.say("model", "new.onnx judges from now on", "top")
+    one.until("$('drift').hidden")
+    status = line.board.cameras["top"].status
+    status.is_connected, status.source = False, "lost: no route to host"
+    one.until("$('why').textContent", "No frames come: lost: no route to host")
+
+
+def test_the_heat_map_is_there_or_not_and_a_picture_can_be_held(opened, line, bad, good):
+    line.show(bad[0])
+    one = opened()
+    one.until("$('frame').naturalWidth", 96)
+    pixels = """(() => { const c = document.createElement('canvas'); c.width = c.height = 96;
+        const p = c.getContext('2d'); p.drawImage($('frame'), 0, 0);
+        return [...p.getImageData(0, 0, 96, 96).data].reduce((a, b) => a + b, 0); })()"""
+    with_heat = one.all(pixels)
+    before = one.all("$('frame').src")
+    one.page.locator("#heat").uncheck()
+    one.until(f"$('frame').src !== {before!r}")
+    assert abs(one.all(pixels) - with_heat) > 10_000
+    one.page.locator("#hold").click()
+    held = one.all("$('frame').src")
+    line.show(good[0])
+    one.until("state.now.newest.sequence", 2)
+    one.page.wait_for_timeout(50)
+    assert one.all("$('frame').src") == held
+    one.page.locator("#hold").click()
+    line.show(good[1])
+    one.until(f"$('frame').src !== {held!r}")
+
+
+def test_names_with_scripts_are_shown_and_not_run(opened, line, bad):
+    pupil = Pupil(
+        Lesson(
+            warnings=(SCRIPT,),
+            doing=SCRIPT,
+            failed=SCRIPT,
+            undoable=SCRIPT,
+            versions=(Version(SCRIPT, 1.0, SCRIPT),),
+        )
+    )
+    line.show(bad[0], name=f"in/{SCRIPT}.png")
+    line.say("source", SCRIPT)
+    line.say("drift", SCRIPT)
+    line.board.cameras["top"].status.source = SCRIPT
+    one = opened(pupil)
+    one.until("document.querySelectorAll('#anomalies li').length", 1)
+    for selector in (
+        "#tabs",
+        "#named",
+        "#anomalies",
+        "#messages",
+        "#drift",
+        "#states",
+        "#warnings",
+        "#doing",
+        "#failed",
+        "#undo",
+        "#versions",
+    ):
+        assert SCRIPT in one.all(f"document.querySelector({selector!r}).textContent"), selector
+    one.page.locator(".look").click()
+    one.until("$('large').naturalWidth", 96)
+    assert SCRIPT in one.text("#viewed")
+    one.press("Escape")
+    assert one.all("document.scripts.length") == 1
+    one.page.locator("#tabs button >> nth=1").click()
+    one.until("document.title", f"{SCRIPT} \u2013 padim-edge")
+    line.show(bad[1], SCRIPT)
+    one.until("document.querySelectorAll('#anomalies li').length", 1)
+    assert one.all("$('anomalies').querySelector('li').dataset.id") == "e000004"
+
+
+def try_threshold(one: Opened, limit: float) -> None:
+    """Drag the slider there."""
+    one.all(f"$('preview').step = 'any'; $('preview').value = {limit}")
+    one.page.locator("#preview").dispatch_event("input")
+
+
+def test_another_threshold_is_tried_and_what_keeps_it_is_said(opened, line, good, bad):
+    shown = [line.show(photo) for photo in (*good, *bad)]
+    scores = sorted(seen.outcome.score for seen in shown)
+    were = sum(seen.outcome.is_anomalous for seen in shown)
+    one = opened()
+    one.until("state.points.length", len(shown))
+    assert one.text("#would").startswith(f"{were} of the last {len(shown)} frames anomalous")
+    assert not one.page.locator("#keep").is_visible()
+    for limit in ((scores[1] + scores[2]) / 2, 3.9 * line.slot.threshold):
+        try_threshold(one, limit)
+        will = sum(score > limit for score in scores)
+        assert f" {will} of the last {len(shown)} frames would have been" in one.text("#would")
+        assert f"anomalous; {were} were" in one.text("#would")
+        spared = one.page.locator("#anomalies li.spared").count()
+        assert spared == were - min(will, were)
+    info = line.slot.detector_info
+    assert line.slot.threshold == info.threshold
+    # What it says to do gives what it says that comes of it.
+    for limit in sorted(info.good_scores)[3:9:2]:
+        try_threshold(one, limit + 1e-4)
+        command = one.all("$('keep').querySelector('code').textContent").split()
+        assert command[:2] == ["padim-edge", "calibrate"]
+        assert command[2].endswith("padim.onnx")
+        rate = float(command[command.index("--false-alarm-rate") + 1])
+        assert threshold_for(info.good_scores, rate) == pytest.approx(limit, rel=1e-6)
+    one.page.locator("#back").click()
+    assert one.text("#would").startswith(f"{were} of the last")
+    assert one.focus() == "preview"
+    one.press("ArrowRight")
+    one.until("state.preview !== null")
+
+
+def test_everything_by_keyboard(opened, line, bad, good):
+    for photo in bad[:3]:
+        line.show(photo)
+    line.show(good[0], SCRIPT)
+    one = opened(Pupil(Lesson(taken=5, undoable="part 5")))
+    one.until("document.querySelectorAll('#anomalies li').length", 3)
+    reached = []
+    for _ in range(18):
+        one.press("Tab")
+        reached.append(one.focus())
+        if one.all("document.activeElement.className") == "look":
+            break
+    assert reached[:8] == ["top", "heat", "hold", "take", "fit", "undo", "preview", ""]
+    one.press("Enter")
+    one.until("$('viewer').open")
+    first = one.text("#viewed")
+    one.press("ArrowRight")
+    assert one.text("#viewed") != first
+    one.press("Escape")
+    one.until("$('viewer').open", False)
+    one.until("document.activeElement.closest('li')?.dataset.id", "e000002")
+    one.page.locator("#tabs button >> nth=0").focus()
+    one.press("ArrowRight")
+    one.until("state.now.camera.name", SCRIPT)
+    assert one.all("document.activeElement.getAttribute('aria-selected')") == "true"
+    assert not one.page.locator("#teaching").is_visible()  # nobody teaches this one
+
+
+def test_new_anomalies_wait_while_somebody_points_at_the_list(opened, line, bad):
+    line.show(bad[0])
+    one = opened(Pupil(), viewport={"width": 1200, "height": 2400})  # nothing has to be scrolled
+    one.until("document.querySelectorAll('#anomalies li').length", 1)
+    one.page.locator("#anomalies li").hover()
+    line.show(bad[1])
+    one.until("$('newer').classList.contains('away')", False)
+    assert one.text("#newer") == "Show 1 newer anomaly"
+    assert one.page.locator("#anomalies li").count() == 1
+    one.page.locator("#newer").click()
+    one.until("document.querySelectorAll('#anomalies li').length", 2)
+    assert one.all("$('anomalies').querySelector('li').dataset.id") == "e000002"
+
+
+def test_teaching(opened, line, bad):
+    event = line.show(bad[0]).event.id
+    pupil = Pupil()
+    one = opened(pupil)
+    one.until("document.querySelectorAll('#anomalies li').length", 1)
+    assert "From 2 on" in one.text("#lesson")
+    assert one.page.locator("#fit").is_disabled()
+    assert one.page.locator("#undo").is_disabled()
+    one.page.get_by_role("button", name="Take good parts").click()
+    wait_for(lambda: pupil.asked == [("take", True)])
+    one.until("$('take').textContent", "Stop taking")
+    pupil.now = replace(
+        pupil.now,
+        taken=49,
+        promised=1 / 50,
+        undoable="good part 49",
+        warnings=("part 7 is nearly equal to part 3",),
+    )
+    one.until(
+        "$('lesson').textContent",
+        "49 good parts taken. They can promise that 2 % of good "
+        "parts raise an alarm; for the 1 % asked for, 99 are needed.",
+    )
+    one.until("$('warnings').textContent", "part 7 is nearly equal to part 3")
+    one.page.get_by_role("button", name="Stop taking").click()
+    one.page.get_by_role("button", name="Fit", exact=True).click()
+    wait_for(lambda: pupil.asked[1:] == [("take", False), ("fit",)])
+    pupil.now = replace(pupil.now, doing="fitting on 49 parts")
+    one.until("$('doing').textContent", "fitting on 49 parts \u2026")
+    one.until("$('fit').disabled")
+    versions = (Version("v2", 2.0, "fit", True), Version("v1", 1.0, "fit on 20 parts"))
+    pupil.now = replace(pupil.now, doing="", versions=versions)
+    one.page.get_by_role("button", name="Roll back to v1").click()
+    wait_for(lambda: pupil.asked[-1] == ("roll back", "v1"))
+    pupil.refuses = "the part of this event is not kept any more"
+    one.page.get_by_role("button", name="This was good").click()
+    one.until("$('failed').textContent", pupil.refuses)
+    one.expected = ("Failed to load resource: the server responded with a status of 422",)
+    pupil.refuses = ""
+    one.page.get_by_role("button", name="This was good").click()
+    one.until("document.querySelector('#anomalies .chip').textContent", "learned as good")
+    assert pupil.asked[-1] == ("good", event)
+    assert one.page.get_by_role("button", name="This was bad").count() == 0
+    one.page.get_by_role("button", name="Undo: good part 49").click()
+    one.until("document.querySelector('#anomalies .chip').textContent", "")
+    one.page.get_by_role("button", name="This was bad").click()
+    wait_for(lambda: pupil.asked[-2:] == [("undo",), ("bad", event)])
+
+
+def test_a_lost_connection_is_said_and_found_again(browser, line, good):
+    line.show(good[0])
+    server = Server(page(line.board))
+    server.start()
+    port = urlsplit(server.url).port
+    one = Opened(browser, server.url)
+    one.until("$('line').textContent", "live")
+    server.stop()
+    one.until("$('line').dataset.kind", "off")
+    assert "trying again" in one.text("#line")
+    with Server(page(line.board), "127.0.0.1", port):
+        one.until("$('line').textContent", "live")
+        one.context.close()
+    assert all("ERR_" in text for text in one.troubles), one.troubles
+
+
+def test_with_a_token_there_is_a_login(browser, line, good):
+    line.show(good[0])
+    with Server(page(line.board), token="0123456789abcdef") as server:
+        one = Opened(browser, server.url)
+        assert urlsplit(one.page.url).path == "/login"
+        one.page.get_by_label("Token").fill("wrong")
+        one.press("Enter")
+        one.page.get_by_text("That was not the token.").wait_for()
+        one.page.get_by_label("Token").fill(server.token)
+        one.page.get_by_role("button", name="Open").click()
+        one.until("$('line').textContent", "live")
+        assert one.all("document.cookie") == ""
+        assert server.token not in one.page.url
+        one.context.close()
+    assert [text for text in one.troubles if "401" not in text and "ERR_" not in text] == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_on_a_phone_in_both_schemes(opened, line, bad, scheme):
+    for photo in bad:
+        line.show(photo, name="a/very/long/folder/of/a/line/and/its/part-0000000000000000001.png")
+    one = opened(Pupil(Lesson(taken=5)), color_scheme=scheme, **PHONE)
+    one.until("document.querySelectorAll('#anomalies li').length", len(bad))
+    assert one.all("document.documentElement.scrollWidth") <= 390
+    small = """[...document.querySelectorAll('button, input')].filter((e) => e.offsetParent)
+        .filter((e) => e.type !== 'checkbox' && e.getBoundingClientRect().height < 39.5)
+        .map((e) => e.outerHTML)"""
+    assert one.all(small) == []
+    back = one.all("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, back[4:-1].split(","))) < 150) == (scheme == "dark")
+    # Something is drawn into the chart, in colours of the scheme.
+    inked = """(() => { const c = $('chart'); const d = c.getContext('2d').getImageData(0, 0,
+        c.width, c.height).data; let n = 0; for (let i = 3; i < d.length; i += 4) n += d[i] > 0;
+        return n > 100; })()"""
+    one.until(inked)
