@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -145,6 +145,7 @@ def watch(
     asked = [address for address in to or () if address.lower().startswith("prometheus:")]
     sinks = _sinks([address for address in to or () if address not in asked])
     with contextlib.ExitStack() as stack:
+        signals = stack.enter_context(_Signals())
         paths = [one for one, _, _ in cameras]
         taught = _embeddings(paths, page)
         folder = _state_folder(state) if sinks or state or taught else None
@@ -169,18 +170,19 @@ def watch(
         teachers = (
             _teachers(stack, paths, taught, opened, watching, folder, threads) if folder else {}
         )
+        _follow_drift(opened, watching)
         if page:
             _show(stack, page, token, watching, recorder, deliveries, teachers)
         for address in asked:
             _answer(stack, address, watching, recorder, deliveries)
         if deliveries:
             deliveries.start()
-        with _signals(watching) as stops:
-            try:
-                watching.run()
-            finally:
-                if deliveries:
-                    _drain(deliveries, drain, stops)
+        signals.watching = watching
+        try:
+            watching.run()
+        finally:
+            if deliveries:
+                _drain(deliveries, drain, signals)
 
 
 def _camera(pair: str) -> tuple[Path, str, str]:
@@ -295,6 +297,15 @@ def _teachers(
             say(f"{path}: {now}; taught on the page, kept in {teacher.versions.folder}")
         by_camera[camera.name] = teachers[camera.model]
     return by_camera
+
+
+def _follow_drift(cameras: Sequence[Camera], watching: Watch) -> None:
+    """Have it said when frames are no longer like the photos of their detector's fit."""
+    from padim_edge.live.drift import DriftWatch
+
+    for slot in dict.fromkeys(camera.model for camera in cameras):
+        mine = [camera.name for camera in cameras if camera.model is slot]
+        watching.observers.append(DriftWatch(slot, watching.say, mine))
 
 
 def _cameras(
@@ -422,31 +433,52 @@ def _say_event(event: Event) -> None:
     say(f"{camera}: {event.record['message']}" if camera else event.record["message"])
 
 
-@contextlib.contextmanager
-def _signals(watching: Watch) -> Iterator[list[int]]:
-    """SIGTERM and SIGINT stop, SIGHUP reloads; yields the signals to stop that came."""
-    stops: list[int] = []
+class _Signals:
+    """SIGTERM and SIGINT end a watch, or what is done before it begins; SIGHUP reloads.
 
-    def stop(number: int, _frame: object) -> None:
-        stops.append(number)
-        watching.stop()
+    Attributes:
+        watching: what is ended.
+        stops: how often it was asked for.
+    """
 
-    handlers = {signal.SIGTERM: stop, signal.SIGINT: stop}
-    handlers[signal.SIGHUP] = lambda *_: watching.reload()
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        yield stops
-    finally:
-        for number, handler in before.items():
+    def __init__(self) -> None:
+        self.watching: Watch | None = None
+        self.stops = 0
+
+    def _stop(self, *_: object) -> None:
+        self.stops += 1
+        if self.watching is None:
+            raise KeyboardInterrupt
+        self.watching.stop()
+
+    def _reload(self, *_: object) -> None:
+        if self.watching is not None:
+            self.watching.reload()
+
+    def __enter__(self) -> _Signals:
+        handlers = {
+            signal.SIGTERM: self._stop,
+            signal.SIGINT: self._stop,
+            signal.SIGHUP: self._reload,
+        }
+        self._before = {number: signal.signal(number, one) for number, one in handlers.items()}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+        if kind is KeyboardInterrupt and self.watching is None:
+            say("stopped before the first frame")
+            return True
+        return False
 
 
-def _drain(deliveries: Deliveries, seconds: float, stops: Sequence[int]) -> None:
+def _drain(deliveries: Deliveries, seconds: float, signals: _Signals) -> None:
     """Let sinks take what waits for them, for a while; a second signal ends it."""
     left: list[str] = []
     closing = threading.Thread(target=lambda: left.extend(deliveries.close(seconds)), daemon=True)
     closing.start()
-    while closing.is_alive() and len(stops) < 2:
+    while closing.is_alive() and signals.stops < 2:
         closing.join(0.1)
     for line in left:
         say(f"at the end: {line}; delivered at the next start")

@@ -119,7 +119,8 @@ class Capture:
         self.failed: PadimEdgeError | None = None
         self._number, self._camera, self._status = number, camera, status
         self._queue, self._say, self._on_end = queue, say, on_end
-        self._next = 0
+        self._next = self._offset = 0
+        self._last = -1
         self._keyed = False
         self._source: Source | None = None
         self._lock = threading.Lock()

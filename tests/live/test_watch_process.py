@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import command, in_process, link
+from helpers import command, in_process, link, padim_edge
 from scripted import wait_for
 
 from padim_edge.detect.detector import Detector
@@ -167,6 +167,28 @@ def test_signals_and_the_manager(model_file, good, tmp_path):
     assert records[-1]["judged"] == records[-1]["captured"] == len(judged) < 20_000
     model = next(record for record in records if record["kind"] == "model")
     assert "judges from now on" in model["message"]
+
+
+SLOWLY = """
+import os, signal
+from padim_edge.detect import detector
+open_engine = detector.open_engine
+
+def interrupted(*arguments, **options):
+    engine = open_engine(*arguments, **options)
+    os.kill(os.getpid(), signal.SIGHUP)  # is nothing to end by
+    os.kill(os.getpid(), signal.SIGTERM)
+    return engine
+
+detector.open_engine = interrupted
+"""
+"""Lets a service manager change its mind while the model is opened."""
+
+
+def test_a_signal_before_the_first_frame_is_no_failure(model_file, photos):
+    done = padim_edge("watch", model_file, photos, "--engine", "ort", prelude=SLOWLY).worked()
+    assert done.stdout == ""
+    assert done.stderr == "stopped before the first frame\n"
 
 
 ACKNOWLEDGING = """
