@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.server
 import io
@@ -118,6 +119,9 @@ def test_a_server_that_says_nothing_is_given_up_in_time(scheme):
             open_source(f"{scheme}://127.0.0.1:{port}/x#timeout=0.4")
 
 
+LOCKED = "Basic " + base64.b64encode(b"me:p@ss:w/rd").decode()
+
+
 def jpeg(number: int) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(numbered(number)).save(stream, "JPEG", quality=90)
@@ -132,6 +136,11 @@ def web(tmp_path) -> Iterator[str]:
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
+            if self.path == "/locked" and self.headers.get("Authorization") != LOCKED:
+                self.send_response(401)
+                self.send_header("WWW-Authenticate", 'Basic realm="camera"')
+                self.end_headers()
+                return
             self.send_response(200)
             if self.path == "/v.mp4":
                 data = (tmp_path / "v.mp4").read_bytes()
@@ -193,6 +202,21 @@ def test_a_video_file_over_http_may_end(web):
     source = open_source(f"{web}/v.mp4")
     assert not source.is_live
     assert [number_of(one.picture) for one in source] == list(range(40))
+
+
+def test_a_password_may_stand_elsewhere(web, tmp_path, monkeypatch):
+    (tmp_path / "secret").write_text("p@ss:w/rd\n")
+    monkeypatch.setenv("CAMERA", "p@ss:w/rd")
+    address = web.replace("//", "//me@") + "/locked#password_from="
+    for place in (f"file:{tmp_path}/secret", "env:CAMERA"):
+        frames = iter(open_source(address + place))
+        assert number_of(next(frames).picture) == 0
+    with pytest.raises(SourceError, match="cannot be opened"):
+        open_source(f"{web}/locked")
+    with pytest.raises(UsageError, match="env:NOSUCH"):
+        open_source(address + "env:NOSUCH")
+    with pytest.raises(UsageError, match="needs a user"):
+        open_source(f"{web}/locked#password_from=env:CAMERA")
 
 
 def test_a_v4l2_camera(tmp_path):

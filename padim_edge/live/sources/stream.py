@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import quote
 
 import av
 import av.error
@@ -14,6 +15,7 @@ import av.error
 from padim_edge.errors import ImageError
 from padim_edge.live import addresses
 from padim_edge.live.addresses import Address
+from padim_edge.live.sinks.secrets import PASSWORD, secret
 from padim_edge.live.source import Captured, SourceError
 from padim_edge.live.sources import Wanted, libav
 from padim_edge.live.sources.background import Background
@@ -159,8 +161,9 @@ _PROTOCOLS = {
 class StreamSource(LibavSource):
     """A camera or server on the network: ``rtsp``, ``rtsps``, ``http``, ``https``.
 
-    Options stand after ``#``, for what stands after ``?`` is the server's: ``timeout`` (seconds, 5)
-    and, of RTSP, ``transport`` (tcp, which loses nothing, or udp). Over HTTP a video of known
+    Options stand after ``#``, for what stands after ``?`` is the server's: ``timeout`` (seconds,
+    5), ``password_from`` (``env:NAME`` or ``file:PATH``) and, of RTSP, ``transport`` (tcp, which
+    loses nothing, or udp). Over HTTP a video of known
     length is a file and may end; anything else is live. Frames of RTSP are timed by `Clock`, those
     of HTTP as they arrive.
 
@@ -174,7 +177,8 @@ class StreamSource(LibavSource):
         if not address.host:
             raise address.refused(f"there is no host; {address.scheme}://host/path is needed")
         given: dict[str, Any] = {"given": address.fragment}
-        address.check_options(("timeout", "transport")[: 1 + is_rtsp], address.fragment)
+        names = ("timeout", PASSWORD, "transport")
+        address.check_options(names[: 2 + is_rtsp], address.fragment)
         timeout = address.option("timeout", addresses.number(), 5.0, **given)
         options = {"protocol_whitelist": _PROTOCOLS[address.scheme]}
         if is_rtsp:
@@ -187,9 +191,20 @@ class StreamSource(LibavSource):
         super().__init__(
             address,
             wanted,
-            place=address.given.partition("#")[0],
+            place=_with_password(address),
             options=options,
             timeout=timeout,
             may_end=not is_rtsp,  # cameras claim lengths, too
             stamps="theirs" if is_rtsp else "none",
         )
+
+
+def _with_password(address: Address) -> str:
+    """The URL that is opened: without our options, with the password that they point to."""
+    url = address.given.partition("#")[0]
+    if PASSWORD not in address.fragment:
+        return url
+    if address.password is not None or not address.user:
+        raise address.refused(f"{PASSWORD} needs a user in the address, and no password there")
+    found = quote(secret(address, PASSWORD, address.fragment[PASSWORD]), safe="")
+    return url.replace("@", f":{found}@", 1)
