@@ -78,6 +78,8 @@ def serve(
     )
     with Service(models, settings, host, port, token) as service:
         say(f"serving {', '.join(path.stem for path in models)} on {service.url}")
+        for line in service.described():
+            say(line)
         if service.made_token:
             say(f"token: {service.token}")
         wake, wanted = threading.Event(), [""]

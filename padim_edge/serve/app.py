@@ -82,7 +82,13 @@ class App:
         self._pool = ThreadPoolExecutor(
             min(WORKERS, available_cores()), thread_name_prefix="padim-edge-serve"
         )
-        handlers = {**HANDLERS, RefusedError: _refused, _GoneError: _gone, ClientDisconnect: _gone}
+        handlers = {
+            **HANDLERS,
+            RefusedError: _refused,
+            _GoneError: _gone,
+            ClientDisconnect: _gone,
+            Exception: _broken,
+        }
         self.asgi = metrics.counted(Starlette(routes=self._routes(), exception_handlers=handlers))
 
     def _routes(self) -> list[Route]:
@@ -410,6 +416,11 @@ async def _file(request: Request) -> Response:
 async def _refused(_: Request, error: Exception) -> Response:
     assert isinstance(error, RefusedError)
     return refusal(error.status, str(error), error.headers)
+
+
+async def _broken(_: Request, __: Exception) -> Response:
+    # The server around this writes down which, for the operator.
+    return refusal(500, "this server made a mistake, and wrote down which")
 
 
 async def _gone(_: Request, __: Exception) -> Response:

@@ -84,6 +84,19 @@ class Service:
             self.stop()
             raise
 
+    def described(self) -> list[str]:
+        """What runs each model, in lines, and why what comes before it does not run here."""
+        lines = []
+        for slot in self._slots.values():
+            with slot.lease() as loaded:
+                if loaded is not None:
+                    detector = loaded.detector
+                    lines += [
+                        f"{slot.name}: not on this machine: {one}" for one in detector.skipped
+                    ]
+                    lines.append(f"{slot.name}: {detector.engine.describe()}")
+        return lines
+
     def look(self, force: bool = False) -> list[str]:
         """Load again what has changed, without a request that fails; what happened, in lines.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
 import struct
@@ -20,6 +21,7 @@ import urllib3
 
 from padim_edge import Detector
 from padim_edge.detect.overlay_folder import drawn
+from padim_edge.errors import PadimEdgeError
 from padim_edge.fit.fit import fit_detector
 from padim_edge.fit.settings import Settings as FitSettings
 from padim_edge.images.dataset import train_images
@@ -183,6 +185,51 @@ def test_the_page_asks_nobody_else(service):
         assert b"http://" not in given.data
         assert b"https://" not in given.data
         assert "default-src 'self'" in given.headers["content-security-policy"]
+
+
+def test_a_mistake_of_the_server_is_a_line_and_not_its_end(serve, model, noise, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("secret")
+
+    service = serve(model)
+    monkeypatch.setattr("padim_edge.serve.app.drawn", broken)
+    given = judge(service, noise.read_bytes(), "?heat_map=png")
+    assert given.status == 500
+    conforms(given.json(), "Error")
+    assert "secret" not in given.json()["error"]
+    assert judge(service, noise.read_bytes()).status == 200
+    counted = urllib3.request("GET", service.url + "metrics").data.decode()
+    assert 'padim_edge_requests_total{code="500",endpoint="judge",model="bottle"} 1.0' in counted
+    assert 'padim_edge_queue_images{model="bottle"} 0.0' in counted
+
+
+def test_an_engine_that_fails_is_the_servers_fault(serve, model, noise, monkeypatch):
+    service = serve(model)
+
+    def fails(_):
+        raise PadimEdgeError("the device is lost")
+
+    monkeypatch.setattr(service._slots["bottle"].loaded.batches, "_run", fails)
+    given = judge(service, noise.read_bytes())
+    assert (given.status, given.json()) == (500, {"error": "the device is lost"})
+
+
+def test_a_score_that_is_no_number_is_an_anomaly(serve, model, noise, monkeypatch):
+    service = serve(model)
+    batches = service._slots["bottle"].loaded.batches
+    run = batches._run
+
+    def nowhere(items):
+        return [
+            dataclasses.replace(one, score=float("nan"), is_anomalous=True) for one in run(items)
+        ]
+
+    monkeypatch.setattr(batches, "_run", nowhere)
+    said = judge(service, noise.read_bytes(), "?heat_map=png").json()
+    conforms(said, "Judgement")
+    assert (said["score"], said["decision"], said["heat_map"]) == (None, "anomaly", None)
+    assert said["regions"] == []
+    assert judge(service, noise.read_bytes(), Accept="image/png").status == 500
 
 
 def test_a_real_bottle(data, real_embedding, serve, tmp_path):

@@ -283,6 +283,7 @@ def test_the_command_reloads_on_a_hangup_and_drains_on_term(model, other, photos
         process.send_signal(signal.SIGTERM)
         said = process.stderr.read()
         assert process.wait(60) == 0, said
+    assert "bottle: ONNX Runtime " in said
     assert f"bottle: {file} was loaded again" in said
     assert said.endswith("stopped: what was begun has been answered\n")
 
