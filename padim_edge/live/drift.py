@@ -1,0 +1,351 @@
+"""Drift: whether what comes now is still what the detector was fitted on.
+
+Each number that a frame has (its score; brightness, sharpness and so on, `images.appearance`) is
+held against those of the fit's photos by a sequential test. With values x_1..x_N of the photos and
+x_{N+1}, x_{N+2}, ... of frames, the rank of each new one among *all* before it,
+
+    p_n = #{i <= n : x_i >= x_n} / n
+
+is, while all are exchangeable, independent of the ranks before it and uniform on 1/n, 2/n, ..., 1.
+(Ranks among the photos alone would not be independent: photos that happen to be dark would make
+every p small for ever.) So for every decreasing f >= 0 with an integral of 1 over (0, 1), here
+f(p) = k p^(k - 1), the mean of f(p_n) is at most 1, and a gambler who stakes all on f each time
+does not get richer on average. Nobody knows when a drift begins; so one begins to bet at each n,
+with a share w_n = 1 / log2(n + 1) - 1 / log2(n + 2) of the money, which add up to 1:
+
+    S_n = (S_{n-1} + w_n) f(p_n)        M_n = S_n + 1 / log2(n + 2)
+
+M_n is a supermartingale that begins at 1, the mean of several (three k, upwards and downwards) is
+one too, and by Ville's inequality
+
+    P(M_n >= 1 / alpha for any n) <= alpha
+
+however long it goes on: that is the stated rate, of ever saying that there is drift where there is
+none. It is split evenly among the numbers that are tested. (Vovk, Nouretdinov, Gammerman, Testing
+exchangeability on-line, 2003; Ville 1939; bets that begin later: Vovk, Testing randomness online,
+2021.)
+
+What it rests on, and how far that holds:
+
+- Frames of a video are no independent draws. One is looked at each `EVERY` seconds, and none that
+  shows what the one before it did: one a part, if parts come faster than that or stand still.
+- Leave-one-out scores are of fits of N - 1 photos, those of frames of one of N: frames score lower
+  by a hair. As ranks are among all values, such a difference can gain no more than N photos tell of
+  it, however many frames come. Statistics of images have none.
+- Of a frame that is an alarm the score is not used: it may be a defect. The scores of accepted ones
+  are those of the photos *below the threshold*: given that the threshold is the k-th smallest of
+  independent draws, the k - 1 below it are draws from what is accepted.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+import time
+from array import array
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from padim_edge.detect.detector import Result
+from padim_edge.errors import ImageError, PadimEdgeError
+from padim_edge.fit.copies import STILL, small
+from padim_edge.images.appearance import Appearance
+from padim_edge.model.metadata import DetectorInfo
+
+if TYPE_CHECKING:
+    from padim_edge.live.board import Seen
+    from padim_edge.live.swap import ModelSlot
+
+ALPHA = 0.01
+"""Of ever saying that there is drift where there is none, from one start to the next."""
+
+EVERY = 2.0
+"""Seconds between two frames that are looked at."""
+
+POWERS = (0.1, 0.3, 0.6)
+"""k of the bets: the smallest wins most where values leave the range of the photos."""
+
+RECENT = 16
+"""Values that what is now is told by, and whether a drift has ended."""
+
+ENDED = 1.5
+"""Standard deviations of the rank sum within which recent values are like those of the photos."""
+
+MOST = 200_000
+"""Values that a test keeps; then it starts again. At one each two seconds, after four days."""
+
+SCORE = "score"
+KINDS = {
+    SCORE: "the scores of accepted frames have changed",
+    "brightness": "the light has changed",
+    "contrast": "the light has changed",
+    "red": "the colour of the light has changed",
+    "blue": "the colour of the light has changed",
+    "sharpness": "the focus has changed",
+    "across": "the position has changed",
+    "down": "the position has changed",
+}
+
+
+class Test:
+    """A test of one number.
+
+    Attributes:
+        wealth: M_n; 1 / alpha is reached with a probability of alpha at most.
+
+    Args:
+        usual: values of the photos, at least one.
+    """
+
+    __test__ = False  # pytest takes it for one of its own
+
+    def __init__(self, usual: Sequence[float]) -> None:
+        self._values = array("d", sorted(usual))
+        self._count = 0
+        self._bets = [0.0] * (2 * len(POWERS))
+        # Of each bet what it would be worth had it begun when that was best, and when that was.
+        self._best = [(1.0, 0.0)] * len(self._bets)
+        self.wealth = 1.0
+
+    def add(self, value: float, when: float = 0.0) -> float:
+        """Take a new value; returns `wealth`."""
+        values = self._values
+        total = len(values) + 1
+        up = (total - bisect.bisect_left(values, value)) / total
+        down = (bisect.bisect_right(values, value) + 1) / total
+        bisect.insort(values, value)
+        self._count += 1
+        share = 1 / math.log2(self._count + 1) - 1 / math.log2(self._count + 2)
+        for place in range(len(self._bets)):
+            k = POWERS[place // 2]
+            gain = k * (down if place % 2 else up) ** (k - 1)
+            self._bets[place] = (self._bets[place] + share) * gain
+            worth, begun = self._best[place]
+            self._best[place] = (worth * gain, begun) if worth > 1 else (gain, when)
+        self.wealth = sum(self._bets) / len(self._bets) + 1 / math.log2(self._count + 2)
+        return self.wealth
+
+    @property
+    def since(self) -> float:
+        """When that which wins most began."""
+        return self._best[max(range(len(self._bets)), key=self._bets.__getitem__)][1]
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it has taken as many values as it keeps."""
+        return self._count >= MOST
+
+
+@dataclass(frozen=True)
+class Change:
+    """A drift that begins or ends.
+
+    Attributes:
+        statistic: what: "score", or one of `padim_edge.images.appearance.STATISTICS`.
+        begins: else it ends.
+        since: seconds since 1970 at which it seems to have begun.
+        usual: lowest, median and highest value of the fit's photos.
+        now: median of the newest values.
+    """
+
+    statistic: str
+    begins: bool
+    since: float
+    usual: tuple[float, float, float]
+    now: float
+
+    def __str__(self) -> str:
+        low, median, high = self.usual
+        clock = time.strftime("%H:%M:%S", time.localtime(self.since))
+        what = f"{self.statistic} {self.now:.4g}, in the photos {low:.4g} to {high:.4g}"
+        if not self.begins:
+            return f"{self.statistic} is as in the photos again: {what} (median {median:.4g})"
+        return f"{KINDS[self.statistic]}: {what} (median {median:.4g}), since {clock}"
+
+    def fields(self) -> dict[str, Any]:
+        """What an event has beside the message."""
+        return {
+            "statistic": self.statistic,
+            "begins": self.begins,
+            "since": self.since,
+            "usual": list(self.usual),
+            "now": self.now,
+        }
+
+
+class _Watched:
+    """One number: its test, and what it is now."""
+
+    def __init__(self, name: str, usual: Sequence[float], alpha: float) -> None:
+        self.name = name
+        self._usual = np.sort(np.asarray(usual, np.float64))
+        self._limit = 1 / alpha
+        self._recent: deque[float] = deque(maxlen=RECENT)
+        self._restart()
+
+    def _restart(self) -> None:
+        self._test = Test(self._usual.tolist())
+        self.since: float | None = None
+        self._after = 0
+
+    def add(self, value: float, when: float) -> Change | None:
+        self._recent.append(value)
+        if self.since is not None:
+            self._after += 1
+            if self._after < RECENT or not self._is_usual():
+                return None
+            change = self._change(False, self.since)
+            self._restart()
+            return change
+        if self._test.add(value, when) < self._limit:
+            if self._test.is_full:
+                self._restart()
+            return None
+        self.since = self._test.since
+        return self._change(True, self.since)
+
+    def _change(self, begins: bool, since: float) -> Change:
+        usual = self._usual
+        spread = float(usual[0]), float(np.median(usual)), float(usual[-1])
+        # Of what came since alone: the median of more would be that of before for a while.
+        newest = list(self._recent)[-RECENT // 2 :]
+        return Change(self.name, begins, since, spread, float(np.median(newest)))
+
+    def _is_usual(self) -> bool:
+        """By the rank sum of the newest values among the photos' (Mann and Whitney, 1947)."""
+        new, old = np.array(self._recent), self._usual
+        below = np.searchsorted(old, new, "left") + np.searchsorted(old, new, "right")
+        n, m = len(new), len(old)
+        deviation = (n * m * (n + m + 1) / 12) ** 0.5
+        return bool(abs(below.sum() / 2 - n * m / 2) <= ENDED * deviation)
+
+
+class Drift:
+    """Takes frames of one camera that a detector has judged, and says when they have drifted.
+
+    Attributes:
+        notes: what cannot be told of this file, a line each.
+
+    Args:
+        info: of the detector.
+        alpha: of ever saying that there is drift where there is none, of all numbers together.
+        threshold: that frames are accepted by, if not the file's.
+    """
+
+    def __init__(
+        self, info: DetectorInfo, alpha: float = ALPHA, threshold: float | None = None
+    ) -> None:
+        self.notes: tuple[str, ...] = ()
+        self._appearance = Appearance.from_field(info.appearance)
+        usual: dict[str, Sequence[float]] = {}
+        limit = info.threshold if threshold is None else threshold
+        accepted = [score for score in info.good_scores if score < limit]
+        if len(accepted) >= 2:
+            usual[SCORE] = accepted
+        else:
+            self.notes += ("its scores are too few to tell whether those of frames drift",)
+        if self._appearance:
+            usual |= {name: self._appearance.values[name] for name in self._appearance.values}
+        else:
+            self.notes += (
+                "it does not say how its photos look (it was fitted before padim-edge kept that, "
+                "or imported): changes of light, focus and position are not told; fit again for it",
+            )
+        self._watched = {
+            name: _Watched(name, values, alpha / len(usual)) for name, values in usual.items()
+        }
+
+    def __call__(
+        self, result: Result | None, image: NDArray[np.uint8], when: float
+    ) -> list[Change]:
+        """Take a frame.
+
+        Args:
+            result: what the detector says; None if it has not judged it.
+            image: what it was given, uint8 [H, W, 3].
+            when: seconds since 1970.
+        """
+        values: dict[str, float] = self._appearance(image) if self._appearance else {}
+        if result is not None and not result.is_anomalous:
+            values[SCORE] = result.score
+        changes = (
+            self._watched[name].add(value, when)
+            for name, value in values.items()
+            if name in self._watched and math.isfinite(value)
+        )
+        return [change for change in changes if change is not None]
+
+    @property
+    def drifting(self) -> Mapping[str, float]:
+        """What drifts now, and since when."""
+        return {name: one.since for name, one in self._watched.items() if one.since is not None}
+
+
+class DriftWatch:
+    """Looks for drift in what a watch sees: an observer, of the cameras of one slot.
+
+    Args:
+        slot: whose detector judges; another one begins anew.
+        say: told of changes: `Watch.say`, with kind "drift", the camera, a message, and fields.
+        cameras: whose frames are looked at; None for all.
+        alpha: see `Drift`; of each camera.
+        every: seconds between two frames of a camera that are looked at, in the frames' own time.
+    """
+
+    def __init__(
+        self,
+        slot: ModelSlot,
+        say: Callable[..., object],
+        cameras: Sequence[str] | None = None,
+        alpha: float = ALPHA,
+        every: float = EVERY,
+    ) -> None:
+        self._slot, self._say, self._alpha, self._every = slot, say, alpha, every
+        self._cameras = None if cameras is None else frozenset(cameras)
+        self._info: DetectorInfo | None = None
+        self._threshold: float | None = None
+        self._drifts: dict[str, Drift] = {}
+        self._last: dict[str, tuple[float, NDArray[np.float32]]] = {}
+
+    def __call__(self, seen: Seen) -> None:
+        """Look at a frame, if it is time; some 0.3 ms then, beside that of preparing it again."""
+        result, picture = seen.outcome, seen.captured.picture
+        if result is None or isinstance(result, ImageError) or isinstance(picture, ImageError):
+            return
+        if self._cameras is not None and seen.camera not in self._cameras:
+            return
+        info = self._slot.detector_info
+        if info is None:
+            return
+        if info is not self._info or result.threshold != self._threshold:
+            self._info, self._threshold = info, result.threshold
+            self._drifts.clear()
+        when = seen.captured.time
+        last = self._last.get(seen.camera)
+        if last is not None and 0 <= when - last[0] < self._every:
+            return
+        try:
+            image = info.preprocess(picture)
+        except PadimEdgeError:  # a file that has gone meanwhile, a frame in a GPU
+            return
+        looks = small(image)
+        if last is not None and np.linalg.norm(looks - last[1]) < STILL:
+            return
+        self._last[seen.camera] = when, looks
+        drift = self._drifts.get(seen.camera)
+        if drift is None:
+            drift = self._drifts[seen.camera] = Drift(info, self._alpha, result.threshold)
+            for note in drift.notes:
+                self._say("drift", seen.camera, note)
+        for change in drift(result, image, when):
+            self._say("drift", seen.camera, str(change), **change.fields())
+
+    def drifting(self, camera: str) -> Mapping[str, float]:
+        """What drifts now of a camera, and since when."""
+        drift = self._drifts.get(camera)
+        return drift.drifting if drift else {}

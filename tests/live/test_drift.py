@@ -1,0 +1,220 @@
+"""Drift: the test keeps its rate, and what has changed is said when it begins and when it ends."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from lessons import captured, opened
+from PIL import Image, ImageFilter
+
+from padim_edge.live.board import Seen
+from padim_edge.live.drift import POWERS, RECENT, Drift, DriftWatch, Test
+from padim_edge.live.event import Event
+from padim_edge.live.swap import ModelSlot
+from padim_edge.model.file import read
+
+
+def test_wealth_is_that_of_all_who_begin():
+    """Against the definition: every gambler by himself, each with his share."""
+    rng = np.random.default_rng(1)
+    usual, values = rng.normal(size=7), np.round(rng.normal(1, 1, 25), 1)
+    test = Test(usual)
+    bag = list(usual)
+    gains = []
+    for n, value in enumerate(values, 1):
+        bag.append(value)
+        up = np.mean(np.array(bag) >= value)
+        down = np.mean(np.array(bag) <= value)
+        gains.append([k * p ** (k - 1) for k in POWERS for p in (up, down)])
+        shares = [1 / np.log2(i + 1) - 1 / np.log2(i + 2) for i in range(1, n + 1)]
+        money = [share * np.prod(gains[i:], axis=0).mean() for i, share in enumerate(shares)]
+        assert test.add(value) == pytest.approx(sum(money) + 1 - sum(shares))
+
+
+def test_nobody_gets_richer_on_average():
+    """Exactly: over all ranks that are equally likely, one step after any beginning."""
+    for beginning in ([], [9.0], [-9.0, 0.5], [2.5, 2.6, -3.0]):
+        usual = np.arange(6.0)
+        before = Test(usual)
+        for value in beginning:
+            before.add(value)
+        bag = np.sort([*usual, *beginning])
+        edges = np.concatenate([[bag[0] - 1], (bag[1:] + bag[:-1]) / 2, [bag[-1] + 1]])
+        after = []
+        for value in edges:
+            test = Test(usual)
+            for earlier in beginning:
+                test.add(earlier)
+            after.append(test.add(value))
+        assert np.mean(after) <= before.wealth + 1e-12
+
+
+def ever(rng, alpha, count, steps, shift=0.0):
+    """Steps until drift is said, of streams like their photos, but for a shift; 0 for never."""
+    found = []
+    for _ in range(count):
+        test = Test(rng.gamma(4.0, size=30))
+        values = rng.gamma(4.0, size=steps) + shift
+        found.append(next((n for n, v in enumerate(values, 1) if test.add(v) >= 1 / alpha), 0))
+    return np.array(found)
+
+
+@pytest.mark.parametrize("alpha", [0.2, 0.05])
+def test_the_rate_is_kept(alpha):
+    found = ever(np.random.default_rng(5), alpha, 200, 200)
+    assert (found > 0).mean() <= alpha
+
+
+@pytest.mark.fuzz
+@pytest.mark.parametrize("alpha", [0.2, 0.05, 0.01])
+def test_the_rate_is_kept_over_long_streams(alpha):
+    found = ever(np.random.default_rng(6), alpha, 2000, 2000)
+    share = (found > 0).mean()
+    print(f"alpha {alpha}: {share:.4f} of 2000 streams of 2000")
+    assert share <= alpha
+
+
+def test_a_shift_is_seen_soon():
+    found = ever(np.random.default_rng(7), 0.01, 20, 200, shift=6.0)  # three deviations
+    assert (found > 0).all()
+    assert np.median(found) <= 12
+
+
+# --- with images ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def info(model_file):
+    return read(model_file, "padim").detector_info
+
+
+@pytest.fixture
+def pictures(good):
+    """Frames like the photos of the fit, as many as are asked for."""
+    rng = np.random.default_rng(2)
+    images = [np.asarray(Image.open(path).convert("RGB")) for path in good]
+
+    def frames(count, change=lambda image: image):
+        for _ in range(count):
+            image = images[rng.integers(len(images))].astype(float)
+            # A little light, as the photos have: another for each, or ranks would be ties.
+            image = np.clip(image + rng.normal(0, 0.5), 0, 255)
+            yield change(image.astype(np.uint8))
+
+    return frames
+
+
+def brighter(image):
+    return np.clip(image + 40.0, 0, 255).astype(np.uint8)
+
+
+def blurred(image):
+    return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(2)))
+
+
+def changes_of(drift, info, frames, start=0.0):
+    found = []
+    for place, frame in enumerate(frames):
+        found += drift(None, info.preprocess(frame), start + place)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("change", "statistic", "words"),
+    [
+        (brighter, "brightness", "the light has changed: brightness"),
+        (blurred, "sharpness", "the focus has changed: sharpness"),
+    ],
+)
+def test_a_change_is_said_once_when_it_begins_and_once_when_it_ends(
+    info, pictures, change, statistic, words
+):
+    drift = Drift(info)
+    assert drift.notes == ()
+    assert changes_of(drift, info, pictures(60)) == []
+    found = changes_of(drift, info, pictures(60, change), start=1000)
+    (begun,) = [one for one in found if one.statistic == statistic]
+    assert begun.begins
+    assert 990 <= begun.since <= 1010
+    low, median, high = begun.usual
+    assert low <= median <= high
+    assert not low <= begun.now <= high
+    assert str(begun).startswith(words)
+    assert statistic in drift.drifting
+    ended = changes_of(drift, info, pictures(3 * RECENT), start=2000)
+    (end,) = [one for one in ended if one.statistic == statistic]
+    assert not end.begins
+    assert end.since == begun.since
+    assert "is as in the photos again" in str(end)
+    assert statistic not in drift.drifting
+
+
+def judged(score, is_anomalous=False):
+    return SimpleNamespace(score=score, is_anomalous=is_anomalous)
+
+
+def test_scores_of_accepted_frames_are_tested_and_alarms_are_not(info):
+    only = dataclasses.replace(info, appearance=())
+    image = np.zeros((64, 64, 3), np.uint8)
+    drift = Drift(only)
+    assert len(drift.notes) == 1
+    assert "does not say how its photos look" in drift.notes[0]
+    top = np.max([score for score in info.good_scores if score < info.threshold])
+    for place in range(50):
+        assert drift(judged(info.threshold * 2, True), image, place) == []
+        assert drift(judged(float("nan")), image, place) == []
+    found = [c for place in range(50) for c in drift(judged(top * 1.01), image, 100.0 + place)]
+    (change,) = found
+    assert change.statistic == "score"
+    assert change.since >= 100
+    assert str(change).startswith("the scores of accepted frames have changed: score")
+
+
+def test_a_watch_is_told_of_it_and_looks_at_one_frame_a_part(model_file, pictures, info):
+    slot, said = ModelSlot(opened, model_file), []
+    watch = DriftWatch(slot, lambda *words, **fields: said.append((*words, fields)), every=2.0)
+
+    def see(frame, when, camera="left"):
+        one = dataclasses.replace(captured(frame), time=when)
+        with slot.using() as detector:
+            result = detector(frame)
+        watch(Seen(camera, one, result, Event("1", {}), 0.0))
+
+    try:
+        bright = list(pictures(40, brighter))
+        for place in range(40):
+            see(bright[0], 2.0 * place)  # stands still
+        for place in range(200):
+            see(bright[place % 40], 100 + 0.01 * place)  # two seconds in all
+        assert said == []
+        for place, frame in enumerate(bright):
+            see(frame, 200 + 2.0 * place)
+        kinds = {(kind, camera) for kind, camera, *_ in said}
+        assert kinds == {("drift", "left")}
+        fields = [fields for *_, fields in said if fields["statistic"] == "brightness"]
+        assert len(fields) == 1
+        assert "brightness" in watch.drifting("left")
+        slot.swap(model_file)
+        see(bright[1], 1000.0)
+        assert watch.drifting("left") == {}
+    finally:
+        slot.close()
+
+
+def test_a_file_that_knows_nothing_is_named_once(model_file, info, pictures):
+    slot, said = ModelSlot(opened, model_file), []
+    old = dataclasses.replace(info, appearance=())
+    fake = SimpleNamespace(detector_info=old)
+    watch = DriftWatch(fake, lambda *words, **_: said.append(words), every=0.0)
+    try:
+        for place, frame in enumerate(pictures(5)):
+            with slot.using() as detector:
+                result = detector(frame)
+            one = dataclasses.replace(captured(frame), time=float(place))
+            watch(Seen("left", one, result, Event("1", {}), 0.0))
+        assert [words[:2] for words in said] == [("drift", "left")]
+    finally:
+        slot.close()
