@@ -91,7 +91,7 @@ def import_(
     ),
 ) -> None:
     """Make a detector of what another program has fitted; nothing in its file is executed."""
-    from padim_edge.detect.importing import import_detector
+    from padim_edge.detect.importing import FAR, import_detector
     from padim_edge.files import check_distinct
     from padim_edge.fit.imported import read_foreign
     from padim_edge.fit.settings import Settings
@@ -136,6 +136,14 @@ def import_(
             f"{listed(done.known)}")  # fmt: skip
     if done.near:
         say(f"warning: {done.near} images are nearly equal to others, and count once")
+    if done.distance > FAR:
+        say(
+            f"warning: the squared distance of these photos is typically {done.distance:.3g} times "
+            "the number of channels, and that of good ones about once: this embedding is hardly "
+            f"that of the fit (said from {FAR:g} times on). Check backbone, weights, layers and "
+            "channels of the export, how images are prepared, and whether the photos are of that "
+            "part"
+        )
     info = done.model.detector_info
     assert info is not None  # it is a detector
     if false_alarm_rate is None:

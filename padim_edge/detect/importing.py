@@ -6,7 +6,10 @@ import dataclasses
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+
+import numpy as np
 
 from padim_edge.detect.calibration import score_photos
 from padim_edge.detect.detector import Detector
@@ -15,12 +18,25 @@ from padim_edge.files import atomic_write
 from padim_edge.fit.calibrate import Calibration, calibrate
 from padim_edge.fit.imported import Foreign, import_gaussians
 from padim_edge.fit.settings import Settings
-from padim_edge.images.batches import OnError, refuse
+from padim_edge.images.batches import OnError, read_batches, refuse
 from padim_edge.images.decode import aspect_ratios
 from padim_edge.model.file import Model, write
 from padim_edge.progress import Progress, silent
 
 UNSET = Calibration(1.0, 0.0, 0.5, "not yet", (1.0,), ())
+
+
+ALIKE = 8
+"""Photos that are asked whether the embedding is that of the Gaussians."""
+
+FAR = 5.0
+"""Times the channels that the squared distance of a good photo typically is, from where on the
+embedding is said not to be that of the fit. Of the right one, squares are like those of a
+chi-square of d degrees, of mean d; less, for what was added to the diagonal, and more where few photos were
+fitted. ResNet-18, d = 100, 128 x 128, .01 added, fits of 10 to 100 photos of bottle, and of 10 and
+40 of magnetic tiles: the right one .2 to .4, and 1.1 to 2.3. Other channels 18 to 22, and 7 to 10;
+other weights 98 to 109, and 18 to 24; photos of hazelnuts 7 to 9, and 4 to 5. Photos cropped
+otherwise, 3 to 5 and 1 to 2, are not noticed."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +50,8 @@ class Imported:
         dense: whether the whitening stays dense, for coarse layers are not repeated in it.
         known: photos that are there twice, and count once.
         near: photos that are nearly equal to others, and count once.
+        distance: of a photo typically, squared, by the number of channels; beyond `FAR` the
+            embedding is hardly that of the Gaussians.
     """
 
     program: str
@@ -42,6 +60,7 @@ class Imported:
     dense: bool
     known: tuple[Path, ...]
     near: int
+    distance: float
 
 
 def import_detector(
@@ -80,6 +99,7 @@ def import_detector(
             write(file, model)
         with Detector(trial, engine, threads) as detector:
             photos = score_photos(detector, good, on_error, progress)
+            distance = _distance(detector, good)
         if not len(photos.scores):
             raise PadimEdgeError("no good photo could be judged: a threshold needs some")
         made = calibrate(
@@ -100,4 +120,17 @@ def import_detector(
             ),
         )
         size = write(stream, model)
-    return Imported(foreign.program, model, size, dense, photos.known, photos.near)
+    return Imported(foreign.program, model, size, dense, photos.known, photos.near, distance)
+
+
+def _distance(detector: Detector, good: Sequence[Path]) -> float:
+    """Squared, typical of some photos, by the number of channels.
+
+    By way of score maps, whose mean is that of the distances but for what lies at the border;
+    squared it is at most the mean of the squares.
+    """
+    preprocess = detector.detector_info.preprocess
+    channels = len(detector.backbone_info.channels)
+    photos = islice(read_batches(good, preprocess, ALIKE, lambda *_: None), 1)
+    means = [one.score_map.mean() for _, images in photos for one in detector.judge(images)]
+    return float(np.median(means)) ** 2 / channels

@@ -21,6 +21,10 @@ from padim_edge.errors import PadimEdgeError
 from padim_edge.fit.moments import Array, Blocks, Moments
 
 
+class NotPositiveDefiniteError(PadimEdgeError):
+    """A covariance has no Cholesky factor."""
+
+
 def whitening(stats: Moments, eps: float) -> Blocks:
     """Rows of inv(cholesky(cov + eps I)), each at the level where it lives.
 
@@ -35,7 +39,7 @@ def whitening(stats: Moments, eps: float) -> Blocks:
         Blocks of W; the diagonal ones are lower triangular.
 
     Raises:
-        PadimEdgeError: a covariance is not positive definite or not finite.
+        NotPositiveDefiniteError: a covariance is not, or is not finite.
     """
     scale = 1.0 / (stats.count - 1)
     W: Blocks = {}
@@ -72,7 +76,7 @@ def _inverse_cholesky(matrices: Array) -> Array:
     except np.linalg.LinAlgError:
         factors = np.full(1, np.nan)
     if not np.isfinite(factors).all():
-        raise PadimEdgeError(
+        raise NotPositiveDefiniteError(
             "a covariance is not positive definite: the features hold NaN, infinity or constant "
             "values; check the backbone's weights, or give a larger --eps"
         )

@@ -161,7 +161,7 @@ def import_gaussians(
 
     Raises:
         UsageError: the embedding has other channels or positions.
-        PadimEdgeError: a covariance is not positive definite.
+        ModelError: a covariance is not positive definite.
     """
     info = embedding.backbone_info
     tree = embedding.pyramid()
@@ -195,8 +195,18 @@ def import_gaussians(
             else:
                 fits = False
 
+        def named(cells: slice) -> None:
+            try:
+                of(cells)
+            except gaussian.NotPositiveDefiniteError as error:
+                raise ModelError(
+                    f"{foreign.program}'s covariances are not positive definite at some position: "
+                    "the file is damaged, or that fit added nothing to their diagonal; fit there "
+                    "again with something added (the paper has 0.01), or here from its photos"
+                ) from error
+
         runs = [slice(cell, cell + 1) for cell in range(tree.cells)]
-        in_threads(of, runs, tree.cells, threads, progress)
+        in_threads(named, runs, tree.cells, threads, progress)
         return whitening.gaussians() if fits else None
 
     gaussians = whitened(tree, dense=False)

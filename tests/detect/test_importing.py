@@ -163,6 +163,28 @@ def test_its_score_maps_are_those_of_the_source(
     in_process("calibrate", output, "--false-alarm-rate", 0.5, "--in-place").worked()
 
 
+def test_an_embedding_that_is_not_of_the_fit_is_noticed(
+    embedding_file, photos, fitted, channels, tmp_path
+):
+    """The same channels in another order: nothing in the reference's file tells."""
+    good = photos / "test" / "good"
+    turned = np.roll(np.arange(len(channels)), 7)
+    for order, noticed in ((np.sort(turned), False), (turned, True)):
+        mean, covariance = fitted
+        mean, covariance = mean[:, order], covariance[:, order][:, :, order]
+        of_the_reference(tmp_path / "a", mean, covariance, channels)
+        output = tmp_path / "p.onnx"
+        done = in_process(
+            "import", tmp_path / "a", embedding_file, good, "-o", output, *OPTIONS
+        ).worked()
+        found = [line for line in done.warnings() if "hardly that of the fit" in line]
+        assert len(found) == noticed
+    with Detector(output, "ort") as detector:
+        means = [detector(path).score_map.mean() for path in sorted(good.iterdir())]
+    said = float(found[0].split("typically ")[1].split(" times")[0])
+    assert said == pytest.approx(np.median(means) ** 2 / len(channels), rel=6e-3)
+
+
 # --- what does not fit --------------------------------------------------------------------------
 
 
@@ -197,7 +219,7 @@ def test_other_positions(embedding_file, photos, fitted, channels, tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda mean, cov: (mean, -cov), ["positive definite"]),
+        (lambda mean, cov: (mean, -cov), ["positive definite", "fit there again"]),
         (lambda mean, cov: (mean * np.nan, cov), ["NaN or infinity"]),
         (lambda mean, cov: (mean, cov[:, :-1]), ["do not fit together"]),
     ],
