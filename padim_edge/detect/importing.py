@@ -32,11 +32,11 @@ ALIKE = 8
 FAR = 5.0
 """Times the channels that the squared distance of a good photo typically is, from where on the
 embedding is said not to be that of the fit. Of the right one, squares are like those of a
-chi-square of d degrees, of mean d; less, for what was added to the diagonal, and more where few photos were
-fitted. ResNet-18, d = 100, 128 x 128, .01 added, fits of 10 to 100 photos of bottle, and of 10 and
-40 of magnetic tiles: the right one .2 to .4, and 1.1 to 2.3. Other channels 18 to 22, and 7 to 10;
-other weights 98 to 109, and 18 to 24; photos of hazelnuts 7 to 9, and 4 to 5. Photos cropped
-otherwise, 3 to 5 and 1 to 2, are not noticed."""
+chi-square of d degrees, of mean d; less, for what was added to the diagonal, and more where few
+photos were fitted. ResNet-18, d = 100, 128 x 128, .01 added, fits of 10 to 100 photos of bottle,
+and of 10 and 40 of magnetic tiles: the right one .2 to .4, and 1.1 to 2.3. Other channels 18 to 22,
+and 7 to 10; other weights 98 to 109, and 18 to 24; photos of hazelnuts 7 to 9, and 4 to 5. Photos
+cropped otherwise, 3 to 5 and 1 to 2, are not noticed."""
 
 
 @dataclass(frozen=True)
