@@ -35,6 +35,9 @@ TOGETHER_PICTURES = 8
 IDLE = 5.0
 """Seconds without an event after which a sink may look after its connection."""
 
+ODD_FAILURES = 3
+"""Failures in a row that nobody foresaw, after which it must be the event, which is set aside."""
+
 REJECTED_BYTES = 50_000_000
 """Of the file of refused events, of which one earlier one stays."""
 
@@ -198,6 +201,8 @@ class Delivery(_Delivery):
         super().__init__(spool, sink, say)
         self._sink, self._set_aside = sink, rejected
         self._together = TOGETHER_PICTURES if sink.wants_pictures else TOGETHER
+        self._odd = 0  # failures in a row that nobody foresaw
+        self._alone = 0  # so many events are sent one by one, to find whose fault it is
 
     def _backlog(self) -> tuple[int, int]:
         return self._spool.backlog(self.address), self._spool.dropped(self.address)
@@ -206,9 +211,8 @@ class Delivery(_Delivery):
         looked = time.monotonic()
         while not (self._stopping.is_set() and time.monotonic() >= self._deadline):
             seen = self._spool.appended
-            events = self._spool.pending(
-                self.address, self._together, pictures=self._sink.wants_pictures
-            )
+            together = 1 if self._alone else self._together
+            events = self._spool.pending(self.address, together, pictures=self._sink.wants_pictures)
             if events:
                 self._send(events)
                 looked = time.monotonic()
@@ -229,8 +233,21 @@ class Delivery(_Delivery):
             if not isinstance(error, RefusedError):
                 raise
             self._reject(events[error.delivered], error)
+        except PadimEdgeError:
+            raise
+        except Exception as error:
+            self._odd += 1
+            self._alone = self._together
+            if self._odd <= ODD_FAILURES or len(events) > 1:
+                raise
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            self._reject(
+                events[0], RefusedError(f"{self.address}: this should not happen: {reason}")
+            )
         else:
             self._have(events)
+            self._alone = max(0, self._alone - len(events))
+        self._odd = 0
 
     def _have(self, events: Sequence[Event]) -> None:
         self._spool.delivered(self.address, events[-1].id)

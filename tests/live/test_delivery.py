@@ -242,6 +242,23 @@ def test_an_event_that_is_refused_is_set_aside_and_the_rest_goes_on(watch, tmp_p
     assert str(rejected_file(spool.path)) in said[0]
 
 
+def test_an_event_that_a_sink_always_trips_over_is_set_aside(watch):
+    bad = verdict(130).id
+
+    def behave(events):
+        if bad in ids(events):
+            raise ZeroDivisionError("a fault of ours")
+
+    sink = Scripted(behave)
+    spool, deliveries, _ = watch(sink)
+    spool.append(verdicts(400))
+    until(lambda: status(deliveries)["backlog"] == 0)
+    ours = [event.id for event in verdicts(400) if event.id != bad]
+    assert [name for name in sink.got if name in set(ours)] == ours
+    assert json.loads(rejected_file(spool.path).read_text())["event"]["id"] == bad
+    assert max(sink.sizes) > 1
+
+
 def test_a_receiver_that_wants_to_be_left_alone_is(watch):
     times = []
 

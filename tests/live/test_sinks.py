@@ -317,7 +317,9 @@ def test_a_kill_at_any_moment_loses_nothing_that_was_delivered(tmp_path, scheme)
 def test_sqlite_has_each_event_once_in_columns_that_others_can_ask(tmp_path):
     file = tmp_path / "events.db"
     sink = opened(f"sqlite:{file}")
-    said = Event("s", {"id": "s", "time": 1764291600.5, "camera": "", "kind": "watch", "x": [1]})
+    said = Event(
+        "s", {"id": "s", "time": 1764291600.5, "camera": "", "kind": "watch", "latency_ms": {}}
+    )
     sink.send(verdicts(5))
     sink.send([*verdicts(5, start=2), said])
     sink.send(())
@@ -334,7 +336,11 @@ def test_sqlite_has_each_event_once_in_columns_that_others_can_ask(tmp_path):
     assert datetime.fromisoformat(rows[2][1] + "+00:00").timestamp() == third["time"]
     (row,) = (row for row in rows if row[3] == "watch")
     assert row[4:8] == (None,) * 4
-    assert json.loads(row[8])["x"] == [1]
+    assert json.loads(row[8]) == said.record
+    odd = verdict(9, score=["no number"])
+    with pytest.raises(RefusedError, match="float") as caught:
+        sink.send([verdict(8), odd])
+    assert caught.value.delivered == 1
     sink.close()
     with pytest.raises(SinkError, match="not connected"):
         sink.send([verdict(1)])

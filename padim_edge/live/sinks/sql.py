@@ -17,7 +17,13 @@ from padim_edge.live.sinks.secrets import PASSWORD, password
 try:
     import sqlalchemy as sql
     from sqlalchemy.dialects import postgresql, sqlite
-    from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
+    from sqlalchemy.exc import (
+        DataError,
+        DBAPIError,
+        IntegrityError,
+        SQLAlchemyError,
+        StatementError,
+    )
 except ModuleNotFoundError as error:
     raise MissingDependencyError("a database as a sink", "sqlalchemy", "live") from error
 
@@ -90,20 +96,19 @@ class _SqlSink:
             return
         try:
             self._write(events)
-        except (DataError, IntegrityError):
-            for number, event in enumerate(events):  # which one is it?
-                try:
-                    self._write([event])
-                except (DataError, IntegrityError) as error:
-                    raise RefusedError(
-                        f"{self.address}: {_reason(error)}", delivered=number
-                    ) from error
-                except SQLAlchemyError as error:
-                    raise SinkError(
-                        f"{self.address}: {_reason(error)}", delivered=number
-                    ) from error
         except SQLAlchemyError as error:
-            raise SinkError(f"{self.address}: {_reason(error)}") from error
+            if not _is_refusal(error):
+                raise SinkError(f"{self.address}: {_reason(error)}") from error
+            self._one_by_one(events)
+
+    def _one_by_one(self, events: Sequence[Event]) -> None:
+        """Find out which one the database will not have."""
+        for number, event in enumerate(events):
+            try:
+                self._write([event])
+            except SQLAlchemyError as error:
+                kind = RefusedError if _is_refusal(error) else SinkError
+                raise kind(f"{self.address}: {_reason(error)}", delivered=number) from error
 
     def _write(self, events: Sequence[Event]) -> None:
         if self._connection is None:
@@ -162,6 +167,10 @@ class PostgresqlSink(_SqlSink):
         )
 
 
+_NUMBERS = ("score", "threshold", "is_anomalous", "latency_ms")
+"""Columns that verdicts alone have."""
+
+
 def _row(event: Event) -> dict[str, Any]:
     record = event.record
     return {
@@ -169,9 +178,16 @@ def _row(event: Event) -> dict[str, Any]:
         "time": datetime.fromtimestamp(record["time"], timezone.utc),
         "camera": record["camera"],
         "kind": record["kind"],
-        **{name: record.get(name) for name in ("score", "threshold", "is_anomalous", "latency_ms")},
+        # What others call so need not be numbers.
+        **{name: record.get(name) if record["kind"] == "verdict" else None for name in _NUMBERS},
         "record": record,
     }
+
+
+def _is_refusal(error: SQLAlchemyError) -> bool:
+    """Whether it is about the event: the database will not have it, or no row can be made of it."""
+    is_ours = isinstance(error, StatementError) and not isinstance(error, DBAPIError)
+    return is_ours or isinstance(error, (DataError, IntegrityError))
 
 
 def _reason(error: SQLAlchemyError) -> str:
