@@ -1,12 +1,14 @@
 """What serving costs: requests a second, latency and memory, beside MLServer with the same file.
 
     python benchmarks/serve.py [--mlserver .../bin/mlserver] [--clients 1,8,64] [--seconds 4]
-                               [--json FILE]
+                               [--requests judge,v2-binary,v2-json] [--json FILE]
 
 Exports ResNet-18 with random weights (time does not depend on them), fits 60 synthetic photos, and
 starts one server after the other, each in a process of its own. Clients hold a connection each and
 ask again as soon as they are answered; they share the machine with the server. Answers are counted
-for --seconds, after a second that is not. A table of Markdown is printed.
+for --seconds, after a second that is not. A table of Markdown is printed. *CPU ms* is the processor
+time that the server takes for a request, all its threads together: what can still be compared where
+the machine has other work, too.
 """
 
 from __future__ import annotations
@@ -41,14 +43,15 @@ from padim_edge.serve.repository import export_repository
 from padim_edge.serve.v2 import LENGTH
 
 WARM_SECONDS = 1.0
-COLUMNS = ("server", "request", "clients", "requests / s", "p50 ms", "p99 ms", "turned away",
-           "peak MB")  # fmt: skip
+COLUMNS = ("server", "request", "clients", "requests / s", "p50 ms", "p99 ms", "CPU ms",
+           "turned away", "peak MB")  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mlserver", type=Path, help="the program, in an environment of its own")
     parser.add_argument("--clients", default="1,8,64")
+    parser.add_argument("--requests", default="judge,v2-binary,v2-json")
     parser.add_argument("--seconds", type=float, default=4)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -58,14 +61,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         model, photo = prepare(Path(name))
         requests = payloads(model, photo)
-        for server, kinds in (("padim-edge", ("judge", "v2 binary", "v2 json")),
-                              ("mlserver", ("v2 json",))):  # fmt: skip
+        for server, kinds in (("padim-edge", ("judge", "v2-binary", "v2-json")),
+                              ("mlserver", ("v2-json",))):  # fmt: skip
             if server == "mlserver" and arguments.mlserver is None:
                 continue
-            for kind in kinds:
+            for kind in filter(arguments.requests.split(",").__contains__, kinds):
                 with running(server, model, arguments.mlserver) as (port, process):
                     for count in counts:
-                        found = asyncio.run(load(port, requests[kind], count, arguments.seconds))
+                        found = asyncio.run(
+                            load(port, process.pid, requests[kind], count, arguments.seconds)
+                        )
                         row = {"server": server, "request": kind, "clients": count, **found}
                         rows.append({**row, "peak MB": peak(process.pid)})
                         print("|", *(f"{shown(rows[-1][c])} |" for c in COLUMNS), flush=True)
@@ -107,8 +112,8 @@ def payloads(model: Path, photo: Path) -> dict[str, bytes]:
     infer = "/v2/models/bottle/infer"
     return {
         "judge": wire("/v1/models/bottle/judge", photo.read_bytes(), "image/jpeg"),
-        "v2 json": wire(infer, json.dumps(as_json).encode(), "application/json"),
-        "v2 binary": wire(
+        "v2-json": wire(infer, json.dumps(as_json).encode(), "application/json"),
+        "v2-binary": wire(
             infer, head + image.tobytes(), "application/octet-stream", f"{LENGTH}: {len(head)}\r\n"
         ),
     }
@@ -171,15 +176,18 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
-async def load(port: int, request: bytes, clients: int, seconds: float) -> dict[str, Any]:
+async def load(
+    port: int, server: int, request: bytes, clients: int, seconds: float
+) -> dict[str, Any]:
     """Ask from many connections at once."""
     took: list[float] = []
-    turned_away = 0
+    turned_away = answered = 0
+    before = processor_seconds(server)
     begin = time.perf_counter() + WARM_SECONDS
     end = begin + seconds
 
     async def client() -> None:
-        nonlocal turned_away
+        nonlocal turned_away, answered
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         while (asked := time.perf_counter()) < end:
             writer.write(request)
@@ -194,8 +202,10 @@ async def load(port: int, request: bytes, clients: int, seconds: float) -> dict[
                 await asyncio.sleep(0.05)
             elif status != 200:
                 sys.exit(f"{status}: {body[:200]!r}")
-            elif begin <= done <= end:
-                took.append(done - asked)
+            else:
+                answered += 1
+                if begin <= done <= end:
+                    took.append(done - asked)
         writer.close()
 
     await asyncio.gather(*(client() for _ in range(clients)))
@@ -206,8 +216,15 @@ async def load(port: int, request: bytes, clients: int, seconds: float) -> dict[
         "requests / s": len(took) / seconds,
         "p50 ms": float(np.percentile(milliseconds, 50)),
         "p99 ms": float(np.percentile(milliseconds, 99)),
+        "CPU ms": 1000 * (processor_seconds(server) - before) / answered,
         "turned away": turned_away,
     }
+
+
+def processor_seconds(pid: int) -> float:
+    """What a process took of the processors so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def peak(pid: int) -> int:
