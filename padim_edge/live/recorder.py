@@ -143,14 +143,14 @@ class Recorder:
             )
 
     def close(self, timeout: float | None = None) -> bool:
-        """Record what there is, and end; whether that was done in time. Twice is harmless."""
+        """Record what there is, and end; whether it has ended in time. Twice is harmless."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
         self._hurry.set()
         if self._thread.ident is not None:
             self._thread.join(timeout)
-        return not self._thread.is_alive() and self.failed is None
+        return not self._thread.is_alive()
 
     def _is_over(self) -> bool:
         return self._closed or self.failed is not None

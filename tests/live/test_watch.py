@@ -293,6 +293,20 @@ def test_a_full_disk_stops_no_judging_and_what_is_lost_is_said(slot, monkeypatch
         assert any("could not be recorded" in one for one in recorded) == bool(lost)
 
 
+def test_a_reader_that_goes_away_ends_it(slot):
+    lines = []
+
+    def line(text):
+        lines.append(text)
+        if len(lines) == 5:
+            raise BrokenPipeError(32, "Broken pipe")
+
+    watch = Watch([camera(slot, Scripted(pictures(60)), policy="all")], Recorder(None, line))
+    with pytest.raises(BrokenPipeError):
+        watch.run()
+    assert len(lines) == 5
+
+
 def test_cameras_need_names_of_their_own(slot):
     with pytest.raises(UsageError, match="cameras are named a, a: each needs its own"):
         watching([camera(slot, name="a"), camera(slot, name="a")])
