@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from helpers import blocking, in_process, padim_edge, unchanged
 
 from padim_edge.cli import tune
+from padim_edge.detect.report import intervals
 from padim_edge.images.dataset import Folders
 from padim_edge.model.file import read
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fewer() -> Iterator[None]:
+    """A tenth of the bootstrap's replicates: they are most of the work here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(intervals, "REPLICATES", 100)
+        yield
+
 
 QUICK = ("--engine", "ort", "--threads", 1, "--calls", 10, "--frame", "640x480")
 

@@ -8,6 +8,7 @@ import json
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,15 @@ from padim_edge.measure.tune_state import FILE, Finished, State
 from padim_edge.model.file import read
 
 CAMERA = Camera(640, 480)
+FEWER = "from padim_edge.detect.report import intervals; intervals.REPLICATES = 100"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fewer() -> Iterator[None]:
+    """A tenth of the bootstrap's replicates: they are most of the work here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(intervals, "REPLICATES", 100)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -374,7 +384,7 @@ def test_what_was_finished_survives_a_kill(tmp_path, whole_file, photos):
     arguments = ("tune", photos, "--embedding", whole_file, "--work", work, "--engine", "ort",
                  "--dims", "6,8,10", "--preset", "reference", "--constants", "float16",
                  "--threads", 1, "--calls", 10, "--frame", "640x480")  # fmt: skip
-    with subprocess.Popen(command(*arguments), stderr=subprocess.DEVNULL) as child:
+    with subprocess.Popen(command(*arguments, prelude=FEWER), stderr=subprocess.DEVNULL) as child:
         deadline = time.monotonic() + 100
         while time.monotonic() < deadline and child.poll() is None:
             if (work / FILE).exists() and (work / FILE).read_bytes().count(b"\n") > 2:
