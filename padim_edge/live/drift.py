@@ -1,36 +1,36 @@
 """Drift: whether what comes now is still what the detector was fitted on.
 
 Each number that a frame has (its score; brightness, sharpness and so on, `images.appearance`) is
-held against those of the fit's photos by a sequential test. With values x_1..x_N of the photos and
-x_{N+1}, x_{N+2}, ... of frames, the rank of each new one among *all* before it,
+held against those of the fit's photos by a sequential test. The N values of the photos leave N + 1
+gaps. While all values are exchangeable, the next one falls into one of the outer t gaps, given that
+c of the n before it did, with the probability (Polya's urn, whatever the distribution)
 
-    p_n = #{i <= n : x_i >= x_n} / n
+    P = (t + c) / (N + 1 + n)
 
-is, while all are exchangeable, independent of the ranks before it and uniform on 1/n, 2/n, ..., 1.
-(Ranks among the photos alone would not be independent: photos that happen to be dark would make
-every p small for ever.) So for every decreasing f >= 0 with an integral of 1 over (0, 1), here
-f(p) = k p^(k - 1), the mean of f(p_n) is at most 1, and a gambler who stakes all on f each time
-does not get richer on average. Nobody knows when a drift begins; so one begins to bet at each n,
-with a share w_n = 1 / log2(n + 1) - 1 / log2(n + 2) of the money, which add up to 1:
+Without c the photos would be taken for the whole truth, and N that happen to be dark would make
+every frame look bright for ever. A gambler stakes the share b of his money on the outer gaps: it is
+multiplied by b / P if the value falls there, else by (1 - b) / (1 - P), on average by 1. Nobody
+knows when a drift begins; so one begins to bet at each n, with a share w_n = 1 / log2(n + 1) -
+1 / log2(n + 2) of the money, which add up to 1. With the gain g_n of one who bets at n,
 
-    S_n = (S_{n-1} + w_n) f(p_n)        M_n = S_n + 1 / log2(n + 2)
+    S_n = (S_{n-1} + w_n) g_n        M_n = S_n + 1 / log2(n + 2)
 
-M_n is a supermartingale that begins at 1, the mean of several (three k, upwards and downwards) is
-one too, and by Ville's inequality
+M_n is a martingale that begins at 1, the mean of several (`BETS`, above and below) is one
+too, and by Ville's inequality
 
     P(M_n >= 1 / alpha for any n) <= alpha
 
 however long it goes on: that is the stated rate, of ever saying that there is drift where there is
-none. It is split evenly among the numbers that are tested. (Vovk, Nouretdinov, Gammerman, Testing
-exchangeability on-line, 2003; Ville 1939; bets that begin later: Vovk, Testing randomness online,
-2021.)
+none. It is split evenly among the numbers that are tested. (Ville 1939; Vovk, Nouretdinov,
+Gammerman, Testing exchangeability on-line, 2003; bets that begin later: Vovk, Testing randomness
+online, 2021.)
 
 What it rests on, and how far that holds:
 
 - Frames of a video are no independent draws. One is looked at each `EVERY` seconds, and none that
   shows what the one before it did: one a part, if parts come faster than that or stand still.
 - Leave-one-out scores are of fits of N - 1 photos, those of frames of one of N: frames score lower
-  by a hair. As ranks are among all values, such a difference can gain no more than N photos tell of
+  by a hair. As P learns from all values, such a difference can gain no more than N photos tell of
   it, however many frames come. Statistics of images have none.
 - Of a frame that is an alarm the score is not used: it may be a defect. The scores of accepted ones
   are those of the photos *below the threshold*: given that the threshold is the k-th smallest of
@@ -42,7 +42,6 @@ from __future__ import annotations
 import bisect
 import math
 import time
-from array import array
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -67,17 +66,15 @@ ALPHA = 0.01
 EVERY = 2.0
 """Seconds between two frames that are looked at."""
 
-POWERS = (0.1, 0.3, 0.6)
-"""k of the bets: the smallest wins most where values leave the range of the photos."""
+BETS = ((0.0, 0.8), (0.125, 0.8), (0.333, 0.8), (0.5, 0.75))
+"""Share of the gaps that are the outer ones (one at least), and of the money staked on them: values
+beyond those of all photos are what the first waits for, small changes the last."""
 
 RECENT = 16
 """Values that what is now is told by, and whether a drift has ended."""
 
 ENDED = 1.5
 """Standard deviations of the rank sum within which recent values are like those of the photos."""
-
-MOST = 200_000
-"""Values that a test keeps; then it starts again. At one each two seconds, after four days."""
 
 SCORE = "score"
 KINDS = {
@@ -105,25 +102,33 @@ class Test:
     __test__ = False  # pytest takes it for one of its own
 
     def __init__(self, usual: Sequence[float]) -> None:
-        self._values = array("d", sorted(usual))
-        self._count = 0
-        self._bets = [0.0] * (2 * len(POWERS))
+        self._usual = sorted(map(float, usual))
+        self._gaps = len(self._usual) + 1
+        # Upwards and downwards in turn: outer gaps, values that fell there, stake.
+        sizes = [max(1, round(share * self._gaps)) for share, _ in BETS for _ in range(2)]
+        self._sizes = [min(size, self._gaps - 1) for size in sizes]
+        self._fell = [0] * len(sizes)
+        self._stakes = [stake for _, stake in BETS for _ in range(2)]
+        self._bets = [0.0] * len(sizes)
         # Of each bet what it would be worth had it begun when that was best, and when that was.
-        self._best = [(1.0, 0.0)] * len(self._bets)
+        self._best = [(1.0, 0.0)] * len(sizes)
+        self._count = 0
         self.wealth = 1.0
 
     def add(self, value: float, when: float = 0.0) -> float:
-        """Take a new value; returns `wealth`."""
-        values = self._values
-        total = len(values) + 1
-        up = (total - bisect.bisect_left(values, value)) / total
-        down = (bisect.bisect_right(values, value) + 1) / total
-        bisect.insort(values, value)
+        """Take a new value; returns `wealth`. One that equals a photo's counts as further in."""
+        gap = (
+            self._gaps - 1 - bisect.bisect_left(self._usual, value),
+            bisect.bisect_right(self._usual, value),
+        )
+        total = self._gaps + self._count
         self._count += 1
         share = 1 / math.log2(self._count + 1) - 1 / math.log2(self._count + 2)
-        for place in range(len(self._bets)):
-            k = POWERS[place // 2]
-            gain = k * (down if place % 2 else up) ** (k - 1)
+        for place, stake in enumerate(self._stakes):
+            is_outer = gap[place % 2] < self._sizes[place]
+            chance = (self._sizes[place] + self._fell[place]) / total
+            gain = stake / chance if is_outer else (1 - stake) / (1 - chance)
+            self._fell[place] += is_outer
             self._bets[place] = (self._bets[place] + share) * gain
             worth, begun = self._best[place]
             self._best[place] = (worth * gain, begun) if worth > 1 else (gain, when)
@@ -134,11 +139,6 @@ class Test:
     def since(self) -> float:
         """When that which wins most began."""
         return self._best[max(range(len(self._bets)), key=self._bets.__getitem__)][1]
-
-    @property
-    def is_full(self) -> bool:
-        """Whether it has taken as many values as it keeps."""
-        return self._count >= MOST
 
 
 @dataclass(frozen=True)
@@ -203,8 +203,6 @@ class _Watched:
             self._restart()
             return change
         if self._test.add(value, when) < self._limit:
-            if self._test.is_full:
-                self._restart()
             return None
         self.since = self._test.since
         return self._change(True, self.since)

@@ -11,7 +11,7 @@ from lessons import captured, opened
 from PIL import Image, ImageFilter
 
 from padim_edge.live.board import Seen
-from padim_edge.live.drift import POWERS, RECENT, Drift, DriftWatch, Test
+from padim_edge.live.drift import BETS, RECENT, Drift, DriftWatch, Test
 from padim_edge.live.event import Event
 from padim_edge.live.swap import ModelSlot
 from padim_edge.model.file import read
@@ -20,28 +20,34 @@ from padim_edge.model.file import read
 def test_wealth_is_that_of_all_who_begin():
     """Against the definition: every gambler by himself, each with his share."""
     rng = np.random.default_rng(1)
-    usual, values = rng.normal(size=7), np.round(rng.normal(1, 1, 25), 1)
+    usual, values = np.sort(rng.normal(size=7)), rng.normal(1, 1, 25)
     test = Test(usual)
-    bag = list(usual)
-    gains = []
+    before, gains = [], []
     for n, value in enumerate(values, 1):
-        bag.append(value)
-        up = np.mean(np.array(bag) >= value)
-        down = np.mean(np.array(bag) <= value)
-        gains.append([k * p ** (k - 1) for k in POWERS for p in (up, down)])
+        above, below = (usual >= value).sum(), (usual <= value).sum()
+        gaps = (above, below)  # photos further out, upwards and downwards
+        gains.append([])
+        for share, stake in BETS:
+            size = max(1, round(share * 8))
+            for side, gap in enumerate(gaps):
+                chance = (size + sum(one[side] < size for one in before)) / (8 + len(before))
+                won = stake / chance if gap < size else (1 - stake) / (1 - chance)
+                gains[-1].append(won)
+        before.append(gaps)
         shares = [1 / np.log2(i + 1) - 1 / np.log2(i + 2) for i in range(1, n + 1)]
         money = [share * np.prod(gains[i:], axis=0).mean() for i, share in enumerate(shares)]
         assert test.add(value) == pytest.approx(sum(money) + 1 - sum(shares))
 
 
 def test_nobody_gets_richer_on_average():
-    """Exactly: over all ranks that are equally likely, one step after any beginning."""
+    """Exactly: over all gaps, each as likely as a rank among all values makes it."""
     for beginning in ([], [9.0], [-9.0, 0.5], [2.5, 2.6, -3.0]):
         usual = np.arange(6.0)
         before = Test(usual)
         for value in beginning:
             before.add(value)
         bag = np.sort([*usual, *beginning])
+        # The next value is as likely to fall between any two of all that were.
         edges = np.concatenate([[bag[0] - 1], (bag[1:] + bag[:-1]) / 2, [bag[-1] + 1]])
         after = []
         for value in edges:
@@ -49,7 +55,13 @@ def test_nobody_gets_richer_on_average():
             for earlier in beginning:
                 test.add(earlier)
             after.append(test.add(value))
-        assert np.mean(after) <= before.wealth + 1e-12
+        assert np.mean(after) == pytest.approx(before.wealth, rel=1e-12)
+
+
+def test_a_tie_wins_nothing_extra():
+    tied = Test(np.zeros(20))
+    for _ in range(200):
+        assert tied.add(0.0) < 5
 
 
 def ever(rng, alpha, count, steps, shift=0.0):

@@ -1,0 +1,104 @@
+"""How often drift is said where there is none, and how soon where there is: on real photos.
+
+Photos of one data set are drawn into those of a fit and those that come after it, again and again.
+What comes after is of the same kind, so nothing may be said, but for a share alpha of the draws.
+Then each change is made to what comes after, from the tenth photo on, and the photos are counted
+until it is said; and the false alarms until then.
+
+    python benchmarks/drift.py embedding.onnx DATASET --fit 60 --draws 20 --alpha 0.05
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageFilter
+
+from padim_edge.detect.detector import Detector
+from padim_edge.fit.fit import fit_detector
+from padim_edge.fit.settings import Settings
+from padim_edge.images.preprocess import Preprocess
+from padim_edge.live.drift import SCORE, Drift
+from padim_edge.model.file import read
+
+CLEAN = 10
+CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "none": lambda image: image,
+    "brightness +5 %": lambda image: ImageEnhance.Brightness(image).enhance(1.05),
+    "brightness +15 %": lambda image: ImageEnhance.Brightness(image).enhance(1.15),
+    "blur, sigma 1 px of 256": lambda image: image.filter(
+        ImageFilter.GaussianBlur(image.width / 256)
+    ),
+    "shift 2 % across": lambda image: image.transform(
+        image.size, Image.Transform.AFFINE, (1, 0, -0.02 * image.width, 0, 1, 0)
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("embedding", type=Path)
+    parser.add_argument("data", type=Path, help="with train/good")
+    parser.add_argument("--fit", type=int, default=60, help="photos of a fit")
+    parser.add_argument("--draws", type=int, default=20)
+    parser.add_argument("--alpha", type=float, default=0.05)
+    parser.add_argument("--threads", type=int, default=0)
+    options = parser.parse_args()
+    photos = sorted((options.data / "train" / "good").iterdir())
+    others = options.data / "test" / "good"
+    photos += sorted(others.iterdir()) if others.is_dir() else []
+    embedding = read(options.embedding, "embedding")
+    whole = Preprocess.whole(embedding.backbone_info.image_size)
+    images = {path: Image.open(path).convert("RGB") for path in photos}
+    prepared = {
+        name: {path: whole(change(image)) for path, image in images.items()}
+        for name, change in CHANGES.items()
+    }
+    first: dict[tuple[str, str], list[int]] = {}
+    alarms: dict[str, list[float]] = {}
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(options.draws):
+            order = [photos[place] for place in rng.permutation(len(photos))]
+            file = Path(folder) / "padim.onnx"
+            fit_detector(
+                embedding, order[: options.fit], file, Settings(whole), threads=options.threads
+            )
+            with Detector(file, "ort", options.threads) as detector:
+                for name in CHANGES:
+                    drift = Drift(detector.detector_info, options.alpha)
+                    found: dict[str, int] = {}
+                    anomalous = []
+                    for place, path in enumerate(order[options.fit :]):
+                        image = prepared["none" if place < CLEAN else name][path]
+                        (result,) = detector.judge(image[None])
+                        anomalous.append(result.is_anomalous)
+                        for change in drift(result, image, float(place)):
+                            kind = SCORE if change.statistic == SCORE else "image"
+                            found.setdefault(kind, place + 1 - (0 if name == "none" else CLEAN))
+                    for kind in (SCORE, "image"):
+                        first.setdefault((name, kind), []).append(found.get(kind, 0))
+                    alarms.setdefault(name, []).append(float(np.mean(anomalous[CLEAN:])))
+    print(
+        f"{options.data.name}: {options.draws} draws, {options.fit} photos of a fit, "
+        f"{len(photos) - options.fit} after it, alpha {options.alpha:g} of all numbers together"
+    )
+    print(f"{'change':<26}{'alarms':>8}  {'said by scores':<28}said by the images")
+    for name in CHANGES:
+        cells = []
+        for kind in (SCORE, "image"):
+            when = np.array(first[name, kind])
+            said = when[when != 0]
+            middle = f", after {np.median(said):.0f} (median)" if len(said) else ""
+            cells.append(f"{len(said)} of {len(when)}{middle}")
+        print(f"{name:<26}{np.mean(alarms[name]):>8.1%}  {cells[0]:<28}{cells[1]}")
+    either = np.array(first["none", SCORE]) + np.array(first["none", "image"])
+    print(f"false alarm of drift: {(either != 0).sum()} of {len(either)} draws")
+
+
+if __name__ == "__main__":
+    main()
