@@ -231,7 +231,7 @@ def test_of_a_hundred_viewers_each_sees_the_end_and_a_picture_is_drawn_once(
     watch, kept = watching([camera(slot, source)])
     board = Board(list(watch.statuses.values()))
     watch.observers.append(board)
-    thread = threading.Thread(target=watch.run)
+    thread = threading.Thread(target=watch.run, daemon=True)
     thread.start()
     with Server(page(board)) as server, contextlib.ExitStack() as stack:
         for _ in range(50):
@@ -270,7 +270,7 @@ def test_judging_does_not_wait_for_the_page(model_file, monkeypatch):
     watch, kept = watching([camera(slot, source)])
     board = Board(list(watch.statuses.values()))
     watch.observers.append(board)
-    thread = threading.Thread(target=watch.run)
+    thread = threading.Thread(target=watch.run, daemon=True)
     thread.start()
     with Server(page(board)) as server, contextlib.ExitStack() as stack:
         for _ in range(20):

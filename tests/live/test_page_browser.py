@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from browser import chromium
+from browser import Opened, chromium
 from pages import SCRIPT, Line, Pupil
-from scripted import DEADLINE, wait_for
+from scripted import wait_for
 
 pytest.importorskip("uvicorn", reason="needs uvicorn: pip install 'padim-edge[live]'")
 pytest.importorskip("starlette", reason="needs starlette: pip install 'padim-edge[live]'")
@@ -48,51 +47,6 @@ def bad(good, tmp_path_factory):
         image.paste((255, 0, 0), (20 + 8 * number, 20, 60 + 8 * number, 70))
         image.save(folder / f"{number}.png")
     return sorted(folder.iterdir())
-
-
-class Opened:
-    """The page, and all that it must not do.
-
-    Attributes:
-        troubles: on the console, errors, dialogs, what it asked for elsewhere.
-    """
-
-    def __init__(self, browser: Any, url: str, **options: Any) -> None:
-        self.context = browser.new_context(**options)
-        self.page = self.context.new_page()
-        self.troubles: list[str] = []
-        self.expected: tuple[str, ...] = ()
-        host = urlsplit(url).netloc
-        self.page.on("console", lambda message: self.troubles.append(message.text))
-        self.page.on("pageerror", lambda error: self.troubles.append(str(error)))
-        self.page.on("dialog", lambda dialog: (self.troubles.append("dialog"), dialog.dismiss()))
-        self.page.on("request", lambda request: self._asked(request.url, host))
-        self.page.goto(url)
-
-    def _asked(self, url: str, host: str) -> None:
-        if not url.startswith(("data:", "blob:")) and urlsplit(url).netloc != host:
-            self.troubles.append(f"asked for {url}")
-
-    def all(self, code: str) -> Any:
-        return self.page.evaluate(code)
-
-    def until(self, code: str, wanted: Any = True) -> None:
-        """Wait until a piece of JavaScript has this value."""
-        deadline = time.monotonic() + DEADLINE
-        while (value := self.page.evaluate(code)) != wanted:
-            assert time.monotonic() < deadline, f"{code} is {value!r}, not {wanted!r}"
-            self.page.wait_for_timeout(30)
-
-    def text(self, selector: str) -> str:
-        return self.page.locator(selector).inner_text()
-
-    def press(self, *keys: str) -> None:
-        for key in keys:
-            self.page.keyboard.press(key)
-
-    def focus(self) -> str:
-        """What has the keyboard: its id, or its text."""
-        return self.all("document.activeElement.id || document.activeElement.textContent")
 
 
 @pytest.fixture

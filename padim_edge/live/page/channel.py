@@ -22,8 +22,9 @@ from typing import Any
 from padim_edge.detect.detector import Result
 from padim_edge.errors import ImageError
 from padim_edge.live.board import Board, CameraNow, Point, Seen
+from padim_edge.live.event import Event
 from padim_edge.live.page.draw import LIVE, draw
-from padim_edge.live.page.teaching import Teaching
+from padim_edge.live.page.teaching import Lesson, Teaching
 
 log = logging.getLogger(__name__)
 
@@ -192,8 +193,9 @@ class Channel:
             self._last = new[0]
             self._points.extend(reversed(new))
             self._total += len(new)
-        self._state = self._told(newest)
-        lists = self._listed(anomalies, messages)
+        lesson = self._teacher.lesson() if self._teacher else None
+        self._state = self._told(newest, lesson)
+        lists = self._listed(anomalies, messages, lesson)
         if lists != self._lists:
             self._lists, self._list_number = lists, self._list_number + 1
         missing = wanted - self._pictures.keys()
@@ -207,9 +209,8 @@ class Channel:
                 self._pictures[heat] = draw(newest, model, LIVE, heat) if newest else None
         return time.thread_time() - began
 
-    def _told(self, newest: Seen | None) -> dict[str, Any]:
+    def _told(self, newest: Seen | None, lesson: Lesson | None) -> dict[str, Any]:
         """What changes with every frame."""
-        lesson = self._teacher.lesson() if self._teacher else None
         told = dataclasses.asdict(lesson) if lesson else None
         if told:
             del told["versions"]
@@ -228,12 +229,13 @@ class Channel:
             "lesson": told,
         }
 
-    def _listed(self, anomalies: tuple[Seen, ...], messages: tuple[Any, ...]) -> dict[str, Any]:
+    def _listed(
+        self, anomalies: tuple[Seen, ...], messages: tuple[Event, ...], lesson: Lesson | None
+    ) -> dict[str, Any]:
         """What changes now and then, newest first."""
         info = self._now.status.model.detector_info
         good = info.good_scores if info else ()
         step = max(1, math.ceil(len(good) / GOOD))
-        lesson = self._teacher.lesson() if self._teacher else None
         return {
             "anomalies": [_newest(one) for one in reversed(anomalies)],
             "messages": [
