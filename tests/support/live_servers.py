@@ -275,6 +275,9 @@ class Receiver:
             def do_POST(self) -> None:
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 body = self.rfile.read(int(headers["content-length"]))
+                if len(body) < int(headers["content-length"]):  # cut off: we are being stopped
+                    self.close_connection = True
+                    return
                 code, more = receiver.answer(headers, body)
                 receiver.paths.append(self.path)
                 if code < 300:
@@ -288,6 +291,9 @@ class Receiver:
                 """Nothing."""
 
         class Server(ThreadingHTTPServer):
+            def handle_error(self, *_: Any) -> None:
+                """A connection that was cut is nothing to print."""
+
             daemon_threads = True
             block_on_close = False
 
