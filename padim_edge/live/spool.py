@@ -414,7 +414,10 @@ class Spool:
                 self._reached[sink].number,
                 limit,
             )
-        return [Event(row[0], json.loads(row[1]), row[2]) for row in rows]
+            try:
+                return [Event(row[0], json.loads(row[1]), row[2]) for row in rows]
+            except ValueError as error:  # a card that forgets bits
+                raise sqlite3.DatabaseError(f"an event is not what was written: {error}") from error
 
     def delivered(self, sink: str, last: str) -> None:
         """A sink has the event of this id, of those of `pending`, and all before it.
@@ -531,8 +534,9 @@ def _digest(key: str) -> bytes:
 
 
 def _is_damage(error: sqlite3.Error) -> bool:
-    """Whether the file is no database any more: SQLITE_CORRUPT and SQLITE_NOTADB come as this."""
-    return type(error) is sqlite3.DatabaseError
+    """Whether the file is not what was written any more."""
+    # SQLITE_CORRUPT and SQLITE_NOTADB come as this class itself, text that is none as another.
+    return type(error) is sqlite3.DatabaseError or "decode to UTF-8" in str(error)
 
 
 def _notice(after: Event, number: int, message: str, fields: dict[str, Any]) -> Event:

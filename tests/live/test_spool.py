@@ -253,6 +253,19 @@ def test_damage_while_it_runs_costs_what_waited_and_nothing_that_comes(file):
     assert spool.dropped(SINK) == 2990
 
 
+@pytest.mark.parametrize("value", ["'{\"half'", "CAST(x'ff00ff' AS TEXT)"])
+def test_an_event_that_is_not_what_was_written_stops_nobody(file, value):
+    spool = Spool(file, sinks=[SINK])
+    spool.append(verdicts(5))
+    spool._connection.execute(f"UPDATE events SET record = {value} WHERE number = 3")
+    with pytest.raises(SpoolError):
+        spool.pending(SINK)
+    said = spool.append([verdict(5)])
+    assert "is damaged" in said[0].record["message"]
+    assert ids(spool.pending(SINK)) == [verdict(5).id, said[0].id]
+    assert spool.dropped(SINK) == 5
+
+
 def test_a_full_disk_is_an_error_and_leaves_what_was_there(file):
     spool = Spool(file, sinks=[SINK])
     spool.append(verdicts(10))
