@@ -351,6 +351,8 @@ class Teacher:
             made = self._fitted(self.versions.state.good, keep=False)
         except PadimEdgeError:  # too few of them, or too alike: the fit itself says so
             return
+        finally:
+            self._doing = ""  # which the fit's progress has set
         for odd in made.outliers:
             self._warn(
                 f"part {int(odd.path.stem)} is very unlike the others (score {odd.score:.1f}, "
