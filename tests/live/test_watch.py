@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import threading
+import time
+import weakref
 from pathlib import Path
 
+import numpy as np
 import pytest
 from scripted import END, Scripted, camera, pictures, wait_for, watching
 
 from padim_edge.detect.detector import Detector, Result
 from padim_edge.errors import ImageError, PadimEdgeError, UsageError
-from padim_edge.live import capture, judge
+from padim_edge.images.frames import Frame
+from padim_edge.live import capture, judge, queues, recorder
 from padim_edge.live.board import Board
 from padim_edge.live.pictures import to_jpeg
 from padim_edge.live.recorder import Recorder
-from padim_edge.live.source import SourceError
+from padim_edge.live.source import Captured, SourceError
 from padim_edge.live.swap import ModelSlot
 from padim_edge.live.watch import Watch
 
@@ -291,6 +295,35 @@ def test_a_full_disk_stops_no_judging_and_what_is_lost_is_said(slot, monkeypatch
         assert len(complaints) == lost
         recorded = [event.record["message"] for event in store.events if "lost" in event.to_json()]
         assert any("could not be recorded" in one for one in recorded) == bool(lost)
+
+
+class Pixels(np.ndarray):
+    """Pixels of which it is known whether they are still there."""
+
+
+def test_frames_are_let_go_of(slot):
+    alive: list[weakref.ref[Pixels]] = []
+    most = 0
+
+    class Endless(Scripted):
+        def __iter__(self):
+            for number in range(300):
+                pixels = np.full((48, 64, 3), number % 256, np.uint8).view(Pixels)
+                alive.append(weakref.ref(pixels))
+                yield Captured(Frame(pixels), number, time.time())
+
+    watch = Watch([camera(slot, Endless(is_live=False))], Recorder())
+
+    def look(_seen):
+        nonlocal most
+        alive[:] = [one for one in alive if one() is not None]
+        most = max(most, len(alive))
+
+    watch.observers.append(look)
+    watch.run()
+    assert watch.statuses["camera"].judged == 300
+    # In the queues, and in the hands of capture, judge and recorder.
+    assert 0 < most <= queues.WAITING + 2 * recorder.WAITING + 4
 
 
 def test_a_reader_that_goes_away_ends_it(slot):
