@@ -6,6 +6,7 @@ https://github.com/triton-inference-server/server/blob/main/docs/protocol/extens
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -203,6 +204,10 @@ def _values(data: object) -> NDArray[np.uint8]:
     """Values in JSON, flat or nested."""
     if not isinstance(data, list):
         raise UsageError(f"the input's 'data' must be a list; {_shown(data)} was given")
+    if data and type(data[0]) is int:
+        # Of a flat list, in a quarter of the time that an array of 8-byte integers takes.
+        with contextlib.suppress(TypeError, ValueError):
+            return np.frombuffer(bytes(data), np.uint8)
     try:
         values = np.array(data)
     except (ValueError, OverflowError, RecursionError) as error:
