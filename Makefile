@@ -12,10 +12,10 @@ demo: $(VENV)/.ready          ## synthetic photos -> export -> fit -> run -> eva
 	$(BIN)/padim-edge demo --folder demo
 
 check: lint                   ## while you work: ruff, mypy and the fast tests, within a minute
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not gpu and not fuzz"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not fuzz"
 
 test: lint parts              ## everything that CI runs
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not fuzz"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not fuzz"
 
 # Playwright's own Chromium cannot be had from a registry of packages; the others are no Python's.
 PARTS := chromium mosquitto postgresql ffmpeg gstreamer1.0-tools gstreamer1.0-plugins-base \

@@ -79,35 +79,23 @@ def test_the_written_file_scores_as_the_reference(
     np.testing.assert_allclose(scores, expected.max(axis=(1, 2)), rtol=TOLERANCES[constants])
 
 
-@pytest.mark.parametrize("constants", TOLERANCES)
-def test_real_images_and_weights_score_as_the_reference(data, tmp_path, constants):
-    """Full size, real weights; the reference takes its features from torch in float64."""
+@pytest.fixture(scope="module")
+def hazelnuts(data, real_weights, real_embedding):
+    """Photos to fit on, photos to judge, and their maps by torch's features in float64."""
     import torch
     import torchvision
     from torchvision.models.feature_extraction import create_feature_extractor
 
-    weights = data / "weights" / "resnet18-imagenet1k-v1-to-layer3.pth"
     folder = data / "data" / "hazelnut_toy"
-    good, test = find_images(folder / "train"), find_images(folder / "test")[::6]
-    export_backbone(tmp_path / "embedding.onnx", weights=str(weights))
-    preprocess = Preprocess.reference((224, 224))
-    fit_detector(
-        tmp_path / "embedding.onnx",
-        good,
-        tmp_path / "padim.onnx",
-        Settings(preprocess, constants=constants),
-    )
-    with Detector(tmp_path / "padim.onnx") as detector:
-        ours = np.stack([detector(Image.open(path)).score_map for path in test])
-
+    good, test = find_images(folder / "train")[::2], find_images(folder / "test")[::12]
     network = torchvision.models.resnet18(weights=None)
-    network.load_state_dict(torch.load(weights, weights_only=True), strict=False)
+    network.load_state_dict(torch.load(real_weights, weights_only=True), strict=False)
     layers = ["layer1", "layer2", "layer3"]
     extractor = create_feature_extractor(network.eval().double(), layers)
-    chosen = np.array(read(tmp_path / "embedding.onnx", "embedding").backbone_info.channels)
+    chosen = np.array(read(real_embedding, "embedding").backbone_info.channels)
 
     def features(paths):
-        pixels = np.stack([preprocess(Image.open(path)) for path in paths])
+        pixels = np.stack([REFERENCE(Image.open(path)) for path in paths])
         x = torch.from_numpy(pixels).permute(0, 3, 1, 2).double() / 255
         mean = torch.tensor([0.485, 0.456, 0.406], dtype=torch.float64).view(1, 3, 1, 1)
         std = torch.tensor([0.229, 0.224, 0.225], dtype=torch.float64).view(1, 3, 1, 1)
@@ -115,9 +103,23 @@ def test_real_images_and_weights_score_as_the_reference(data, tmp_path, constant
             maps = extractor((x - mean) / std)
         return reference.embed([maps[layer].numpy() for layer in layers])[:, chosen]
 
-    expected = reference.score_maps(
-        reference.distances(features(test), *reference.fit(features(good))), (224, 224)
-    )
+    maps = reference.distances(features(test), *reference.fit(features(good)))
+    return good, test, reference.score_maps(maps, (224, 224))
+
+
+REFERENCE = Preprocess.reference((224, 224))
+
+
+@pytest.mark.parametrize("constants", TOLERANCES)
+def test_real_images_and_weights_score_as_the_reference(
+    hazelnuts, real_embedding, tmp_path, constants
+):
+    """Full size, real weights; the reference takes its features from torch in float64."""
+    good, test, expected = hazelnuts
+    settings = Settings(REFERENCE, constants=constants)
+    fit_detector(real_embedding, good, tmp_path / "padim.onnx", settings)
+    with Detector(tmp_path / "padim.onnx") as detector:
+        ours = np.stack([detector(Image.open(path)).score_map for path in test])
     np.testing.assert_allclose(ours, expected, rtol=TOLERANCES[constants])
 
 

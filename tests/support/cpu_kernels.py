@@ -25,6 +25,7 @@ from padim_edge.runtime.nvidia.whitening import Whitening, WhiteningAddresses, p
 
 KERNELS = Path(nvidia.__file__).parent  # the folder of the .cu files
 SHIM = Path(__file__).parent / "cuda_shim"
+LIBRARY = "kernels.so"
 SHARED = 100 * 1024  # bytes that a block of the preparing kernel may have
 TOLERANCE = 1e-5  # the reference takes the constants as stored: only float32 arithmetic is left
 
@@ -65,11 +66,11 @@ class Cpu:
 
 
 def build(folder):
-    """Compile the kernels; skips without a compiler."""
+    """Compile the kernels into a folder; skips without a compiler."""
     compiler = shutil.which("g++") or shutil.which("clang++")
     if not compiler:
         pytest.skip("no C++ compiler (g++ or clang++) on PATH")
-    library = folder / "kernels.so"
+    library = folder / LIBRARY
     options = ["-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"]
     options += ["-Wno-unknown-pragmas", "-Wno-pass-failed", f"-I{KERNELS}"]
     # A fortified longjmp refuses to jump to another stack.
@@ -81,7 +82,6 @@ def build(folder):
     command = [compiler, *options, str(SHIM / "run.cpp")]
     if subprocess.run([*command, *sanitizer], capture_output=True).returncode:
         subprocess.run(command, check=True)  # no sanitizer here, or an error to be shown
-    return Cpu(library)
 
 
 @dataclass(frozen=True)
