@@ -21,7 +21,8 @@ from padim_edge.images.frames import Frame
 # av.error.FFmpegError is the parent of most of what PyAV raises, and OSError of some.
 Errors = (av.error.FFmpegError, OSError, ValueError)
 
-_BT709, _FULL, _LIMITED = 1, 2, 1  # AVCOL_SPC_BT709, AVCOL_RANGE_JPEG, AVCOL_RANGE_MPEG
+# AVCOL_SPC_BT709, AVCOL_SPC_BT470BG, AVCOL_RANGE_JPEG, AVCOL_RANGE_MPEG
+_BT709, _BT601, _FULL, _LIMITED = 1, 5, 2, 1
 
 # FFmpeg's name -> what it is repacked into without touching a value, and our name.
 _YUV = {
@@ -121,7 +122,18 @@ def to_frame(frame: VideoFrame, wanted: str | None = None) -> Frame:
     if layout.packed != frame.format.name:
         if frame.format.name.startswith("yuvj"):
             frame.color_range = _FULL  # or repacking would stretch the values
-        frame = frame.reformat(format=layout.packed)
+        # Said again: PyAV before 16 does not ask the frame; and where both sides are the same it
+        # does nothing, though RGB has one range alone, and no matrix.
+        matrix = _BT709 if int(frame.colorspace or 0) == _BT709 else _BT601
+        extent = _FULL if int(frame.color_range or 0) == _FULL else _LIMITED
+        to_rgb = layout.packed == "rgb24"
+        frame = frame.reformat(
+            format=layout.packed,
+            src_colorspace=matrix,
+            dst_colorspace=_BT601 if to_rgb else matrix,
+            src_color_range=extent,
+            dst_color_range=_LIMITED if to_rgb else extent,
+        )
     pixels = _pixels(frame, layout.pixel_format)
     if grey_is_limited:
         pixels = _stretched(pixels, PIXEL_FORMATS[layout.pixel_format].white)
