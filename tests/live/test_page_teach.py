@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from browser import Opened, chromium
-from scripted import END, Scripted, camera, wait_for, watching
+from scripted import END, Kept, Scripted, camera, wait_for
 
 pytest.importorskip("uvicorn", reason="needs uvicorn: pip install 'padim-edge[live]'")
 pytest.importorskip("starlette", reason="needs starlette: pip install 'padim-edge[live]'")
@@ -21,8 +21,10 @@ from padim_edge.images.decode import load_image
 from padim_edge.images.preprocess import Preprocess
 from padim_edge.live.board import Board
 from padim_edge.live.page.app import page
+from padim_edge.live.recorder import Recorder
 from padim_edge.live.swap import ModelSlot
 from padim_edge.live.teach import Teacher
+from padim_edge.live.watch import Watch
 from padim_edge.web.server import Server
 
 pytestmark = pytest.mark.slow
@@ -46,7 +48,10 @@ def test_from_nothing_to_a_detector_and_a_false_alarm_taught_away(
 ):
     slot = ModelSlot(lambda path: Detector(path, "ort", 1))
     source = Scripted()
-    watch, kept = watching([camera(slot, source, policy="all")])
+    kept = Kept()
+    recorder = Recorder(kept, pictures=True)
+    recorder.observers.append(kept.seen.append)
+    watch = Watch([camera(slot, source, policy="all")], recorder)
     board = Board(list(watch.statuses.values()))
     settings = Settings(Preprocess.whole((64, 64)), false_alarm_rate=0.1)
     teacher = Teacher(
