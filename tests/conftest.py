@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,12 +49,28 @@ SLOW = (
 """What `make check` has no time for, by the path below tests/; single tests say so themselves."""
 
 
+LONGEST = (
+    "measure/test_proof.py",
+    "detect/test_real_data.py",
+    "cli/test_real_folders.py",
+    "benchmarks/",
+    "fit/test_fit.py",
+)
+"""What takes a minute or more, and therefore begins first, before the others of `SLOW`."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of slow files."""
+    """Mark the tests of slow files, and begin with them: a long one at the end would run alone."""
     root = Path(__file__).parent
+
+    def turn(item: pytest.Item) -> int:
+        name = item.path.relative_to(root).as_posix()
+        return 2 - name.startswith(SLOW) - name.startswith(LONGEST)
+
     for item in items:
         if item.path.relative_to(root).as_posix().startswith(SLOW):
             item.add_marker(pytest.mark.slow)
+    items.sort(key=turn)
 
 
 @pytest.fixture(scope="session")
@@ -66,28 +83,48 @@ def data() -> Path:
     return root
 
 
-def exported(path: Path, **options: Any) -> Path:
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Makes a folder once for all workers of a run: by its name, and what fills it. Read only."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def make(name: str, fill: Callable[[Path], object]) -> Path:
+        folder = root / f"once-{name}"
+        with (root / f"once-{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.exists():
+                unfinished = tmp_path_factory.mktemp(name)
+                fill(unfinished)
+                unfinished.rename(folder)
+        return folder
+
+    return make
+
+
+def exported(once: Callable[..., Path], name: str, **options: Any) -> Path:
     """An embedding.onnx of ResNet-18; skips without torch."""
     pytest.importorskip("torch")
     from padim_edge.export.export import export_backbone
 
-    export_backbone(path / "embedding.onnx", "resnet18", **options)
-    return path / "embedding.onnx"
+    file = "embedding.onnx"
+    return once(name, lambda at: export_backbone(at / file, "resnet18", **options)) / file
 
 
 SMALL: dict[str, Any] = {"image_size": (64, 64), "weights": "random"}
 
 
 @pytest.fixture(scope="session")
-def embedding_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def embedding_file(once: Callable[..., Path]) -> Path:
     """A small embedding.onnx: ResNet-18 with random weights, 64 x 64, 20 channels. Read only."""
-    return exported(tmp_path_factory.mktemp("embedding"), dims=(20,), **SMALL)
+    return exported(once, "embedding", dims=(20,), **SMALL)
 
 
 @pytest.fixture(scope="session")
-def whole_embedding(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole_embedding(once: Callable[..., Path]) -> Path:
     """The same with all channels, as the whitened presets need it. Read only."""
-    return exported(tmp_path_factory.mktemp("whole"), dims="all", **SMALL)
+    return exported(once, "whole", dims="all", **SMALL)
 
 
 @pytest.fixture(scope="session")
@@ -97,25 +134,23 @@ def real_weights(data: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def real_embedding(real_weights: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def real_embedding(real_weights: str, once: Callable[..., Path]) -> Path:
     """An embedding.onnx with the defaults and real weights. Read only."""
-    return exported(tmp_path_factory.mktemp("real"), weights=real_weights)
+    return exported(once, "real", weights=real_weights)
 
 
 @pytest.fixture(scope="session")
-def whole_real_embedding(real_weights: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole_real_embedding(real_weights: str, once: Callable[..., Path]) -> Path:
     """The same with all channels. Read only."""
-    return exported(tmp_path_factory.mktemp("whole_real"), dims="all", weights=real_weights)
+    return exported(once, "whole_real", dims="all", weights=real_weights)
 
 
 @pytest.fixture(scope="session")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def photos(once: Callable[..., Path]) -> Path:
     """12 good synthetic photos to fit, 4 good and 2 of each of 3 defects to test. Read only."""
     from padim_edge.images.synthetic import make_dataset
 
-    folder = tmp_path_factory.mktemp("photos")
-    make_dataset(folder, train=12, good=4, per_defect=2, size=96)
-    return folder
+    return once("photos", lambda at: make_dataset(at, train=12, good=4, per_defect=2, size=96))
 
 
 @pytest.fixture
@@ -131,18 +166,18 @@ def mine(tmp_path: Path, good: list[Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def model_file(
-    tmp_path_factory: pytest.TempPathFactory, embedding_file: Path, photos: Path
-) -> Path:
+def model_file(once: Callable[..., Path], embedding_file: Path, photos: Path) -> Path:
     """A padim.onnx fitted on `photos` with the defaults (float16). Read only."""
     from padim_edge.fit.fit import fit_detector
     from padim_edge.fit.settings import Settings
     from padim_edge.images.dataset import train_images
     from padim_edge.images.preprocess import Preprocess
 
-    path = tmp_path_factory.mktemp("model") / "padim.onnx"
-    fit_detector(embedding_file, train_images(photos), path, Settings(Preprocess.whole((64, 64))))
-    return path
+    settings, file = Settings(Preprocess.whole((64, 64))), "padim.onnx"
+    images = train_images(photos)
+    return (
+        once("model", lambda at: fit_detector(embedding_file, images, at / file, settings)) / file
+    )
 
 
 @pytest.fixture(scope="session")
@@ -150,7 +185,7 @@ def detectors(
     embedding_file: Path,
     whole_embedding: Path,
     photos: Path,
-    tmp_path_factory: pytest.TempPathFactory,
+    once: Callable[..., Path],
 ) -> dict[str, str]:
     """Detectors of every kind of constants, a dense one, of each whitened preset, of a region."""
     from padim_edge.fit.fit import fit_detector
@@ -159,7 +194,6 @@ def detectors(
     from padim_edge.images.preprocess import Preprocess
     from padim_edge.images.roi import Roi
 
-    place = tmp_path_factory.mktemp("detectors")
     whole = Preprocess.whole((64, 64))
     kinds = {
         constants: Settings(whole, constants=constants)
@@ -172,28 +206,31 @@ def detectors(
     judged[10:50, 5:61] = True
     judged[20:23, 30:40] = False
     kinds["roi"] = Settings(whole, roi=Roi(judged))
-    files = {}
-    for name, settings in kinds.items():
-        files[name] = str(place / f"{name}.onnx")
-        embedding = embedding_file if settings.preset == "reference" else whole_embedding
-        fit_detector(embedding, train_images(photos), Path(files[name]), settings)
-    return files
+
+    def fit(place: Path) -> None:
+        for name, settings in kinds.items():
+            embedding = embedding_file if settings.preset == "reference" else whole_embedding
+            fit_detector(embedding, train_images(photos), place / f"{name}.onnx", settings)
+
+    place = once("detectors", fit)
+    return {name: str(place / f"{name}.onnx") for name in kinds}
 
 
 @pytest.fixture(scope="session")
-def cpu(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def cpu(once: Callable[..., Path]) -> Any:
     """The CUDA kernels, compiled for the CPU."""
     import cpu_kernels
 
-    return cpu_kernels.build(tmp_path_factory.mktemp("shim"))
+    return cpu_kernels.Cpu(once("shim", cpu_kernels.build) / cpu_kernels.LIBRARY)
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder with the driver made for tests, `fake_gpu`."""
+def folder(once: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with the driver made for tests, `fake_gpu`, and caches of this worker's own."""
     import fake_gpu
 
-    return str(fake_gpu.assemble(tmp_path_factory.mktemp("gpu")))
+    made = once("gpu", fake_gpu.assemble)
+    return str(shutil.copytree(made, tmp_path_factory.mktemp("gpu") / "driver"))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
