@@ -24,7 +24,7 @@ def test_no_such_folder(tmp_path, embedding_file, model_file, name):
     graph = embedding_file if name == "fit" else model_file
     output = ("-o", tmp_path / "padim.onnx") if name == "fit" else ()
     with unchanged(tmp_path):
-        padim_edge(name, graph, tmp_path / "nowhere", *output).failed(1, str(tmp_path / "nowhere"))
+        in_process(name, graph, tmp_path / "nowhere", *output).failed(1, str(tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize("name", ["fit", "run", "eval"])
@@ -34,7 +34,7 @@ def test_empty_folder(tmp_path, embedding_file, model_file, name):
     graph = embedding_file if name == "fit" else model_file
     output = ("-o", tmp_path / "padim.onnx") if name == "fit" else ()
     with unchanged(tmp_path):
-        done = padim_edge(name, graph, tmp_path / "photos", *output)
+        done = in_process(name, graph, tmp_path / "photos", *output)
     done.failed(1, str(tmp_path / "photos"))
 
 
@@ -47,7 +47,7 @@ def test_a_pattern_that_matches_nothing(tmp_path, model_file, source):
 def test_too_few_images_to_fit(tmp_path, embedding_file, good, count):
     source = link(good, tmp_path / "few", count)
     with unchanged(tmp_path):
-        done = padim_edge("fit", embedding_file, source, "-o", tmp_path / "padim.onnx")
+        done = in_process("fit", embedding_file, source, "-o", tmp_path / "padim.onnx")
     done.failed(1, f"{count} usable image", "at least 3")
 
 
@@ -58,7 +58,7 @@ def test_one_image_to_fit_as_a_file(tmp_path, embedding_file, good):
 
 
 def test_one_image_is_enough_to_run(model_file, good):
-    assert padim_edge("run", model_file, good[0]).worked().stdout.count("000.png") == 1
+    assert in_process("run", model_file, good[0]).worked().stdout.count("000.png") == 1
 
 
 def test_a_test_set_without_defects(tmp_path, model_file, photos):
@@ -156,7 +156,7 @@ def test_fit_leaves_out_and_counts_what_is_no_image(tmp_path, embedding_file, mi
 def test_strict_fit_stops_at_what_is_no_image(tmp_path, embedding_file, mine, good):
     spoil(mine, good)
     with unchanged(tmp_path):
-        done = padim_edge("fit", embedding_file, mine, "--strict", "-o", tmp_path / "padim.onnx")
+        done = in_process("fit", embedding_file, mine, "--strict", "-o", tmp_path / "padim.onnx")
     done.failed(1, "000-empty.png")
     assert not done.stdout
 
@@ -166,10 +166,10 @@ def test_nothing_but_bad_images(tmp_path, embedding_file, model_file, good):
     folder.mkdir()
     bad = spoil(folder, good)
     with unchanged(tmp_path):
-        done = padim_edge("fit", embedding_file, folder, "-o", tmp_path / "padim.onnx")
+        done = in_process("fit", embedding_file, folder, "-o", tmp_path / "padim.onnx")
         done.failed(1, "0 usable images")
         assert len(done.warnings()) >= bad
-        done = padim_edge("run", model_file, folder)
+        done = in_process("run", model_file, folder)
         done.failed(1, f"none of the {bad} image(s) could be read", said=SUMMARY)
 
 
@@ -191,7 +191,7 @@ def test_strict_run_stops_and_keeps_the_old_lines(tmp_path, model_file, mine, go
     lines = tmp_path / "scores.jsonl"
     lines.write_bytes(OLD)
     with unchanged(tmp_path):
-        done = padim_edge("run", model_file, mine, "--strict", "--jsonl", lines)
+        done = in_process("run", model_file, mine, "--strict", "--jsonl", lines)
     done.failed(1, "000-empty.png")
 
 
@@ -200,10 +200,10 @@ def test_eval_leaves_out_bad_images_and_bad_masks(tmp_path, model_file, photos):
     (dataset / "test" / "good" / "000.png").write_bytes(b"")
     mask = dataset / "ground_truth" / "stain" / "000_mask.png"
     mask.write_bytes(mask.read_bytes()[:60])
-    done = padim_edge("eval", model_file, dataset).worked()
+    done = in_process("eval", model_file, dataset).worked()
     assert "warning: 2 unreadable image(s) were left out" in done.stderr
     assert "3 good, 5 defective" in done.stdout
-    done = padim_edge("eval", model_file, dataset, "--strict", "--json", tmp_path / "e.json")
+    done = in_process("eval", model_file, dataset, "--strict", "--json", tmp_path / "e.json")
     done.failed(1, "000.png")
     assert not (tmp_path / "e.json").exists()
 
@@ -226,11 +226,11 @@ def test_a_20000_x_20000_image_among_good_ones(tmp_path, embedding_file, model_f
     clean, model = tmp_path / "clean.onnx", tmp_path / "padim.onnx"
     in_process("fit", embedding_file, mine, "-o", clean).worked()
     huge_png(mine / "005-huge.png")
-    done = padim_edge("fit", embedding_file, mine, "-o", model).worked()
+    done = in_process("fit", embedding_file, mine, "-o", model).worked()
     assert any("005-huge.png" in line and "178,956,970" in line for line in done.warnings())
     assert "warning: 1 unreadable image(s) were left out" in done.stderr
     assert model.read_bytes() == clean.read_bytes()
-    done = padim_edge("run", model_file, mine / "005-huge.png")
+    done = in_process("run", model_file, mine / "005-huge.png")
     done.failed(1, "none of the 1 image(s)", said=SUMMARY)
 
 
