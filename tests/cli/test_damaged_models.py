@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from helpers import contents, padim_edge, refused, unchanged
+from helpers import contents, in_process, padim_edge, refused, unchanged
 from onnx import TensorProto, numpy_helper
 from PIL import Image
 
@@ -73,7 +73,7 @@ def test_another_format_version(altered, version):
 def test_another_format_version_of_an_embedding(altered, embedding_file, photos, tmp_path):
     path = altered(metadata("format", "3"), embedding_file.read_bytes())
     with unchanged(tmp_path):
-        done = padim_edge("fit", path, photos, "-o", tmp_path / "padim.onnx")
+        done = in_process("fit", path, photos, "-o", tmp_path / "padim.onnx")
     done.failed(1, str(path), "version 3", "reads versions 1 and 2")
 
 
@@ -174,7 +174,7 @@ def test_a_constant_with_nan_or_infinity(altered, name, value):
 def test_a_mean_with_nan_from_the_command_line(altered, photos, name):
     path = altered(constant("mean.1", put(np.nan)))
     source = () if name == "bench" else (photos,)
-    padim_edge(name, path, *source).failed(1, str(path), "mean.1", "NaN")
+    in_process(name, path, *source).failed(1, str(path), "mean.1", "NaN")
 
 
 def test_a_backbone_with_nan(altered, photos, sound, embedding_file, tmp_path):
@@ -184,7 +184,7 @@ def test_a_backbone_with_nan(altered, photos, sound, embedding_file, tmp_path):
     refused(altered(change), "NaN")
     path = altered(change, embedding_file.read_bytes())
     with unchanged(tmp_path):
-        done = padim_edge("fit", path, photos, "-o", tmp_path / "padim.onnx")
+        done = in_process("fit", path, photos, "-o", tmp_path / "padim.onnx")
     done.failed(1, "NaN")
 
 
@@ -226,13 +226,13 @@ def test_a_file_that_is_empty(tmp_path):
 
 def test_inspect_says_whether_the_constants_are_those_that_were_written(tmp_path, sound):
     (tmp_path / "new.onnx").write_bytes(sound)
-    assert "matches" in padim_edge("inspect", tmp_path / "new.onnx").worked().stdout
+    assert "matches" in in_process("inspect", tmp_path / "new.onnx").worked().stdout
     proto = onnx.load_model_from_string(sound)
     kept = [entry for entry in proto.metadata_props if entry.key != "padim_edge.checksum"]
     del proto.metadata_props[:]
     proto.metadata_props.extend(kept)
     (tmp_path / "old.onnx").write_bytes(proto.SerializeToString())
-    assert "none (written before" in padim_edge("inspect", tmp_path / "old.onnx").worked().stdout
+    assert "none (written before" in in_process("inspect", tmp_path / "old.onnx").worked().stdout
 
 
 def shorten(tensor: onnx.TensorProto) -> None:
