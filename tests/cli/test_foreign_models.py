@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx
 import pytest
-from helpers import in_process, padim_edge, refused, unchanged
+from helpers import in_process, refused, unchanged
 from onnx import TensorProto, helper
 
 
@@ -23,14 +23,14 @@ def foreign(path: Path) -> Path:
 @pytest.mark.parametrize("name", ["run", "eval", "bench"])
 def test_an_onnx_file_that_is_not_ours(tmp_path, photos, name):
     source = () if name == "bench" else (photos,)
-    done = padim_edge(name, foreign(tmp_path / "theirs.onnx"), *source)
+    done = in_process(name, foreign(tmp_path / "theirs.onnx"), *source)
     done.failed(1, "theirs.onnx", "not made by padim-edge")
 
 
 def test_fit_on_an_onnx_file_that_is_not_ours(tmp_path, photos):
     theirs = foreign(tmp_path / "theirs.onnx")
     with unchanged(tmp_path):
-        done = padim_edge("fit", theirs, photos, "-o", tmp_path / "padim.onnx")
+        done = in_process("fit", theirs, photos, "-o", tmp_path / "padim.onnx")
     done.failed(1, "theirs.onnx", "not made by padim-edge")
 
 
@@ -71,11 +71,11 @@ def test_a_truncated_embedding(tmp_path, embedding_file, photos):
 def test_an_embedding_where_a_detector_is_needed(embedding_file, photos):
     for name in ("run", "eval", "bench"):
         source = () if name == "bench" else (photos,)
-        done = padim_edge(name, embedding_file, *source)
+        done = in_process(name, embedding_file, *source)
         done.failed(1, str(embedding_file), "this is an embedding", "a detector", "padim-edge fit")
 
 
 def test_a_detector_where_an_embedding_is_needed(tmp_path, model_file, photos):
     with unchanged(tmp_path):
-        done = padim_edge("fit", model_file, photos, "-o", tmp_path / "padim.onnx")
+        done = in_process("fit", model_file, photos, "-o", tmp_path / "padim.onnx")
     done.failed(1, str(model_file), "this is a detector", "an embedding", "padim-edge export")
