@@ -144,7 +144,7 @@ def test_names_that_are_no_text(tmp_path, model_file, good):
 
 def test_maps_keep_the_folders_of_their_images(tmp_path, model_file, photos):
     maps = tmp_path / "new" / "maps"
-    done = padim_edge("run", model_file, photos / "test", "--save-maps", maps).worked()
+    done = in_process("run", model_file, photos / "test", "--save-maps", maps).worked()
     assert len(done.stdout.splitlines()) == 1 + TEST_IMAGES
     assert names(maps) == names(photos / "test")
     for name in names(maps):
@@ -197,7 +197,7 @@ def test_maps_of_unreadable_images_are_none(tmp_path, model_file, photos):
 
 def test_save_maps_inside_the_source(tmp_path, model_file, mine):
     with unchanged(tmp_path):
-        padim_edge("run", model_file, mine, "--save-maps", mine / "maps").failed(2)
+        in_process("run", model_file, mine, "--save-maps", mine / "maps").failed(2)
         for maps in (mine, mine / "maps", mine / "deep" / "maps", mine / ".." / "mine"):
             done = in_process("run", model_file, mine, "--save-maps", maps)
             done.failed(2, f"--save-maps {maps}", "choose a folder outside")
@@ -227,7 +227,7 @@ def test_overlays_never_go_where_the_images_are(model_file, photos, tmp_path):
     Image.open(good).save(folder / "a.bmp")
     Image.open(good).save(folder / "a.png")
     before = (folder / "a.png").read_bytes()
-    done = padim_edge("run", model_file, folder / "a.bmp", "--save-maps", folder)
+    done = in_process("run", model_file, folder / "a.bmp", "--save-maps", folder)
     assert done.code == 2
     assert "choose another folder" in done.stderr
     assert (folder / "a.png").read_bytes() == before
