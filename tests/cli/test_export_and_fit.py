@@ -44,7 +44,7 @@ def test_fit_with_every_option(tmp_path, embedding_file, photos):
         *("--preprocess", "reference", "--interpolation", "bilinear", "--eps", 0.02),
         *("--sigma", 2),
     )
-    done = padim_edge(
+    done = in_process(
         *("fit", embedding_file, photos, *options, "--constants", "int8"),
         *("--false-alarm-rate", 0.2, "--save-moments", moments, "--threads", 1, "-o", output),
     ).worked()
@@ -74,7 +74,7 @@ def test_fit_with_every_option(tmp_path, embedding_file, photos):
 def test_fit_with_a_whitened_preset(tmp_path, whole_embedding, photos):
     output = tmp_path / "padim.onnx"
     fit = ("fit", whole_embedding, photos, "-o", output)
-    done = padim_edge(*fit, "--preset", "whitened-fine", "--dims", 7, "--grid", 4).worked()
+    done = in_process(*fit, "--preset", "whitened-fine", "--dims", 7, "--grid", 4).worked()
     preset = next(line for line in done.stdout.splitlines() if line.split()[0] == "preset")
     info = read(output, "padim").detector_info
     assert preset == (
@@ -191,7 +191,7 @@ def test_what_fit_writes_is_plain_onnx_that_scores_alone(model_file, photos):
 
 
 def test_eps_with_ledoit_wolf_is_refused_not_ignored(embedding_file, photos, tmp_path):
-    done = padim_edge(
+    done = in_process(
         "fit", embedding_file, photos, "--covariance", "ledoit-wolf", "--eps", "0.1",
         "-o", tmp_path / "p.onnx",
     )  # fmt: skip
@@ -227,7 +227,7 @@ def test_inspect(tmp_path, model_file, embedding_file):
 
 def test_a_false_alarm_rate_that_so_few_images_cannot_promise(tmp_path, embedding_file, photos):
     with unchanged(tmp_path):
-        done = padim_edge(
+        done = in_process(
             *("fit", embedding_file, photos, "--false-alarm-rate", 0.01),
             *("-o", tmp_path / "padim.onnx"),
         )
@@ -240,13 +240,13 @@ def test_a_rate_that_only_fails_because_an_image_is_bad(tmp_path, embedding_file
     in_process(*arguments).worked()
     (mine / "003.png").write_bytes(b"")
     with unchanged(tmp_path):
-        done = padim_edge(*arguments)
+        done = in_process(*arguments)
     done.failed(1, "11 images are too few", "at least 12 images")
     assert len(done.warnings()) == 1
 
 
 def test_the_default_rate_is_what_the_images_allow_and_said(tmp_path, embedding_file, photos):
-    done = padim_edge("fit", embedding_file, photos, "-o", tmp_path / "padim.onnx").worked()
+    done = in_process("fit", embedding_file, photos, "-o", tmp_path / "padim.onnx").worked()
     assert len(done.warnings()) == 1
     assert "99 are needed" in done.stderr
     assert "a false-alarm rate of 0.0769 " in done.stdout
