@@ -18,6 +18,7 @@ pytest.importorskip("starlette", reason="needs starlette: pip install 'padim-edg
 
 from padim_edge.detect.calibration import threshold_for
 from padim_edge.images.decode import load_image
+from padim_edge.live.page import channel
 from padim_edge.live.page.app import page
 from padim_edge.live.page.teaching import Lesson, Version
 from padim_edge.web.server import Server
@@ -31,6 +32,12 @@ PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touc
 def browser() -> Iterator[Any]:
     with chromium() as one:
         yield one
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch):
+    """What a teacher says is looked for more often than frames that do not come."""
+    monkeypatch.setattr(channel, "QUIET", 0.2)
 
 
 @pytest.fixture(scope="module")

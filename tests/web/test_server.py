@@ -38,7 +38,12 @@ TIGHT = Limits(
     stall_seconds=0.3,
 )
 PATIENT = Limits(header_bytes=2048, body_bytes=1000)
-SECURE = (b"nosniff", b"frame-ancestors 'none'", b"referrer-policy: same-origin", b"x-frame-options: deny")
+SECURE = (
+    b"nosniff",
+    b"frame-ancestors 'none'",
+    b"referrer-policy: same-origin",
+    b"x-frame-options: deny",
+)
 
 
 class App:
