@@ -12,6 +12,7 @@ fit keeps those of its photos, so that a live image can be held against them (`l
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ def look(image: NDArray[np.uint8]) -> Array:
         image: prepared, uint8 [H, W, 3] RGB.
 
     Returns:
-        float64 [`LOOK`]; takes some 0.15 ms at 224 x 224.
+        float64 [`LOOK`]; takes some 0.25 ms at 224 x 224.
     """
     rows, columns = (max(1, side // 112) for side in image.shape[:2])
     thin = np.ascontiguousarray(image[::rows, ::columns]).astype(np.float32)
@@ -94,9 +95,9 @@ def _shift(profile: Array, usual: Array) -> float:
     a part of a bin by the parabola through its neighbours. At most `REACH` bins are looked for.
     """
     middle = usual[REACH:-REACH]
-    windows = np.lib.stride_tricks.sliding_window_view(profile, len(middle))
-    differences = windows - middle
-    spread = differences.var(axis=1)
+    differences = profile[_WINDOWS] - middle
+    sums = differences.sum(axis=1)
+    spread = np.einsum("ij,ij->i", differences, differences) - sums * sums / len(middle)
     place = int(spread.argmin())
     offset = 0.0
     if 0 < place < 2 * REACH:
@@ -104,6 +105,10 @@ def _shift(profile: Array, usual: Array) -> float:
         bend = before - 2 * at + after
         offset = 0.5 * (before - after) / bend if bend > 0 else 0.0
     return 100.0 * (place - REACH + offset) / BINS
+
+
+# Of a profile, for each shift that is tried, the bins that lie on the middle of the usual one then.
+_WINDOWS = np.arange(2 * REACH + 1)[:, None] + np.arange(BINS - 2 * REACH)
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,8 +148,12 @@ class Appearance:
 
     def __call__(self, image: NDArray[np.uint8]) -> dict[str, float]:
         """The statistics of one prepared image, by name."""
-        mean = np.concatenate([np.zeros(PLAIN), *(self.profiles[name] for name in PROFILES)])
-        return dict(zip(STATISTICS, _all_of(look(image), mean).tolist(), strict=True))
+        return dict(zip(STATISTICS, _all_of(look(image), self._mean).tolist(), strict=True))
+
+    @functools.cached_property
+    def _mean(self) -> Array:
+        """Of the photos' looks, as far as it is needed."""
+        return np.concatenate([np.zeros(PLAIN), *(self.profiles[name] for name in PROFILES)])
 
     def field(self) -> tuple[tuple[str, tuple[float, ...]], ...]:
         """As `padim_edge.model.metadata.DetectorInfo` has it."""
