@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,13 +25,30 @@ def command(*arguments: object) -> None:
     assert not app([str(argument) for argument in arguments], standalone_mode=False)
 
 
+Judged = Callable[..., tuple[Path, dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def judged(data, tmp_path_factory) -> Judged:
+    """Fits an embedding on a data set and judges it: the model and its metrics, each made once."""
+    known: dict[tuple[object, ...], tuple[Path, dict[str, Any]]] = {}
+
+    def judge(embedding: Path, dataset: str, *options: str) -> tuple[Path, dict[str, Any]]:
+        key = (embedding, dataset, *options)
+        if key not in known:
+            place = tmp_path_factory.mktemp("judged")
+            model, results = place / "padim.onnx", place / "results.json"
+            command("fit", embedding, data / "data" / dataset, *options, "-o", model)
+            command("eval", model, data / "data" / dataset, "--json", results)
+            known[key] = model, json.loads(results.read_text())
+        return known[key]
+
+    return judge
+
+
 @pytest.mark.parametrize(("dataset", "preset"), EXPECTED, ids=[" ".join(key) for key in EXPECTED])
-def test_auroc(data, real_embedding, tmp_path, dataset, preset):
-    folder = data / "data" / dataset
-    model, results = tmp_path / "padim.onnx", tmp_path / "results.json"
-    command("fit", real_embedding, folder, "--preprocess", preset, "-o", model)
-    command("eval", model, folder, "--json", results)
-    metrics = json.loads(results.read_text())
+def test_auroc(judged, real_embedding, dataset, preset):
+    _, metrics = judged(real_embedding, dataset, "--preprocess", preset)
     image, pixel = EXPECTED[dataset, preset]
     assert metrics["image_auroc"] == pytest.approx(image, abs=TOLERANCE)
     assert metrics["pixel_auroc"] == pytest.approx(pixel, abs=TOLERANCE)
@@ -47,12 +67,8 @@ WHITENED = {
 
 
 @pytest.mark.parametrize(("dataset", "preset"), WHITENED, ids=[" ".join(key) for key in WHITENED])
-def test_auroc_of_whitened_presets(data, whole_real_embedding, tmp_path, dataset, preset):
-    folder = data / "data" / dataset
-    model, results = tmp_path / "padim.onnx", tmp_path / "results.json"
-    command("fit", whole_real_embedding, folder, "--preset", preset, "-o", model)
-    command("eval", model, folder, "--json", results)
-    metrics = json.loads(results.read_text())
+def test_auroc_of_whitened_presets(judged, whole_real_embedding, dataset, preset):
+    _, metrics = judged(whole_real_embedding, dataset, "--preset", preset)
     image, pixel, pro = WHITENED[dataset, preset]
     assert metrics["image_auroc"] == pytest.approx(image, abs=TOLERANCE)
     assert metrics["pixel_auroc"] == pytest.approx(pixel, abs=TOLERANCE)
@@ -60,31 +76,25 @@ def test_auroc_of_whitened_presets(data, whole_real_embedding, tmp_path, dataset
 
 
 @pytest.mark.parametrize("constants", ["float32", "int8"])
-def test_auroc_is_that_of_float16_with_other_constants(data, real_embedding, tmp_path, constants):
-    folder = data / "data" / "hazelnut_toy"
-    model, results = tmp_path / "padim.onnx", tmp_path / "results.json"
-    command("fit", real_embedding, folder, "--constants", constants, "-o", model)
-    command("eval", model, folder, "--json", results)
-    metrics = json.loads(results.read_text())
+def test_auroc_is_that_of_float16_with_other_constants(judged, real_embedding, constants):
+    model, metrics = judged(real_embedding, "hazelnut_toy", "--constants", constants)
     assert metrics["image_auroc"] == pytest.approx(1.0, abs=TOLERANCE)
     assert metrics["pixel_auroc"] == pytest.approx(0.9869, abs=TOLERANCE)
     limits = {"float32": 41e6, "int8": 20e6}
     assert model.stat().st_size <= limits[constants]
 
 
-def test_sizes_of_the_files(data, real_embedding, tmp_path):
-    model = tmp_path / "padim.onnx"
-    command("fit", real_embedding, data / "data" / "hazelnut_toy", "-o", model)
+def test_sizes_of_the_files(judged, real_embedding):
+    model, _ = judged(real_embedding, "hazelnut_toy", "--preprocess", "whole")
     assert model.stat().st_size <= 28e6
     assert real_embedding.stat().st_size <= 11.2e6
 
 
-def test_full_size_photos_score_like_their_reduced_copies(data, real_embedding, tmp_path):
+def test_full_size_photos_score_like_their_reduced_copies(data, judged, real_embedding, tmp_path):
     """The preprocessing is the same for 900 x 900 as for the 256 x 256 made from them."""
-    model = tmp_path / "padim.onnx"
+    model, _ = judged(real_embedding, "mvtec-256/bottle", "--preprocess", "reference")
     small = data / "data" / "mvtec-256" / "bottle"
     large = data / "data" / "full-size" / "bottle"
-    command("fit", real_embedding, small, "--preprocess", "reference", "-o", model)
     scores = {}
     for folder in (small, large):
         lines = tmp_path / "scores.jsonl"
@@ -96,20 +106,18 @@ def test_full_size_photos_score_like_their_reduced_copies(data, real_embedding, 
         assert score == pytest.approx(scores[small][name], rel=1e-3)
 
 
-def test_float16_backbone_finds_the_same_defects(data, real_embedding, tmp_path):
+def test_float16_backbone_finds_the_same_defects(data, judged, real_embedding, tmp_path):
     """AUROC within 0.002, and scores within 0.2 per cent, of the float32 backbone's."""
-    folder = data / "data" / "mvtec-256" / "bottle"
     half = tmp_path / "half.onnx"
     weights = data / "weights" / "resnet18-imagenet1k-v1-to-layer3.pth"
     command("export", "--weights", weights, "--precision", "float16", "-o", half)
     assert half.stat().st_size < 0.55 * real_embedding.stat().st_size
     metrics, scores = [], []
     for embedding in (real_embedding, half):
-        model, results, lines = (tmp_path / n for n in ("p.onnx", "r.json", "s.jsonl"))
-        command("fit", embedding, folder, "-o", model)
-        command("eval", model, folder, "--json", results)
-        command("run", model, folder / "test", "--jsonl", lines)
-        metrics.append(json.loads(results.read_text()))
+        model, found = judged(embedding, "mvtec-256/bottle", "--preprocess", "whole")
+        lines = tmp_path / "s.jsonl"
+        command("run", model, data / "data" / "mvtec-256" / "bottle" / "test", "--jsonl", lines)
+        metrics.append(found)
         scores.append([json.loads(line)["score"] for line in lines.read_text().splitlines()])
     assert metrics[1]["image_auroc"] == pytest.approx(metrics[0]["image_auroc"], abs=0.002)
     assert metrics[1]["pixel_auroc"] == pytest.approx(metrics[0]["pixel_auroc"], abs=0.002)
