@@ -290,7 +290,11 @@ def not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("padim_edge.measure.bench.run_benchmark", refuse)
 
 
-@pytest.fixture(scope="module", params=["10.3.0", "11.4.0.106"])
+# JetPack's. The latest has the same tests in make fuzz, the rehearsal of doctor --gpu over it and,
+# as every version, those of test_tensorrt_contract.
+@pytest.fixture(
+    scope="module", params=["10.3.0", pytest.param("11.4.0.106", marks=pytest.mark.fuzz)]
+)
 def trt(
     request: pytest.FixtureRequest, folder: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ProcessPoolExecutor]:
