@@ -64,7 +64,9 @@ def make_video(path: Path, photos: list[Path], frames: int) -> None:
     """Each photo for some frames, with noise of two grey levels."""
     rng = np.random.default_rng(0)
     with av.open(path, "w") as container:
-        stream = container.add_stream("libx264", rate=RATE, options={"crf": "18", "preset": "ultrafast"})
+        stream = container.add_stream(
+            "libx264", rate=RATE, options={"crf": "18", "preset": "ultrafast"}
+        )
         stream.width = stream.height = SIZE
         stream.pix_fmt = "yuv420p"
         for photo in photos:
