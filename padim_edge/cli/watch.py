@@ -377,7 +377,8 @@ def _deliveries(
         return None
     from padim_edge.live.delivery import Deliveries
 
-    return Deliveries(spool, sinks, lambda message: watching.say("watch", "", message))
+    cameras = list(watching.statuses)
+    return Deliveries(spool, sinks, cameras, lambda message: watching.say("watch", "", message))
 
 
 def _answer(

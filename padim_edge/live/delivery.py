@@ -279,13 +279,25 @@ class StateDelivery(_Delivery):
         spool: which knows the newest verdicts.
         sink: used by this thread alone.
         say: as that of `Delivery`.
+        cameras: of the watch, by their names: what is good, is good of each that is shown.
+
+    Raises:
+        UsageError: the sink shows a camera that there is not.
     """
 
     _longest = LONGEST_PAUSE / 10
 
-    def __init__(self, spool: Spool, sink: StateSink, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, spool: Spool, sink: StateSink, say: Callable[[str], None], cameras: Sequence[str]
+    ) -> None:
         super().__init__(spool, sink, say)
+        if sink.camera is not None and sink.camera not in cameras:
+            raise UsageError(
+                f"{sink.address}: no camera is called {sink.camera!r}; there are "
+                f"{', '.join(cameras)}"
+            )
         self._sink = sink
+        self._cameras = frozenset(cameras if sink.camera is None else [sink.camera])
         self._began = time.monotonic()
 
     def _work(self) -> None:
@@ -310,17 +322,18 @@ class StateDelivery(_Delivery):
         """What is now."""
         newest, verdicts = self._spool.newest()
         now = time.monotonic()
-        chosen = self._sink.camera
-        mine = [(event, at) for event, at in newest if chosen in (None, event.record["camera"])]
         stale = self._sink.stale or float("inf")
         fresh = [
             event.record
-            for event, at in mine
-            if event.record["kind"] == "verdict" and now - at <= stale
+            for event, at in newest
+            if event.record["camera"] in self._cameras
+            and event.record["kind"] == "verdict"
+            and now - at <= stale
         ]
         anomalous = any(record["is_anomalous"] for record in fresh)
-        # Of several cameras one that sees a fault is enough, and all must see none.
-        is_known = anomalous or (bool(mine) and len(fresh) == len(mine))
+        # One camera that sees a fault is enough, and all must see none: one that was never heard
+        # of has not.
+        is_known = anomalous or len(fresh) == len(self._cameras)
         scores = [record for record in fresh if record["score"] is not None]
         worst = max(scores, key=lambda it: it["score"] - it["threshold"], default=None)
         return State(
@@ -337,17 +350,25 @@ class Deliveries:
     Args:
         spool: made for the addresses of those sinks that are not `StateSink`s (`spooled`).
         sinks: as `padim_edge.live.sinks.make_sink` makes them.
+        cameras: of the watch, by their names.
         say: told in words what a person should know of a sink: makes an event, say.
+
+    Raises:
+        UsageError: a sink shows a camera that there is not.
     """
 
     def __init__(
-        self, spool: Spool, sinks: Sequence[AnySink], say: Callable[[str], None] = lambda _: None
+        self,
+        spool: Spool,
+        sinks: Sequence[AnySink],
+        cameras: Sequence[str],
+        say: Callable[[str], None] = lambda _: None,
     ) -> None:
         rejected = LineLog(rejected_file(spool.path), REJECTED_BYTES, keep=1)
         self._all: list[_Delivery] = [
             Delivery(spool, sink, say, rejected)
             if isinstance(sink, Sink)
-            else StateDelivery(spool, sink, say)
+            else StateDelivery(spool, sink, say, cameras)
             for sink in sinks
         ]
 
