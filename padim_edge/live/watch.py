@@ -101,9 +101,9 @@ class Watch:
             count,
             self.say,
             self._notifier.alive,
-            lambda: self._orders.put("stop"),
+            lambda: self._orders.put("end"),
         )
-        recorder.on_failure = lambda _: self._orders.put("stop")
+        recorder.on_failure = lambda _: self._orders.put("end")
         self._stops = 0
         self._reloading = threading.Event()
         self._ended = threading.Event()
@@ -191,7 +191,8 @@ class Watch:
                 next_line += every
                 self._report()
                 continue
-            if order == "stop":
+            if order in ("stop", "end"):
+                self._stops += order == "stop"  # a second one waits for nothing
                 return
             if order == "reload":
                 self._reloading.set()
@@ -246,7 +247,7 @@ class Watch:
                 self._notifier.reloading()
             for slot in slots:
                 slot.poll(now)
-            if now:
+            if now and not self._ended.is_set():
                 self._notifier.ready()
 
     def _report(self) -> None:
@@ -259,8 +260,9 @@ class Watch:
                 latencies.take(status.interval)
             lines.append(f"{status.name}: {status.rate:.1f} frames/s, {summary(status, latencies)}")
         if self._stats:
-            for line in lines:
-                self._tell(line)
+            with contextlib.suppress(OSError):  # who read them has gone
+                for line in lines:
+                    self._tell(line)
         self._notifier.status("; ".join(lines))
 
 

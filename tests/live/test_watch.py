@@ -112,7 +112,7 @@ def test_of_latest_the_newest_is_judged_and_the_others_are_counted(slot):
     assert held.entered.wait(60)
     for frame in others:
         source.put(frame)
-    wait_for(lambda: watch.statuses["camera"].captured == 10)
+    wait_for(lambda: watch.statuses["camera"].dropped == 8)
     held.go_on.set()
     wait_for(lambda: len(kept.seen) == 2)
     watch.stop()
@@ -141,6 +141,44 @@ def test_at_the_end_what_waits_is_judged_or_dropped(slot, policy, judged):
     thread.join(60)
     assert kept.sequences() == list(range(judged))
     assert status.captured == status.judged + status.dropped == 4
+
+
+@pytest.mark.parametrize("stops", [1, 2])
+def test_a_second_stop_ends_a_judge_that_hangs(slot, stops):
+    held = Held(slot)
+    watch, kept = watching([camera(slot, Scripted(pictures(1)))])
+    thread = threading.Thread(target=watch.run)
+    thread.start()
+    assert held.entered.wait(60)
+    watch.stop()
+    wait_for(lambda: watch.statuses["camera"].source == "stopped")
+    if stops == 2:
+        watch.stop()
+        thread.join(60)
+        assert not thread.is_alive()
+        assert not kept.seen
+    held.go_on.set()
+    thread.join(60)
+    assert not thread.is_alive()
+    assert len(kept.seen) == 1 or stops == 2
+
+
+def test_nobody_to_tell_of_counts_ends_no_watch(slot):
+    told = []
+
+    def tell(line):
+        told.append(line)
+        raise BrokenPipeError(32, "Broken pipe")
+
+    source = Scripted()
+    watch, kept = watching([camera(slot, source)], stats=0.01, tell=tell)
+    thread = threading.Thread(target=watch.run)
+    thread.start()
+    wait_for(lambda: len(told) > 1)
+    source.put(pictures(1)[0])
+    wait_for(lambda: len(kept.seen) == 1)
+    watch.stop()
+    thread.join(60)
 
 
 def test_a_camera_that_is_lost_comes_back_and_its_numbers_go_on(slot):
