@@ -27,7 +27,8 @@ TOGETHER = 64
 
 PAUSES = (0.1, 0.4, 1.5)
 """Seconds between tries to write events down. After the last they are let go, counted, and said:
-a full disk must not stop the judging, which the coil of a PLC waits for."""
+a full disk must not stop the judging, which the coil of a PLC waits for. From then on each is tried
+once, until one can be written: the disk is full for hours, and the judge waits for the recorder."""
 
 
 class Store(Protocol):
@@ -202,7 +203,7 @@ class Recorder:
                 self._tell(self.told, event)
 
     def _keep(self, store: Store, events: Sequence[Event], keys: Sequence[str]) -> None:
-        for pause in (*PAUSES, None):
+        for pause in (*(() if self._lost else PAUSES), None):
             try:
                 notices = store.append(events, keys)
             except PadimEdgeError as error:

@@ -154,6 +154,7 @@ class Watch:
             try:
                 self._wait()
             finally:
+                self._ended.set()  # before that is said: nothing is ready any more
                 self._notifier.stopping()
                 self._wind_up()
         for error in (
@@ -204,7 +205,6 @@ class Watch:
 
     def _wind_up(self) -> None:
         """Stop capturing; judge what waits, or drop it; record it all."""
-        self._ended.set()
         self._judge.give_up()
         for capture in self._captures:
             capture.stop()

@@ -17,7 +17,7 @@ from padim_edge.images.frames import Frame
 from padim_edge.live import capture, judge, queues, recorder
 from padim_edge.live.board import Board
 from padim_edge.live.pictures import to_jpeg
-from padim_edge.live.recorder import Recorder
+from padim_edge.live.recorder import PAUSES, Recorder
 from padim_edge.live.source import Captured, SourceError
 from padim_edge.live.swap import ModelSlot
 from padim_edge.live.watch import Watch
@@ -301,38 +301,51 @@ def test_an_observer_that_fails_is_said_and_stops_nobody(slot):
 
 
 class Full:
-    """A disk that has no room for a while."""
+    """A disk that has no room for what a test says; for the rest from the given try on."""
 
-    def __init__(self, refuses: int) -> None:
-        self.refuses = refuses
+    def __init__(self, is_refused, tries: int) -> None:
+        self.is_refused, self.tries = is_refused, tries
         self.events = []
 
     def append(self, events, _keys=()):
-        if self.refuses:
-            self.refuses -= 1
+        if any(map(self.is_refused, events)) and self.tries:
+            self.tries -= 1
             raise PadimEdgeError("cannot write the spool: no room")
         self.events.extend(events)
         return ()
 
 
-def test_a_full_disk_stops_no_judging_and_what_is_lost_is_said(slot, monkeypatch):
+@pytest.mark.parametrize(("tries", "is_lost"), [(1, False), (2, True)])
+def test_a_full_disk_stops_no_judging_and_what_is_lost_is_said(slot, monkeypatch, tries, is_lost):
     monkeypatch.setattr("padim_edge.live.recorder.PAUSES", (0.0,))
-    for refuses, lost in ((1, 0), (2, 1)):  # "begins" is written again, or let go
-        store = Full(refuses)
-        recorder = Recorder(store)
-        said = []
-        recorder.told.append(said.append)
-        watch = Watch(
-            [camera(slot, Scripted([*pictures(3), END], is_live=False))], recorder, count=3
-        )
-        watch.run()
-        assert watch.statuses["camera"].judged == 3
-        kinds = [event.record["kind"] for event in store.events]
-        assert kinds.count("verdict") + lost >= 3
-        complaints = [e.record["message"] for e in said if "no room" in e.record["message"]]
-        assert len(complaints) == lost
-        recorded = [event.record["message"] for event in store.events if "lost" in event.to_json()]
-        assert any("could not be recorded" in one for one in recorded) == bool(lost)
+    store = Full(lambda event: event.record.get("sequence") == 1, tries)
+    recorder = Recorder(store)
+    said = []
+    recorder.told.append(said.append)
+    watch = Watch([camera(slot, Scripted([*pictures(3), END], is_live=False))], recorder, count=3)
+    watch.run()
+    assert watch.statuses["camera"].judged == 3
+    sequences = [event.record.get("sequence") for event in store.events]
+    assert (1 in sequences) != is_lost
+    complaints = [event for event in said if "no room" in event.record["message"]]
+    assert len(complaints) == is_lost
+    told = [event for event in store.events if "could not be recorded" in event.to_json()]
+    assert len(told) == is_lost
+
+
+def test_while_a_disk_is_full_each_event_is_tried_once(slot):
+    store = Full(lambda _: True, 10_000)
+    recorder = Recorder(store)
+    waits = []
+    recorder._hurry.wait = waits.append  # counted, and not waited for
+    said = []
+    recorder.told.append(said.append)
+    watch = Watch([camera(slot, Scripted([*pictures(30), END], is_live=False))], recorder)
+    watch.run()
+    assert watch.statuses["camera"].judged == 30
+    assert waits == list(PAUSES)
+    assert len([event for event in said if "no room" in event.record["message"]]) == 1
+    assert store.events == []
 
 
 class Pixels(np.ndarray):
