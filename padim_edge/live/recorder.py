@@ -84,12 +84,12 @@ class Recorder:
         observers: told of each frame, in this thread.
         told: told of each event that is no verdict, in this thread.
         failed: what ended it before its time.
+        on_failure: called in the recorder's thread when an event cannot be recorded.
 
     Args:
         store: where events are kept durably; None if they are not.
         lines: is given each event as a line of JSON, such as a function that writes it to stdout.
         pictures: whether anomalous frames are to have a JPEG.
-        on_failure: called in the recorder's thread when an event cannot be recorded.
     """
 
     def __init__(

@@ -96,6 +96,12 @@ def test_every_page_is_in_the_navigation():
     assert sorted(listed) == sorted(pages)
 
 
+def test_every_room_has_a_page_of_the_api():
+    rooms = {path.parent.name for path in ROOT.glob("padim_edge/*/__init__.py")} - {"cli"}
+    pages = {path.stem: path.read_text("utf-8") for path in (ROOT / "docs" / "api").glob("*.md")}
+    assert pages == {room: f"# {room}\n\n::: padim_edge.{room}\n" for room in rooms}
+
+
 @pytest.mark.slow
 def test_the_site_builds_strictly(tmp_path):
     """Links, anchors and names of the API that lead nowhere are errors of the build."""
