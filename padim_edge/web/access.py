@@ -9,7 +9,6 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from http.cookies import CookieError, SimpleCookie
 
 from padim_edge.errors import UsageError
 
@@ -78,12 +77,13 @@ class Access:
 
     def has_session(self, cookies: str, port: int) -> bool:
         """Whether a header of cookies holds that of a login here."""
-        try:
-            held = SimpleCookie(cookies).get(cookie_name(port))
-        except CookieError:
-            return False
-        return held is not None and hmac.compare_digest(
-            held.value.encode("utf-8", "replace"), self._session.encode()
+        own = cookie_name(port)
+        # Others' cookies of this machine come along, in whatever spelling.
+        held = (one.strip().partition("=") for one in cookies.split(";"))
+        return any(
+            name == own
+            and hmac.compare_digest(value.encode("utf-8", "replace"), self._session.encode())
+            for name, _, value in held
         )
 
     def cookie(self, port: int, secure: bool) -> str:

@@ -124,11 +124,8 @@ class Guard:
         site = headers.get("sec-fetch-site", "same-origin")
         if scope["method"] not in READING:
             origin = headers.get("origin")
-            own = f"{scope['scheme']}://{named[0] if named else ''}".lower()
-            if (origin is not None and origin.lower() != own) or site not in (
-                "same-origin",
-                "none",
-            ):
+            own = origin is None or _is_own(origin, named[0] if named else "")
+            if not own or site not in ("same-origin", "none"):
                 return _last(403, "another page asked for this: open this server's own page")
         elif site == "cross-site" and headers.get("sec-fetch-mode") != "navigate":
             return _last(403, "another site's page asked for this: open this server's own page")
@@ -151,7 +148,9 @@ class Guard:
                 return _slower()
             if not passed:
                 return _page("login.html", "text/html", 401, wrong=True)
-            cookie = self._access.cookie(port, scope["scheme"] == "https")
+            # Behind a proxy that ends TLS only the browser knows that there is any.
+            secure = headers.get("origin", "").lower().startswith("https://")
+            cookie = self._access.cookie(port, secure)
             return Response(status_code=303, headers={"location": "/", "set-cookie": cookie})
         if path in LOGIN and scope["method"] in ("GET", "HEAD"):
             return _page(*LOGIN[path])
@@ -164,7 +163,10 @@ class Guard:
                 return None
             if passed is None:
                 return _slower()
-        elif scope["method"] == "GET" and headers.get("sec-fetch-mode") == "navigate":
+        elif scope["method"] == "GET" and (
+            # Without TLS a browser says Sec-Fetch-Mode on loopback alone.
+            headers.get("sec-fetch-mode") == "navigate" or "text/html" in headers.get("accept", "")
+        ):
             return Response(status_code=303, headers={"location": "/login"})
         return refusal(
             401,
@@ -208,6 +210,13 @@ async def _form(receive: Receive) -> bytes:
             raise HTTPException(413, f"a login of at most {_LONGEST_LOGIN} bytes is taken")
         if message["type"] == "http.disconnect" or not message.get("more_body"):
             return bytes(body)
+
+
+def _is_own(origin: str, host: str) -> bool:
+    """Whether a page is of the host and port that it asks, with TLS before this server or not."""
+    scheme, _, place = origin.lower().partition("://")
+    usual = {"http": ":80", "https": ":443"}.get(scheme)
+    return usual is not None and place.removesuffix(usual) == host.lower().removesuffix(usual)
 
 
 def _host(header: str) -> str:

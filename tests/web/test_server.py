@@ -403,6 +403,24 @@ def test_the_own_page_and_programs_may(both):
         assert ask(one.url, request)[0] == 200
 
 
+def test_the_own_page_behind_a_proxy_that_ends_tls_may_too():
+    with serving(host="0.0.0.0", token="x" * 16) as (one, _):
+        body = "token=" + "x" * 16
+        for origin, host, wanted in (
+            ("https://line-3.example", "line-3.example", 303),
+            ("https://line-3.example", "Line-3.example:443", 303),
+            ("https://line-3.example:8443", "line-3.example:8443", 303),
+            ("https://line-3.example:8443", "line-3.example", 403),
+            ("https://line-3.example:80", "line-3.example", 403),
+            ("https://evil.example", "line-3.example", 403),
+            ("ftp://line-3.example", "line-3.example", 403),
+        ):
+            headers = (f"Origin: {origin}", f"Content-Length: {len(body)}")
+            request = get("/login", host, *headers, method="POST") + body.encode()
+            code, head, _ = ask(one.url, request)
+            assert (code, b"; Secure" in head) == (wanted, wanted == 303), (origin, host)
+
+
 def test_another_site_may_lead_here_but_not_load_from_here(both):
     url = both[0].url
     cross = "Sec-Fetch-Site: cross-site"
@@ -504,6 +522,10 @@ def test_a_login_sets_a_cookie_that_scripts_and_other_sites_do_not_get():
         code, head, _ = ask(one.url, get("/", "localhost", "Sec-Fetch-Mode: navigate"))
         assert code == 303
         assert b"location: /login" in head
+        # A browser that reached it over plain HTTP says no Sec-Fetch-Mode; a program wants no page.
+        html = "Accept: text/html,application/xhtml+xml,*/*;q=0.8"
+        assert ask(one.url, get("/", "localhost", html))[0] == 303
+        assert ask(one.url, get("/", "localhost", "Accept: */*"))[0] == 401
         assert b'name="token"' in ask(one.url, get("/login"))[2]
         code, head, body = ask(one.url, login("wrong"))
         assert (code, b"That was not the token." in body) == (401, True)
@@ -515,6 +537,9 @@ def test_a_login_sets_a_cookie_that_scripts_and_other_sites_do_not_get():
         assert b"x" * 16 not in cookie
         pair = cookie.removeprefix(b"set-cookie: ").partition(b";")[0].decode()
         assert ask(one.url, get("/", "localhost", f"Cookie: {pair}"))[0] == 200
+        for others in ('a={"b": 1}', "a b=c", "x", "\xfc=1", '"', "a@b=; ; ="):
+            request = get("/", "localhost", f"Cookie: {others}; {pair}; {others}")
+            assert ask(one.url, request)[0] == 200, others
         for wrong in (pair[:-1], pair + "0", pair.partition("=")[0] + "=", '"' * 50, "a=b;;=;"):
             assert ask(one.url, get("/", "localhost", f"Cookie: {wrong}"))[0] == 401
         # After too many wrong ones nobody gets in from here, but who is in stays.
