@@ -208,7 +208,7 @@ def tune(
         with contextlib.ExitStack() as inner:
             json_stream = inner.enter_context(atomic_write(json_file)) if json_file else None
             with progress_bars() as progress:
-                gathered = gather(good, samples, seed, skipped, progress)
+                gathered = gather(good, samples, seed, skipped, progress, bit_depth)
                 skipped.summary()
                 say(f"separation: {gathered}")
                 say(f"{len(candidates)} candidate(s); results and detectors are kept in {work}")
@@ -226,7 +226,8 @@ def tune(
                 )
                 tuned = tune_candidates(candidates, plan, resume, say, progress)
                 if gathered.held_out:
-                    keep_examples(gathered, work / "painted")
+                    shown = plan.preprocess(tuned.rows[0].candidate.source.size)
+                    keep_examples(gathered, shown, work / "painted")
                     say(f"painted photos to look at: {work / 'painted'}")
             _print(tuned)
             if json_stream:

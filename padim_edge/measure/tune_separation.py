@@ -31,6 +31,7 @@ from padim_edge.images.decode import load_image
 from padim_edge.images.frames import Shot
 from padim_edge.images.masks import load_masks
 from padim_edge.images.painted import KINDS, SIZES, paint
+from padim_edge.images.preprocess import Preprocess
 from padim_edge.progress import Progress, silent
 
 METRICS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "pro": "PRO (to 0.3)"}
@@ -109,6 +110,7 @@ def gather(
     seed: int,
     on_error: OnError = refuse,
     progress: Progress = silent,
+    bit_depth: int | None = None,
 ) -> Photos:
     """Look at all photos once, so that every candidate is measured on the same ones.
 
@@ -118,6 +120,7 @@ def gather(
         seed: of which are, and of the paintings.
         on_error: told of each file that cannot be read, which no candidate is given then.
         progress: called as work goes on.
+        bit_depth: of grey files of 16 bits, as of `Preprocess`.
 
     Raises:
         PadimEdgeError: too few are left.
@@ -129,7 +132,7 @@ def gather(
     def readable(path: Path, masks: Sequence[Path] = ()) -> bool:
         progress("looking at photos", next(looked), total)
         try:
-            load_image(path)
+            load_image(path, bit_depth)
             if masks:
                 load_masks(masks, path)
         except ImageError as error:
@@ -209,7 +212,7 @@ def _against_painted(
     masks: list[NDArray[np.bool_] | None] = [None] * len(samples)
 
     def take(place: int, task: _Task) -> NDArray[np.uint8]:
-        painted, where = _painted(*task)
+        painted, where = _painted(*task, preprocess)
         masks[len(places) + place] = preprocess.mask(Image.fromarray(where))
         return painted
 
@@ -242,15 +245,16 @@ def paintings(photos: Photos) -> list[_Task]:
 
 
 def _painted(
-    path: Path, kind: str, size: float, seed: tuple[int, ...]
+    path: Path, kind: str, size: float, seed: tuple[int, ...], preprocess: Preprocess
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    return paint(np.asarray(load_image(path)), kind, size, seed)
+    """A photo as the detector is given it, painted; and where."""
+    return paint(np.asarray(load_image(path, preprocess.bit_depth)), kind, size, seed)
 
 
-def keep_examples(photos: Photos, folder: Path) -> None:
+def keep_examples(photos: Photos, preprocess: Preprocess, folder: Path) -> None:
     """Write the first painted photos, three of each kind, for whoever wants to look at them."""
     folder.mkdir(exist_ok=True)
     for path, kind, size, seed in paintings(photos)[: len(KINDS) * len(SIZES)]:
-        picture = Image.fromarray(_painted(path, kind, size, seed)[0])
+        picture = Image.fromarray(_painted(path, kind, size, seed, preprocess)[0])
         picture.thumbnail((SHOWN, SHOWN))
         picture.save(folder / f"{kind}-{size:.0%}-{seed[1]}.png".replace("%", ""))

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import command, in_process
+from PIL import Image
 
 from padim_edge.detect.detector import Detector
 from padim_edge.detect.evaluation import Judged, evaluate_detector
@@ -23,6 +24,7 @@ from padim_edge.fit.fit import fit_detector
 from padim_edge.images import dataset as folders
 from padim_edge.images.batches import refuse
 from padim_edge.images.dataset import Sample, train_images
+from padim_edge.images.preprocess import Preprocess
 from padim_edge.measure import tune as tuning
 from padim_edge.measure.camera import Camera
 from padim_edge.measure.report import Latency
@@ -467,7 +469,9 @@ def test_good_scores_are_leave_one_out_and_defective_ones_of_held_out_photos(
 
         bad = []
         for path, kind, size, seed in paintings(painted):
-            pixels, mask = tune_separation._painted(path, kind, size, seed)
+            pixels, mask = tune_separation._painted(
+                path, kind, size, seed, plan.preprocess((64, 64))
+            )
             assert mask.any()
             bad.append(detector(pixels).score)
         assert separate(detector, fitted, painted) == found
@@ -513,7 +517,23 @@ def test_what_cannot_be_read_is_left_out_for_all(photos, tmp_path, good):
 
 
 def test_examples_are_kept_to_be_looked_at(painted, tmp_path):
-    keep_examples(painted, tmp_path / "painted")
+    keep_examples(painted, Preprocess.choose((64, 64)), tmp_path / "painted")
     names = sorted(path.name for path in (tmp_path / "painted").iterdir())
     assert len(names) == 9
     assert names[0].startswith("patch-16-")
+
+
+def test_defects_are_painted_onto_photos_of_the_bit_depth_that_is_said(tmp_path):
+    """12 bits in files of 16: as bright as the detector takes them, not a sixteenth of it."""
+    level = np.random.default_rng(0).integers(1500, 3500, (8, 40, 40), np.uint16)
+    files = [tmp_path / f"{place}.png" for place in range(8)]
+    for file, pixels in zip(files, level, strict=True):
+        Image.fromarray(pixels).save(file)
+    preprocess = Preprocess.choose((40, 40), bit_depth=12)
+    found = gather(files, (), 0, bit_depth=12)
+    keep_examples(found, preprocess, tmp_path / "painted")
+    for kind in ("patch", "scratch", "stain"):
+        (example,) = (tmp_path / "painted").glob(f"{kind}-*-0.png")
+        shown = np.asarray(Image.open(example)).astype(float)
+        # Most pixels of the photo are none of the defect.
+        assert np.median(np.abs(shown - preprocess(found.held_out[0]))) <= 1
