@@ -38,6 +38,8 @@ class LimitedProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Count it, and expect a request."""
         super().connection_made(transport)
+        # One byte that the kernel does not take is a stall, or its client would stay for ever.
+        transport.set_write_buffer_limits(high=0)
         if len(self.connections) > self.limits.connections:
             transport.write(_BUSY)
             transport.close()
@@ -99,7 +101,7 @@ class LimitedProtocol(H11Protocol):
     def _give_up(self) -> None:
         if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
             self.transport.write(_LATE)
-        self.transport.close()
+        self.transport.abort()  # nothing that is taken is lost, and nobody is waited for
 
 
 def limited(limits: Limits) -> type[LimitedProtocol]:
