@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -23,6 +24,17 @@ from padim_edge.live.source import Source, SourceError
 from padim_edge.live.sources import SOURCES, libav, open_source
 from padim_edge.live.sources.background import Background
 from padim_edge.live.sources.clock import JUMP, SPAN, Clock
+
+
+def whole_planes(frame: Frame) -> list[np.ndarray]:
+    """Planes [h, w, values], all of the picture's size: pixels of the smaller ones repeated."""
+    height, width = frame.size
+    planes = frame.format.planes(frame.in_host_memory())
+    return [p.repeat(height // p.shape[0], 0).repeat(width // p.shape[1], 1) for p in planes]
+
+
+def rgb_of(frame: Frame) -> np.ndarray:
+    return frame.format.to_rgb(whole_planes(frame))
 
 
 def photos(folder: Path, names: list[str]) -> list[Path]:
@@ -137,6 +149,54 @@ def test_sizes_that_a_format_has_not_become_rgb(tmp_path):
     assert [(one.picture.pixel_format, number_of(one.picture)) for one in taken] == [
         ("rgb", number) for number in range(3)
     ]
+
+
+@pytest.mark.parametrize(
+    ("codec", "theirs", "ours"),
+    [
+        ("libx264", "yuv420p", "i420"),
+        ("rawvideo", "yuyv422", "rgb"),
+        ("mjpeg", "yuvj420p", "i420-full"),
+    ],
+)
+@pytest.mark.parametrize("quarters", [1, 2, 3])
+def test_a_video_on_its_side_is_turned_upright(tmp_path, codec, theirs, ours, quarters):
+    """As phones write it: the pixels lie, and a matrix in the file says how to hold them."""
+    write_video(tmp_path / "v.mov", range(2), codec, theirs)
+    lying = [rgb_of(one.picture) for one in open_source(str(tmp_path / "v.mov"))]
+    # Rows of the matrix in the box tkhd, 40 bytes behind its name (ISO 14496-12, 8.3.2); FFmpeg's
+    # angle is against the clock, of the picture.
+    cos, sin = ((0, -1), (-1, 0), (0, 1))[quarters - 1]
+    data = bytearray((tmp_path / "v.mov").read_bytes())
+    place = data.index(b"tkhd") + 44
+    matrix = (cos << 16, sin << 16, 0, -sin << 16, cos << 16, 0, 0, 0, 1 << 30)
+    data[place : place + 36] = struct.pack(">9i", *matrix)
+    (tmp_path / "v.mov").write_bytes(data)
+    source = open_source(str(tmp_path / "v.mov"))
+    assert f"turned upright by {90 * quarters} degrees" in source.describe()
+    assert f"as {ours}" in source.describe()
+    taken = [one.picture for one in source]
+    assert [one.pixel_format for one in taken] == [ours] * 2
+    for frame, before in zip(taken, lying, strict=True):
+        turned = rgb_of(frame).astype(int)
+        assert turned.shape == np.rot90(before, quarters).shape
+        # The same values, but where FFmpeg made rgb of YUV for us.
+        most = 2 if ours == "rgb" else 0
+        assert np.abs(turned - np.rot90(before, quarters)).max() <= most
+
+
+@pytest.mark.parametrize("theirs", ["nv12", "gray12le"])
+def test_planes_are_turned_with_their_picture(theirs):
+    values = np.random.default_rng(0).integers(0, 256, 36, np.uint8)
+    frame = av.VideoFrame(6, 4, theirs)
+    for plane in frame.planes:
+        plane.update(np.resize(values, plane.buffer_size).tobytes())
+    before = libav.to_frame(frame)
+    array = before.in_host_memory()
+    for turns in (1, 2, 3):
+        turned = Frame(libav._turned(array, before.pixel_format, turns), before.pixel_format)
+        for plane, was in zip(whole_planes(turned), whole_planes(before), strict=True):
+            assert np.array_equal(plane, np.rot90(was, turns))
 
 
 def test_a_pixel_format_is_taken_in_place_of_the_streams(tmp_path):

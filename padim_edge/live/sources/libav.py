@@ -61,7 +61,12 @@ class Layout:
     note: str = ""
 
 
-def layout_of(of: Any, wanted: str | None = None) -> Layout:
+def turns_of(frame: VideoFrame) -> int:
+    """Quarters by which a frame must be turned, against the clock, to stand upright: 0 to 3."""
+    return int(frame.rotation) // 90 % 4
+
+
+def layout_of(of: Any, wanted: str | None = None, turns: int = 0) -> Layout:
     """What becomes of frames of a decoder, or of one frame.
 
     Values are never touched where `padim_edge.images.formats` knows them. A stream that does not
@@ -70,6 +75,8 @@ def layout_of(of: Any, wanted: str | None = None) -> Layout:
     Args:
         of: a VideoFrame or a VideoCodecContext.
         wanted: the pixel format that it is said to be.
+        turns: of `turns_of`. A format in which pixels share their colour with the one beside them,
+            or have each one of it, cannot be turned and becomes rgb.
 
     Raises:
         UsageError: it cannot be what it is said to be.
@@ -80,12 +87,13 @@ def layout_of(of: Any, wanted: str | None = None) -> Layout:
     if name in _YUV:
         packed, ours = _YUV[name]
         even = PIXEL_FORMATS[ours].even
-        if not (even[0] and odd[0]) and not (even[1] and odd[1]):
+        turnable = not turns or ours in ("i420", "nv12")
+        if turnable and not (even[0] and odd[0]) and not (even[1] and odd[1]):
             ours += "-709" * (int(of.colorspace or 0) == _BT709) + "-full" * full
             return _said(Layout(packed, ours), wanted)
     elif name in _PLAIN:
         limited = name.startswith("gray") and int(of.color_range or 0) == _LIMITED
-        if not (name.startswith("bayer") and any(odd)):
+        if not (name.startswith("bayer") and (any(odd) or turns)):
             note = "grey of limited range stretched to white" * limited
             return _said(Layout(name, _PLAIN[name], note), wanted)
     return _said(Layout("rgb24", "rgb", f"{name} converted to rgb"), wanted)
@@ -106,7 +114,7 @@ def _said(layout: Layout, wanted: str | None) -> Layout:
 
 
 def to_frame(frame: VideoFrame, wanted: str | None = None) -> Frame:
-    """A decoded frame as it is.
+    """A decoded frame as it is, and upright.
 
     Formats of one plane are not copied: the pixels keep the decoder's buffer, which it does not
     write to while anybody holds it. Those of several planes are put together.
@@ -117,7 +125,8 @@ def to_frame(frame: VideoFrame, wanted: str | None = None) -> Frame:
     """
     if frame.is_corrupt:
         raise ImageError("a frame arrived damaged: data were lost on the way")
-    layout = layout_of(frame, wanted)
+    turns = turns_of(frame)
+    layout = layout_of(frame, wanted, turns)
     grey_is_limited = bool(layout.note) and layout.packed.startswith("gray")
     if layout.packed != frame.format.name:
         if frame.format.name.startswith("yuvj"):
@@ -137,11 +146,24 @@ def to_frame(frame: VideoFrame, wanted: str | None = None) -> Frame:
     pixels = _pixels(frame, layout.pixel_format)
     if grey_is_limited:
         pixels = _stretched(pixels, PIXEL_FORMATS[layout.pixel_format].white)
-    turns = frame.rotation // 90 % 4 if layout.pixel_format in _TURNED else 0
-    return Frame(np.rot90(pixels, turns) if turns else pixels, layout.pixel_format)
+    if turns:
+        pixels = _turned(pixels, layout.pixel_format, turns)
+    return Frame(pixels, layout.pixel_format)
 
 
-_TURNED = frozenset({"rgb", "bgr", "rgba", "bgra", "grey8"})
+def _turned(pixels: NDArray[Any], pixel_format: str, turns: int) -> NDArray[Any]:
+    """An array turned by quarters against the clock; where colour has planes, each by itself."""
+    if not PIXEL_FORMATS[pixel_format].thirds:
+        return np.rot90(pixels, turns)
+    height, width = pixels.shape[0] * 2 // 3, pixels.shape[1]
+    light, colour = pixels[:height], pixels[height:]
+    half = height // 2, width // 2
+    if pixel_format.startswith("nv12"):
+        colours = [colour.reshape(*half, 2)]
+    else:
+        colours = list(colour.reshape(2, *half))
+    planes = [np.rot90(plane, turns).ravel() for plane in (light, *colours)]
+    return np.concatenate(planes).reshape(-1, height if turns % 2 else width)
 
 
 def _stretched(grey: NDArray[Any], white: int) -> NDArray[Any]:
@@ -216,12 +238,14 @@ def first_video(container: InputContainer) -> VideoStream | None:
     return next(iter(container.streams.video), None)
 
 
-def in_words(stream: VideoStream, layout: Layout) -> str:
-    """Size, codec, rate and format of a stream."""
+def in_words(stream: VideoStream, layout: Layout, turns: int = 0) -> str:
+    """Size, codec, rate and format of a stream; and by how much its frames are turned, if known."""
     context = stream.codec_context
     rate = stream.average_rate or stream.guessed_rate
     parts = [f"{context.width}x{context.height} {context.name}"]
     if rate:
         parts.append(f"{float(rate):.4g} frames/s")
     parts.append(f"as {layout.pixel_format}" + f" ({layout.note})" * bool(layout.note))
+    if turns:
+        parts.append(f"turned upright by {90 * turns} degrees against the clock")
     return ", ".join(parts)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 
 import av
+from av.container import InputContainer
 
 from padim_edge.errors import ImageError, PadimEdgeError
 from padim_edge.live.addresses import Address
@@ -37,8 +38,7 @@ class VideoSource:
         self._wanted = wanted.pixel_format
         self._closed = threading.Event()
         try:
-            options = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
-            self._container = av.open(f"file:{self._path}", options=options)
+            self._container = self._opened()
         except libav.Errors as error:
             raise PadimEdgeError(
                 f"cannot read the video {self._path}: {libav.reason(error)}; give a video file "
@@ -50,12 +50,28 @@ class VideoSource:
                 raise PadimEdgeError(f"there is no video in {self._path}; give a file with one")
             stream.thread_type = "AUTO"
             self._stream = stream
-            layout = libav.layout_of(stream.codec_context, self._wanted)
+            turns = self._turns()
+            layout = libav.layout_of(stream.codec_context, self._wanted, turns)
             # Now: a stream whose container is closed must not be asked.
-            self._described = f"video {self.address}: {libav.in_words(stream, layout)}"
+            self._described = f"video {self.address}: {libav.in_words(stream, layout, turns)}"
         except BaseException:
             self._container.close()
             raise
+
+    def _opened(self) -> InputContainer:
+        options = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
+        return av.open(f"file:{self._path}", options=options)
+
+    def _turns(self) -> int:
+        """Of the first frame: nothing but a frame says it, and taken here it would be missing."""
+        try:
+            with self._opened() as container:
+                for frame in libav.decoded(container, container.streams.video[0]):
+                    if not isinstance(frame, ImageError):
+                        return libav.turns_of(frame)
+        except libav.Errors:  # told of where the frames are taken
+            pass
+        return 0
 
     def describe(self) -> str:
         """Size, codec, rate and format."""
