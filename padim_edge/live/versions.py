@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from padim_edge.errors import PadimEdgeError, UsageError
-from padim_edge.files import atomic_write, cannot_write
+from padim_edge.files import atomic_write, cannot_write, sync_folder
 
 FORMAT = 1
 MAX_BYTES = 4 * 2**30
@@ -166,7 +166,14 @@ class Versions:
         wanted = json.loads(json.dumps(dict(identity)))
         lines = whole.splitlines()
         if not lines:
+            for name in ("photos", "versions"):
+                if any((self.folder / name).iterdir()):
+                    raise PadimEdgeError(
+                        f"{path} says nothing, and there are files in {self.folder / name}, which "
+                        "belong to nothing without it: bring it back, or give another folder"
+                    )
             self._line({"do": "begin", "format": FORMAT, "of": wanted})
+            sync_folder(self.folder)
             return
         for number, line in enumerate(lines, 1):
             try:
@@ -177,8 +184,9 @@ class Versions:
                     self._apply(record)
             except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
                 raise PadimEdgeError(
-                    f"{path} is damaged in line {number} ({error}): take the folder away, or cut "
-                    "the file off before that line"
+                    f"{path} is damaged in line {number} ({error}): bring back a copy of it, or "
+                    "give another folder; whole frames of the parts are in "
+                    f"{self.folder / 'frames'}, for padim-edge fit"
                 ) from error
 
     def _check(self, record: dict[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -219,7 +227,10 @@ class Versions:
             fields = record["version"]
             version = Version(**{**fields, "photos": tuple(fields["photos"])})
             self.versions[version.number] = version
-            state = replace(state, good=version.photos, version=version.number)
+            # A fit is of all that was taken; what one part was learnt by knows nothing of those
+            # taken since the fit before, which wait for the next.
+            new = [number for number in version.photos[-1:] if number not in state.good]
+            state = replace(state, good=(*state.good, *new), version=version.number)
         elif do == "roll back":
             version = self.versions[record["version"]]
             state = replace(state, good=version.photos, version=version.number)
@@ -364,6 +375,9 @@ class Versions:
             threshold: see `Version`.
             false_alarm_rate: see `Version`.
             files: what writes the detector, and its moments.
+
+        Raises:
+            PadimEdgeError: no room.
         """
         number = max(self.versions, default=0) + 1
         version = Version(number, time.time(), what, tuple(photos), threshold, false_alarm_rate)
