@@ -17,7 +17,7 @@ import typer
 from padim_edge.cli.command import command
 from padim_edge.cli.options import EngineName, Threads, Threshold
 from padim_edge.cli.output import progress_bars, say, say_if_float32, say_skipped
-from padim_edge.errors import PadimEdgeError, UsageError
+from padim_edge.errors import PadimEdgeError, UsageError, first_line
 
 if TYPE_CHECKING:
     from padim_edge.detect.detector import Detector
@@ -94,7 +94,7 @@ def watch(
         typer.Option(
             "--state",
             help="Folder for events that are not delivered yet, and for what was judged "
-            f"[default: systemd's StateDirectory, else {_STATE}, if --to needs it].",
+            f"[default: systemd's StateDirectory, else {_STATE}, if --to or hot: needs it].",
         ),
     ] = None,
     engine: EngineName = "auto",
@@ -148,8 +148,10 @@ def watch(
         signals = stack.enter_context(_Signals())
         paths = [one for one, _, _ in cameras]
         taught = _embeddings(paths, page)
-        folder = _state_folder(state) if sinks or state or taught else None
-        spool = _spool(stack, sinks, folder) if folder and (sinks or state) else None
+        # Of a hot folder it is remembered what was judged, whoever is told of it.
+        keeps = sinks or state or any(one.lower().startswith("hot:") for _, _, one in cameras)
+        folder = _state_folder(state) if keeps or taught else None
+        spool = _spool(stack, sinks, folder) if folder and keeps else None
         slots = _models(stack, paths, taught, engine, threads, threshold)
         opened = _cameras(cameras, slots, policy, spool, pixel_format)
         wants_pictures = bool(page) or any(sink.wants_pictures for sink in sinks)
@@ -315,11 +317,19 @@ def _cameras(
     spool: Spool | None,
     pixel_format: str | None,
 ) -> list[Camera]:
+    from padim_edge.live.source import SourceError
     from padim_edge.live.sources import display, never, open_source
     from padim_edge.live.watch import Camera
 
+    def judged(key: str) -> bool:
+        assert spool is not None
+        try:
+            return spool.judged(key)
+        except PadimEdgeError as error:  # as if the folder could not be read: it is opened again
+            raise SourceError(first_line(error)) from error
+
     def opening(address: str) -> Callable[[], Source]:
-        seen = spool.judged if spool else never
+        seen = judged if spool else never
         return lambda: open_source(address, seen=seen, pixel_format=pixel_format)
 
     alone = len(cameras) == 1
@@ -350,7 +360,11 @@ def _spool(stack: contextlib.ExitStack, sinks: Sequence[AnySink], folder: Path) 
     from padim_edge.live.delivery import spooled
     from padim_edge.live.spool import Spool
 
-    spool = Spool(folder / "spool.db", sinks=spooled(sinks))
+    spool = Spool(
+        folder / "spool.db",
+        sinks=spooled(sinks),
+        pictures=any(sink.wants_pictures for sink in sinks),
+    )
     stack.callback(spool.close)
     return spool
 

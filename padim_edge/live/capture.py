@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,6 +22,9 @@ FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 30.0
 """Seconds, at most. Each pause is shortened by up to a half, at random, so that many devices that
 lost the same switch do not come back at the same moment."""
+
+REMEMBERED = 1000
+"""Keys of frames that are known here: far more than can wait to be judged and recorded."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,7 @@ class Capture:
         self._next = self._offset = 0
         self._last = -1
         self._keyed = False
+        self._given: deque[str] = deque(maxlen=REMEMBERED)
         self._source: Source | None = None
         self._lock = threading.Lock()
         self._stopping = threading.Event()
@@ -222,6 +227,13 @@ class Capture:
 
     def _take(self, captured: Captured) -> None:
         status = self._status
+        if captured.key is not None:
+            if captured.key in self._given:
+                # The source was lost and opened again while this one waits to be judged.
+                self._last = captured.sequence
+                self._offset -= 1
+                return
+            self._given.append(captured.key)
         status.arrived()
         status.lost += max(captured.sequence - self._last - 1, 0) if self._last >= 0 else 0
         self._last, self._keyed = captured.sequence, captured.key is not None

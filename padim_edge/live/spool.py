@@ -92,6 +92,7 @@ class Spool:
         sinks: their addresses, as in `padim_edge.live.sink.Sink`. One that is new here gets what
             comes from now on; what waits for one that is not named any more is let go.
         max_keys: how many keys are remembered.
+        pictures: whether a sink wants those of events, which take most of the room.
 
     Raises:
         UsageError: another watch uses it, it is no spool, or of a newer version; a limit is too
@@ -105,6 +106,7 @@ class Spool:
         max_bytes: int = 256 << 20,
         sinks: Sequence[str] = (),
         max_keys: int = 1_000_000,
+        pictures: bool = True,
     ) -> None:
         if max_bytes < _LEAST_BYTES or max_keys < 1:
             raise UsageError(
@@ -118,6 +120,7 @@ class Spool:
         self._unsaid: list[str] = []
         self._max_bytes = max_bytes
         self._max_keys = max_keys
+        self._pictures = pictures
         self._lock = threading.Lock()  # of the connection and all that follows
         self._queue = threading.Lock()  # of `_waiting` alone
         self._waiting: list[_Batch] = []
@@ -255,7 +258,7 @@ class Spool:
         """
         batch = _Batch(
             events,
-            [_row(event) for event in events] if self._reached else [],
+            [_row(event, self._pictures) for event in events] if self._reached else [],
             [_digest(key) for key in keys],
         )
         self._tell(events)
@@ -522,10 +525,11 @@ def _pragma(connection: sqlite3.Connection, name: str) -> int:
     return value
 
 
-def _row(event: Event) -> tuple[str, str, bytes | None, int]:
+def _row(event: Event, pictures: bool = False) -> tuple[str, str, bytes | None, int]:
     record = event.to_json()
-    pages = -(-len(event.picture) // 4096) * 4096 if event.picture else 0
-    return event.id, record, event.picture, len(record) + 2 * len(event.id) + pages + _ROW_BYTES
+    picture = event.picture if pictures else None
+    pages = -(-len(picture) // 4096) * 4096 if picture else 0
+    return event.id, record, picture, len(record) + 2 * len(event.id) + pages + _ROW_BYTES
 
 
 def _digest(key: str) -> bytes:

@@ -85,6 +85,13 @@ def test_a_new_sink_gets_what_comes_and_one_that_is_gone_is_told_of(file):
     assert not spool.append([verdict(9)])
 
 
+def test_pictures_that_no_sink_wants_take_no_room(file):
+    spool = Spool(file, sinks=[SINK], pictures=False)
+    spool.append(verdicts(50, picture=os.urandom(10_000)))
+    assert spool.bytes < 50 * 1000
+    assert spool.pending(SINK, pictures=True) == verdicts(50)
+
+
 def test_without_sinks_keys_alone_are_kept(file):
     spool = Spool(file)
     spool.append(verdicts(50), keys=["x"])

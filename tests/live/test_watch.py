@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 import weakref
@@ -207,6 +208,38 @@ def test_a_camera_that_is_lost_comes_back_and_its_numbers_go_on(slot):
     ]
     assert sum("the cable is out; trying again in" in one for one in said) == 2
     assert "scripted: gives no more frames" in said[-2]
+
+
+def test_a_file_that_waits_while_its_folder_is_lost_is_not_judged_twice(slot):
+    first, second, third = pictures(3)
+
+    class Keyed(Scripted):
+        def __iter__(self):
+            for captured in super().__iter__():
+                yield dataclasses.replace(captured, key=str(captured.picture.pixels[0, 0]))
+
+    gone = SourceError("scripted: unmounted")
+    held = Held(slot)
+    watch, kept = watching(
+        [
+            camera(
+                slot,
+                Keyed([first, second, gone], is_live=False),
+                Keyed([second, first, third, END], is_live=False),
+            )
+        ]
+    )
+    thread = threading.Thread(target=watch.run)
+    thread.start()
+    assert held.entered.wait(60)
+    wait_for(lambda: watch.statuses["camera"].source == "ended")
+    held.go_on.set()
+    thread.join(60)
+    assert kept.sequences() == [0, 1, 2]
+    assert [seen.captured.picture.pixels.tobytes() for seen in kept.seen] == [
+        frame.tobytes() for frame in (first, second, third)
+    ]
+    assert watch.statuses["camera"].lost == 0
 
 
 def test_a_source_that_never_can_be_ends_it(slot):

@@ -245,6 +245,41 @@ def test_kill_9_loses_no_acknowledged_event_and_judges_no_file_again(model_file,
     assert len(paths) == len(set(paths)) == count
 
 
+def test_a_hot_folder_is_remembered_though_nobody_but_stdout_is_told(
+    model_file, good, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "inbox").mkdir()
+    for number in range(3):
+        shutil.copy(good[number], tmp_path / "inbox" / f"{number}.png")
+    judged = []
+    for count in (2, 1):
+        done = in_process(
+            *("watch", model_file, "hot:inbox", "--engine", "ort", "--threads", 1),
+            *("--count", count),
+        ).worked()
+        judged += [record["path"] for record in verdicts(done.stdout.splitlines())]
+        assert "state: padim-edge-state\n" in done.stderr
+    assert len(set(judged)) == 3
+
+
+def test_a_spool_that_cannot_be_read_loses_the_folder_not_the_watch(tmp_path):
+    from padim_edge.cli.watch import _cameras
+    from padim_edge.live.source import SourceError
+    from padim_edge.live.spool import Spool
+
+    (tmp_path / "inbox").mkdir()
+    (tmp_path / "inbox" / "a.png").write_bytes(b"half a picture")
+    spool = Spool(tmp_path / "spool.db")
+    address = f"hot:{tmp_path / 'inbox'}"
+    (camera,) = _cameras([(tmp_path, "", address)], [None], None, spool, None)
+    source = camera.open()
+    spool._connection.close()  # as good as a disk that is gone
+    with pytest.raises(SourceError, match="cannot write the spool"):
+        next(iter(source))
+    spool.close()
+
+
 def serve(video: Path, port: int = 0) -> tuple[subprocess.Popen[str], int]:
     """A real RTSP server."""
     server = subprocess.Popen(
