@@ -151,7 +151,22 @@ class ModelSlot:
                 old, self._current = self._current, new
             if old is not None:
                 old.retire()
-        self._say(f"{path} judges from now on, with threshold {new.detector.threshold:.3f}", path)
+        detector = new.detector
+        engine = detector.engine.name
+        if detector.skipped:  # of auto: as at the start, why it is no better one
+            engine += f" (not on this machine: {'; '.join(detector.skipped)})"
+        self._say(
+            f"{path} judges from now on, with threshold {detector.threshold:.3f}, engine {engine}",
+            path,
+        )
+
+    def empty(self) -> None:
+        """Have no detector again, between two frames; the old one is closed after its last."""
+        with self._swapping, self._lock:
+            old, self._current = self._current, None
+        if old is not None:
+            old.retire()
+            self._say(f"{old.path} judges no more, there is none", old.path)
 
     def poll(self, now: bool = False) -> None:
         """Swap in the followed file if it is another than when it was last opened.
@@ -186,9 +201,9 @@ class ModelSlot:
         """Open a detector, and send a frame through it: the first is a slow one."""
         try:
             detector = self.opener(path)
-        except (PadimEdgeError, OSError, MemoryError) as error:
-            if isinstance(error, PadimEdgeError):
-                raise
+        except PadimEdgeError:
+            raise
+        except Exception as error:  # whatever an engine raises
             raise PadimEdgeError(f"cannot open {path}: {first_line(error)}") from error
         try:
             detector.judge(np.zeros((1, *detector.backbone_info.image_size, 3), np.uint8))

@@ -62,9 +62,8 @@ def replace(new: Path, path: Path) -> None:
 def test_no_frame_is_lost_or_judged_twice_while_detectors_are_swapped(mine):
     frames = pictures(80)
     slot = ModelSlot(opener, mine / "a.onnx")
-    cameras = [
-        camera(slot, Scripted([*frames, END], is_live=False), name=name) for name in ("one", "two")
-    ]
+    sources = {name: Scripted(frames[:60], is_live=False) for name in ("one", "two")}
+    cameras = [camera(slot, source, name=name) for name, source in sources.items()]
     watch, kept = watching(cameras, batch=2)
     thread = threading.Thread(target=watch.run)
     thread.start()
@@ -72,8 +71,11 @@ def test_no_frame_is_lost_or_judged_twice_while_detectors_are_swapped(mine):
     while thread.is_alive():
         slot.swap(mine / ("b.onnx", "a.onnx")[swaps % 2])
         swaps += 1
+        if swaps == 3:  # the rest comes now, so that each of both judges some
+            for source in sources.values():
+                for step in (*frames[60:], END):
+                    source.put(step)
     thread.join()
-    assert swaps > 1
     for name in ("one", "two"):
         assert kept.sequences(name) == list(range(80))
     with Detector(mine / "a.onnx", "ort", 1) as a, Detector(mine / "b.onnx", "ort", 1) as b:
@@ -110,6 +112,42 @@ def test_a_detector_is_closed_when_its_last_frame_is_done(mine):
     slot.swap(mine / "a.onnx")  # too late
     assert slot.acquire() is None
     assert len(CLOSED) == 3
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA error 46"), ValueError("no such device")])
+def test_whatever_an_engine_raises_at_opening_is_said(mine, error):
+    slot = ModelSlot(opener, mine / "a.onnx")
+    said = []
+    slot.listeners.append(lambda message, _path: said.append(message))
+
+    def failing(_path):
+        raise error
+
+    slot.opener = failing
+    slot.poll(now=True)
+    assert said == [
+        f"{mine / 'a.onnx'} is not taken, the old one judges on: "
+        f"cannot open {mine / 'a.onnx'}: {error}"
+    ]
+    slot.close()
+
+
+def test_what_runs_the_new_one_is_said_and_why_nothing_better(mine):
+    slot = ModelSlot(opener, mine / "a.onnx")
+    said = []
+    slot.listeners.append(lambda message, _path: said.append(message))
+
+    def lesser(path):
+        detector = opener(path)
+        detector.skipped = ("tensorrt: no GPU", "cuda: no GPU")
+        return detector
+
+    slot.swap(mine / "b.onnx")
+    slot.opener = lesser
+    slot.swap(mine / "b.onnx")
+    assert said[0].endswith(", engine ort")
+    assert said[1].endswith(", engine ort (not on this machine: tensorrt: no GPU; cuda: no GPU)")
+    slot.close()
 
 
 @pytest.mark.parametrize("kind", ["torn", "embedding", "missing"])
