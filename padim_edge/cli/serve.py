@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import queue
 import signal
-import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -76,29 +76,46 @@ def serve(
         *(engine, threads, max_batch, max_delay / 1000, queue),
         *(max_bytes << 20, max_pixels * 1_000_000),
     )
-    with Service(models, settings, host, port, token) as service:
+    signals = _Signals()
+    with signals, Service(models, settings, host, port, token) as service:
+        signals.is_serving = True
         say(f"serving {', '.join(path.stem for path in models)} on {service.url}")
         for line in service.described():
             say(line)
         if service.made_token:
             say(f"token: {service.token}")
-        wake, wanted = threading.Event(), [""]
+        answered = service.run(signals.wanted, say)
+    say("stopped: what was begun has been answered" if answered else "stopped")
 
-        def heard(number: int, _: object) -> None:
-            hangup = number == getattr(signal, "SIGHUP", None)
-            if wanted[0] != "end":
-                wanted[0] = "reload" if hangup else "end"
-            wake.set()
 
-        names = [name for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
-        for name in names:
-            signal.signal(getattr(signal, name), heard)
+class _Signals:
+    """SIGTERM and SIGINT end a service, SIGHUP loads all again, also if it comes while loading.
 
-        def next_wanted() -> str:
-            said = wanted[0]
-            if said == "reload":
-                wanted[0] = ""
-            return said
+    Attributes:
+        wanted: what was asked for. Its put is the one of its kind that a handler may call.
+        is_serving: all is loaded; before, the end comes at once.
+    """
 
-        service.run(wake, next_wanted, say)
-        say("stopped: what was begun has been answered")
+    def __init__(self) -> None:
+        self.wanted: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.is_serving = False
+
+    def _end(self, *_: object) -> None:
+        if not self.is_serving:
+            raise KeyboardInterrupt
+        self.wanted.put("end")
+
+    def _reload(self, *_: object) -> None:
+        self.wanted.put("reload")
+
+    def __enter__(self) -> None:
+        handlers = {"SIGTERM": self._end, "SIGINT": self._end, "SIGHUP": self._reload}
+        self._before = {
+            name: signal.signal(getattr(signal, name), handler)
+            for name, handler in handlers.items()
+            if hasattr(signal, name)  # Windows has no SIGHUP
+        }
+
+    def __exit__(self, *_: object) -> None:
+        for name, handler in self._before.items():
+            signal.signal(getattr(signal, name), handler)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import functools
 import io
 import math
 from collections.abc import Callable, Coroutine, Iterator, Mapping
@@ -79,15 +78,14 @@ class App:
         self._slots, self._settings, self._metrics = slots, settings, metrics
         self._bodies = 0  # bytes; the event loop's alone, as `Slot.taken`
         # Pictures are decoded and drawn, and JSON read and written, away from the event loop.
-        self._pool = ThreadPoolExecutor(
-            min(WORKERS, available_cores()), thread_name_prefix="padim-edge-serve"
-        )
+        threads = min(WORKERS, available_cores())
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="padim-edge-serve")
+        self._free = asyncio.Semaphore(threads)
         handlers = {
             **HANDLERS,
             RefusedError: _refused,
             _GoneError: _gone,
             ClientDisconnect: _gone,
-            Exception: _broken,
         }
         self.asgi = metrics.counted(Starlette(routes=self._routes(), exception_handlers=handlers))
 
@@ -113,10 +111,6 @@ class App:
     def is_ready(self) -> bool:
         """Whether every model answers."""
         return not self.draining and all(slot.loaded for slot in self._slots.values())
-
-    def is_idle(self) -> bool:
-        """Whether nothing is being read or judged."""
-        return not self._bodies and not any(slot.taken for slot in self._slots.values())
 
     def close(self) -> None:
         """End the threads."""
@@ -201,8 +195,17 @@ class App:
             self._metrics.judged.labels(slot.name, _decision(result)).inc()
 
     async def _in_pool(self, function: Callable[..., T], *arguments: Any) -> T:
+        # The pool's own queue would hold a body whose client went away until its turn comes.
+        await self._free.acquire()
+        future = self._pool.submit(function, *arguments)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, functools.partial(function, *arguments))
+
+        def done(_: object) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(self._free.release)
+
+        future.add_done_callback(done)
+        return await asyncio.wrap_future(future)
 
     # --- who gets a place ----------------------------------------------------------------------
 
@@ -416,11 +419,6 @@ async def _file(request: Request) -> Response:
 async def _refused(_: Request, error: Exception) -> Response:
     assert isinstance(error, RefusedError)
     return refusal(error.status, str(error), error.headers)
-
-
-async def _broken(_: Request, __: Exception) -> Response:
-    # The server around this writes down which, for the operator.
-    return refusal(500, "this server made a mistake, and wrote down which")
 
 
 async def _gone(_: Request, __: Exception) -> Response:

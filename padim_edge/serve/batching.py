@@ -70,12 +70,20 @@ class Batcher(Generic[T, R]):
             self._changed.notify()
         return work.future
 
-    def close(self) -> None:
-        """Run what waits, then end the thread. Closing twice is harmless."""
+    def close(self, seconds: float | None = None) -> bool:
+        """Run what waits, then end the thread. Closing twice is harmless.
+
+        Args:
+            seconds: for which the thread is waited for; None for as long as it takes.
+
+        Returns:
+            Whether it has ended.
+        """
         with self._changed:
             self._closing = True
             self._changed.notify()
-        self._thread.join()
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
 
     def _loop(self) -> None:
         while (taken := self._take()) is not None:

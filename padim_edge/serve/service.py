@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import threading
+import contextlib
+import queue
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -114,7 +115,7 @@ class Service:
         """
         self._app.draining = True
         end = time.monotonic() + seconds
-        while not self._app.is_idle():
+        while not self._server.is_idle:
             if time.monotonic() > end:
                 return False
             time.sleep(0.02)
@@ -128,26 +129,26 @@ class Service:
             slot.close()
         self._app.close()
 
-    def run(
-        self, wake: threading.Event, wanted: Callable[[], str | None], tell: Callable[[str], None]
-    ) -> None:
+    def run(self, wanted: queue.SimpleQueue[str], tell: Callable[[str], None]) -> bool:
         """Serve until it is said that this is the end; then answer what was begun.
 
         Args:
-            wake: set when `wanted` has something to say.
-            wanted: "reload", "end", or None.
+            wanted: "reload" or "end", which a signal handler may put there.
             tell: takes lines for the operator.
+
+        Returns:
+            Whether all of it was answered in time.
         """
         while True:
-            wake.wait(LOOK_SECONDS)
-            wake.clear()
-            said = wanted()
-            if said == "end":
+            asked = _taken(wanted)
+            if "end" in asked:
                 break
-            for line in self.look(force=said == "reload"):
+            for line in self.look(force="reload" in asked):
                 tell(line)
-        if not self.drain():
+        answered = self.drain()
+        if not answered:
             tell(f"warning: some requests were not answered within {DRAIN_SECONDS:.0f} s")
+        return answered
 
     def __enter__(self) -> Service:
         self.start()
@@ -155,3 +156,13 @@ class Service:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+def _taken(wanted: queue.SimpleQueue[str]) -> set[str]:
+    """All that is there, once there is something, or after `LOOK_SECONDS`."""
+    asked = set()
+    with contextlib.suppress(queue.Empty):
+        asked.add(wanted.get(timeout=LOOK_SECONDS))
+        while True:
+            asked.add(wanted.get_nowait())
+    return asked

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,9 @@ from padim_edge.errors import PadimEdgeError, UsageError, first_line
 from padim_edge.serve.batching import Batcher
 from padim_edge.serve.metrics import Metrics
 from padim_edge.serve.settings import Settings
+
+CLOSE_SECONDS = 10.0
+"""For which the end waits for an engine that runs."""
 
 _State = tuple[int, int, int, int] | None
 
@@ -109,17 +112,19 @@ class Slot:
         return f"{self.name}: {self.path} was loaded again"
 
     def close(self) -> None:
-        """Let go of what is loaded, once nobody uses it. Closing twice is harmless."""
-        self._change(None)
+        """Let go of what is loaded, once nobody uses it. Closing twice is harmless.
 
-    def _change(self, loaded: Loaded | None) -> None:
+        An engine that does not come back is waited for `CLOSE_SECONDS`, and left as it is.
+        """
+        self._change(None, CLOSE_SECONDS)
+
+    def _change(self, loaded: Loaded | None, seconds: float | None = None) -> None:
         with self._free:
             before, self.loaded = self.loaded, loaded
-            if before is None:
+            if before is None or not self._free.wait_for(lambda: before.users == 0, seconds):
                 return
-            self._free.wait_for(lambda: before.users == 0)
-        before.batches.close()
-        before.detector.close()
+        if before.batches.close(seconds):
+            before.detector.close()
 
 
 def slots_of(paths: Sequence[Path], settings: Settings, metrics: Metrics) -> dict[str, Slot]:
@@ -150,10 +155,6 @@ def _state(path: Path) -> _State:
     except OSError:
         return None
     return found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev
-
-
-Tell = Callable[[str], None]
-"""Takes a line for the operator."""
 
 
 def load_all(slots: Sequence[Slot]) -> None:

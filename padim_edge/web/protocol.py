@@ -46,6 +46,13 @@ class LimitedProtocol(H11Protocol):
             return
         self._expect(h11.IDLE)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request is not answered, or its answer not taken; in any thread."""
+        cycle, flow = self.cycle, self.flow
+        waits = flow is not None and flow.write_paused
+        return waits or (cycle is not None and not cycle.response_complete)
+
     def data_received(self, data: bytes) -> None:
         """Go on; each part of a request has its time, however small the pieces it comes in."""
         if self.transport.is_closing():

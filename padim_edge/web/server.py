@@ -137,6 +137,14 @@ class Server:
         if not server.started:
             raise PadimEdgeError(f"the server on {self._host}:{self._port} did not start")
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether all requests, of which the headers have come, are answered and sent."""
+        if self._uvicorn is None:
+            return True
+        connections: list[Any] = list(self._uvicorn.server_state.connections)
+        return not any(each.is_busy for each in connections)
+
     def stop(self) -> None:
         """Answer no more, let go of everybody, end the thread. Twice is harmless."""
         if self._uvicorn is not None and self._thread is not None:

@@ -36,6 +36,16 @@ def gate():
     return Gate()
 
 
+def test_an_end_does_not_wait_for_ever_for_an_engine_that_hangs(gate):
+    batcher = Batcher(gate, 4, 0.0)
+    future = batcher.submit([1])
+    gate.wait()
+    assert not batcher.close(0.01)
+    gate.open.release()
+    assert batcher.close(SOON)
+    assert future.result() == [10]
+
+
 def test_what_comes_while_a_batch_runs_goes_together(gate):
     batcher = Batcher(gate, 4, 0.0)
     first = batcher.submit([1])

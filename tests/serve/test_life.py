@@ -7,10 +7,12 @@ import os
 import queue
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -21,12 +23,13 @@ pytest.importorskip("urllib3")
 import urllib3
 
 from padim_edge import Detector
+from padim_edge.cli.serve import _Signals
 from padim_edge.errors import ModelError, UsageError
 from padim_edge.fit.fit import fit_detector
 from padim_edge.fit.settings import Settings as FitSettings
 from padim_edge.images.dataset import train_images
 from padim_edge.images.preprocess import Preprocess
-from padim_edge.serve.service import Service
+from padim_edge.serve.service import Service, _taken
 from padim_edge.serve.settings import Settings
 
 TOKEN = "0123456789abcdef"
@@ -188,6 +191,38 @@ def test_what_was_begun_is_answered_at_the_end_and_nothing_else(serve, model, ph
     assert answers[0].status == 200
 
 
+def test_the_end_waits_for_a_body_on_its_way_and_for_an_answer_that_is_not_taken(
+    serve, model, photos
+):
+    photo = (photos / "test" / "good" / "000.png").read_bytes()
+    service = serve(model)
+    place = urlsplit(service.url)
+    head = "POST /v1/models/bottle/judge HTTP/1.1\r\nHost: localhost\r\n"
+    with socket.create_connection((place.hostname, place.port), 60) as one:
+        assert service._server.is_idle
+        one.sendall(f"{head}Content-Length: {len(photo)}\r\n\r\n".encode())
+        until(lambda: not service._server.is_idle)
+        assert not service.drain(seconds=0)
+        one.sendall(photo)
+        assert one.recv(1 << 16).startswith(b"HTTP/1.1 ")
+        assert service.drain(seconds=60)
+    # What the kernel does not take of an answer: /openapi.json, asked for until that is so.
+    with socket.socket() as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        one.settimeout(60)
+        one.connect((place.hostname, place.port))
+        ask = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        connections = service._server._uvicorn.server_state.connections
+
+        def stuck():
+            one.sendall(ask)
+            mine = [each for each in list(connections) if each.client == one.getsockname()]
+            return any(each.flow.write_paused for each in mine)
+
+        until(stuck)
+        assert not service.drain(seconds=0)
+
+
 def test_a_token_is_needed_but_for_health(serve, model):
     service = serve(model, token=TOKEN)
     for path, status in (
@@ -286,6 +321,20 @@ def test_the_command_reloads_on_a_hangup_and_drains_on_term(model, other, photos
     assert "bottle: ONNX Runtime " in said
     assert f"bottle: {file} was loaded again" in said
     assert said.endswith("stopped: what was begun has been answered\n")
+
+
+def test_signals_are_heard_from_the_first_load_on_and_none_is_lost():
+    before = signal.getsignal(signal.SIGHUP)
+    signals = _Signals()
+    with signals:
+        os.kill(os.getpid(), signal.SIGHUP)  # while loading: no end
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+        signals.is_serving = True
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert _taken(signals.wanted) == {"end", "reload"}
+    assert signal.getsignal(signal.SIGHUP) is before
 
 
 def test_the_token_may_come_from_the_environment(model):

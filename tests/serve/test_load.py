@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import resource
 import select
@@ -220,6 +221,40 @@ def test_who_goes_away_frees_its_place_and_is_not_judged(serve, model, bodies):
         one.close()
     assert ran == [1, 1]
     assert metric(service, 'padim_edge_requests_total{code="499"') == 1
+
+
+def test_of_who_goes_away_no_body_stays_in_the_pool(serve, model, bodies):
+    service = serve(model)
+    app, slot = service._app, service._slots["bottle"]
+    threads = app._pool._max_workers
+    go_on, prepare = threading.Event(), app._prepare
+
+    def slow(*arguments):
+        assert go_on.wait(SOON)
+        return prepare(*arguments)
+
+    app._prepare = slow
+    with contextlib.ExitStack() as stack:
+        stack.callback(go_on.set)
+        clients = []
+        for number in range(threads + 3):
+            one = stack.enter_context(socket.create_connection(address(service)))
+            one.settimeout(SOON)
+            one.sendall(request(bodies[0]))
+            clients.append(one)
+            until(lambda: slot.taken == number + 1)  # noqa: B023 - called at once
+        for one in clients[threads:]:
+            one.close()
+        until(lambda: slot.taken == threads)
+        assert app._pool._work_queue.qsize() == 0
+        go_on.set()
+        for one in clients[:threads]:
+            assert one.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+        app._prepare = prepare
+        given = urllib3.request(
+            "POST", service.url + "v1/models/bottle/judge", body=bodies[0], timeout=SOON
+        )
+        assert given.status == 200
 
 
 def test_slow_clients_take_no_place_and_no_memory_beyond_the_bound(serve, model, bodies, expected):
