@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from padim_edge.detect.evaluation import Judged, judge_samples
 from padim_edge.detect.judging import judge
 from padim_edge.detect.report.intervals import between, draws
 from padim_edge.errors import ImageError, PadimEdgeError
+from padim_edge.fit.copies import group_near, small
 from padim_edge.fit.fit import Fitted
 from padim_edge.images.batches import OnError, refuse
 from padim_edge.images.dataset import Sample
@@ -44,6 +46,9 @@ HELD_OUT = 40
 LEAST = 8
 """Good photos that painting takes: six to fit on and two to paint on."""
 
+LOOK = (128, 128)
+"""Pixels at which photos are compared to find nearly equal ones."""
+
 SHOWN = 512
 """Pixels of the longer side of painted photos that are kept to be looked at."""
 
@@ -55,6 +60,9 @@ class Photos:
     Attributes:
         good: to fit on.
         samples: a test set with defects; empty without one.
+        parts: those of ``good`` whose leave-one-out scores count: of nearly equal ones the first
+            alone, as in the threshold. Found at one size for all candidates, so that their
+            replicates are paired; empty with a test set.
         held_out: good photos to paint on; empty with a test set.
         seed: of the paintings.
         digest: of all of these, contents and all.
@@ -62,6 +70,7 @@ class Photos:
 
     good: tuple[Path, ...]
     samples: tuple[Sample, ...]
+    parts: tuple[Path, ...]
     held_out: tuple[Path, ...]
     seed: int
     digest: str
@@ -80,9 +89,10 @@ class Photos:
                 f"good and {bad} defective ones of the data set"
             )
         return (
-            f"leave-one-out scores of {len(self.good)} good photos against {3 * len(self.held_out)}"
-            f" synthetic defects ({', '.join(KINDS)} of {', '.join(f'{x:.0%}' for x in SIZES)} of "
-            f"the shorter side, seed {self.seed}) painted onto {len(self.held_out)} held-out ones: "
+            f"leave-one-out scores of {len(self.parts)} good photos against "
+            f"{len(KINDS) * len(self.held_out)} synthetic defects ({', '.join(KINDS)} of "
+            f"{', '.join(f'{x:.0%}' for x in SIZES)} of the shorter side that is seen, seed "
+            f"{self.seed}) painted onto {len(self.held_out)} held-out ones: "
             "these rank configurations, and promise nothing of real defects"
         )
 
@@ -128,16 +138,19 @@ def gather(
     digest = hashlib.sha256(str((seed, bool(samples))).encode())
     total = len(good) + len(samples)
     looked = itertools.count(1)
+    looks: list[NDArray[np.float32]] = []  # of usable good photos
 
     def readable(path: Path, masks: Sequence[Path] = ()) -> bool:
         progress("looking at photos", next(looked), total)
         try:
-            load_image(path, bit_depth)
+            image = load_image(path, bit_depth)
             if masks:
                 load_masks(masks, path)
         except ImageError as error:
             on_error(path, error)
             return False
+        if not samples:
+            looks.append(small(np.asarray(image.resize(LOOK, Image.Resampling.BOX))))
         for file in (path, *masks):
             digest.update(hashlib.sha256(file.read_bytes()).digest())
         return True
@@ -152,7 +165,7 @@ def gather(
         for what, there in (("good", False), ("defective", True)):
             if all(sample.is_anomalous != there for sample in tested):
                 raise PadimEdgeError(f"no {what} photo of the test set can be read")
-        return Photos(tuple(usable), tuple(tested), (), seed, digest.hexdigest())
+        return Photos(tuple(usable), tuple(tested), (), (), seed, digest.hexdigest())
     if len(usable) < LEAST:
         raise PadimEdgeError(
             f"{len(usable)} usable photos given: without defects, tune needs {LEAST} good ones to "
@@ -160,9 +173,12 @@ def gather(
         )
     count = min(HELD_OUT, len(usable) // 4)
     places = set(np.random.default_rng(seed).permutation(len(usable))[:count].tolist())
+    kept = [place for place in range(len(usable)) if place not in places]
+    groups = group_near(np.stack([looks[place] for place in kept]))
     return Photos(
-        tuple(path for place, path in enumerate(usable) if place not in places),
+        tuple(usable[place] for place in kept),
         (),
+        tuple(usable[kept[first]] for first in np.unique(groups, return_index=True)[1]),
         tuple(path for place, path in enumerate(usable) if place in places),
         seed,
         digest.hexdigest(),
@@ -200,11 +216,12 @@ def _against_painted(
     detector: Detector, fitted: Fitted, photos: Photos, progress: Progress
 ) -> tuple[Judged, NDArray[np.intp]]:
     """Leave-one-out maps of the fit's photos, then painted ones; and the photo of each."""
-    # Of nearly equal photos the first alone, as in the threshold.
-    near = {path for group in fitted.near for path in group[1:]}
-    places = [place for place, path in enumerate(fitted.paths) if path not in near]
+    place_of = {path: place for place, path in enumerate(fitted.paths)}
+    # Equal to another one once it is small, a photo has that one's place.
+    place_of |= {path: place_of[other] for path, other in fitted.equal if other in place_of}
+    places = [place_of[path] for path in photos.parts]
     tasks = paintings(photos)
-    samples = [Sample(fitted.paths[place], "good") for place in places]
+    samples = [Sample(path, "good") for path in photos.parts]
     samples += [Sample(path, kind) for path, kind, _, _ in tasks]
     maps = [fitted.maps(place).astype(np.float32) for place in places]
     scores = [float(fitted.scores[place]) for place in places]
@@ -247,8 +264,17 @@ def paintings(photos: Photos) -> list[_Task]:
 def _painted(
     path: Path, kind: str, size: float, seed: tuple[int, ...], preprocess: Preprocess
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """A photo as the detector is given it, painted; and where."""
-    return paint(np.asarray(load_image(path, preprocess.bit_depth)), kind, size, seed)
+    """A photo as the detector is given it, painted where the graph sees it; and where that is."""
+    painted = np.array(load_image(path, preprocess.bit_depth))
+    height, width = painted.shape[:2]
+    left, top, right, bottom = preprocess.seen(width, height)
+    # Whole pixels within; of a photo enlarged to the crop one at least.
+    first, rows = math.ceil(top), max(1, math.floor(bottom) - math.ceil(top))
+    start, columns = math.ceil(left), max(1, math.floor(right) - math.ceil(left))
+    seen = slice(first, first + rows), slice(start, start + columns)
+    where = np.zeros((height, width), np.bool_)
+    painted[seen], where[seen] = paint(painted[seen], kind, size, seed)
+    return painted, where
 
 
 def keep_examples(photos: Photos, preprocess: Preprocess, folder: Path) -> None:

@@ -24,8 +24,10 @@ from padim_edge.fit.fit import fit_detector
 from padim_edge.images import dataset as folders
 from padim_edge.images.batches import refuse
 from padim_edge.images.dataset import Sample, train_images
+from padim_edge.images.painted import paint
 from padim_edge.images.preprocess import Preprocess
 from padim_edge.measure import tune as tuning
+from padim_edge.measure import tune_separation
 from padim_edge.measure.camera import Camera
 from padim_edge.measure.report import Latency
 from padim_edge.measure.tune import Plan, Tuned, deploy, front, latencies, tied, tune
@@ -48,6 +50,7 @@ from padim_edge.measure.tune_separation import (
 )
 from padim_edge.measure.tune_state import FILE, Finished, State
 from padim_edge.model.file import read
+from padim_edge.progress import silent
 
 CAMERA = Camera(640, 480)
 FEWER = "from padim_edge.detect.report import intervals; intervals.REPLICATES = 100"
@@ -465,8 +468,6 @@ def test_good_scores_are_leave_one_out_and_defective_ones_of_held_out_photos(
     fitted = fit_detector(model, painted.good, tmp_path / "p.onnx", settings)
     with Detector(tmp_path / "p.onnx", "ort") as detector:
         found = separate(detector, fitted, painted)
-        from padim_edge.measure import tune_separation
-
         bad = []
         for path, kind, size, seed in paintings(painted):
             pixels, mask = tune_separation._painted(
@@ -537,3 +538,46 @@ def test_defects_are_painted_onto_photos_of_the_bit_depth_that_is_said(tmp_path)
         shown = np.asarray(Image.open(example)).astype(float)
         # Most pixels of the photo are none of the defect.
         assert np.median(np.abs(shown - preprocess(found.held_out[0]))) <= 1
+
+
+@pytest.mark.parametrize("shape", [(60, 200), (200, 60), (64, 64), (10, 12)])
+def test_defects_lie_where_the_graph_sees_them(tmp_path, shape):
+    """Of a long photo the crop of `reference` leaves a third: a patch beside it is no defect."""
+    file = tmp_path / "long.png"
+    pixels = np.random.default_rng(0).integers(40, 200, (*shape, 3), np.uint8)
+    Image.fromarray(pixels).save(file)
+    for preset in ("reference", "whole"):
+        preprocess = Preprocess.choose((64, 64), preset)
+        for kind, seed in itertools.product(("patch", "scratch", "stain"), range(10)):
+            painted, where = tune_separation._painted(file, kind, 0.16, (seed,), preprocess)
+            assert np.array_equal((painted != pixels).any(axis=2), where)
+            assert (preprocess(painted) != preprocess(pixels)).any()
+            assert preprocess.mask(Image.fromarray(where)).any()
+            if preset == "whole":
+                expected = paint(pixels, kind, 0.16, (seed,))
+                assert np.array_equal(painted, expected[0])
+
+
+def test_every_candidate_is_compared_on_the_same_good_photos(photos, whole_file, tmp_path):
+    """Whatever a fit finds equal or nearly so at its own size: replicates stay paired."""
+    files = train_images(photos)
+    twice = tmp_path / "twice.png"
+    with Image.open(files[0]) as image:
+        image.point([min(255, one + 1) for one in range(256)] * 3).save(twice)
+    drawn = (gather([*files, twice], (), seed) for seed in itertools.count())
+    found = next(one for one in drawn if {files[0], twice} <= set(one.good))
+    assert found.parts == tuple(path for path in found.good if path != twice)
+    plan = Plan(found, tmp_path)
+    candidate = candidates(whole_file)[1]
+    model = read(whole_file, "embedding")
+    settings = settings_of(candidate, model, plan.preprocess((64, 64)))
+    fitted = fit_detector(model, found.good, tmp_path / "p.onnx", settings)
+    alone = dataclasses.replace(fitted, near=[])
+    chained = dataclasses.replace(fitted, near=[list(fitted.paths[:3])])
+    with Detector(tmp_path / "p.onnx", "ort") as detector:
+        judged = [
+            tune_separation._against_painted(detector, one, found, silent)
+            for one in (alone, chained)
+        ]
+    assert [len(one.samples) for one, _ in judged] == [len(found.parts) + 9] * 2
+    assert np.array_equal(judged[0][1], judged[1][1])
