@@ -22,8 +22,13 @@ HIDDEN = "***"
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 # Up to the last @ before the path: a password may hold one.
 _PASSWORD = re.compile(r"(://[^/?#\s:@]*):[^/?#\s]*@")
+# Of what cannot be taken apart up to the last @ of all: / ? and # in a password, not written %2F...
+_ANY_PASSWORD = re.compile(r"(://[^/?#\s:@]*):.*@", re.DOTALL)
 _SECRET = re.compile(
-    r"\b((?:password|passwd|pass|pwd|user-pw|secret|token|access_token|api_?key)=)[^&#\s]+", re.I
+    r"((?:\b(?:password|passwd|pass|pwd|user-pw|secret|token|access_token|api_?key)"
+    r"|(?<=[?&])(?:sig|signature|code|key)"
+    r"|\b(?:password|secret)_from(?!=(?:env|file):))=)[^&#\s]+",
+    re.I,
 )
 _OPTIONS = re.compile(r"(.*)\?([\w.-]+=[^&?]*(?:&[\w.-]+=[^&?]*)*)", re.DOTALL)
 _SIZE = re.compile(r"([1-9]\d{0,5})x([1-9]\d{0,5})")
@@ -33,6 +38,11 @@ _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?", re.I)
 def display(address: str) -> str:
     """An address, or a sentence with some in it, with ``***`` for passwords, tokens and secrets."""
     return _SECRET.sub(rf"\1{HIDDEN}", _PASSWORD.sub(rf"\1:{HIDDEN}@", address))
+
+
+def _display_unread(address: str) -> str:
+    """The same of one that is no address: where its password ends, nobody knows."""
+    return display(_ANY_PASSWORD.sub(rf"\1:{HIDDEN}@", address))
 
 
 @dataclass(frozen=True)
@@ -127,9 +137,9 @@ def parse(address: str, kind: str, schemes: Collection[str]) -> Address:
     if scheme not in schemes:
         # "C:" and "photos: monday" are paths.
         if scheme and ("" not in schemes or re.fullmatch(r"[\w+.-]{2,}:\S*", address)):
-            raise UsageError(f"no {kind} {scheme!r}, in {display(address)}; {allowed}")
+            raise UsageError(f"no {kind} {scheme!r}, in {_display_unread(address)}; {allowed}")
         if "" not in schemes:
-            raise UsageError(f"no {kind} is called {display(address)}; {allowed}")
+            raise UsageError(f"no {kind} is called {_display_unread(address)}; {allowed}")
         scheme = ""
     if not scheme:
         return Address(address, "", address, path=address)
@@ -149,8 +159,8 @@ def _url(address: str, scheme: str, kind: str) -> Address:
         host, port = parts.hostname or "", parts.port
     except ValueError as error:
         raise UsageError(
-            f"{display(address)} is no URL of a {kind} ({error}); "
-            f"like {scheme}://host:port/path it should be"
+            f"{_display_unread(address)} is no URL of a {kind}: like {scheme}://host:port/path it "
+            "should be, and / ? # @ in a password are written %2F %3F %23 %40"
         ) from error
     return Address(
         address,

@@ -18,6 +18,9 @@ SCHEMES = ("", "folder", "rtsp", "mqtt", "v4l2")
         ("rtsp://me:se@cr@et@host:554/1", "rtsp://me:***@host:554/1"),
         ("mqtt://:only@host", "mqtt://:***@host"),
         ("https://host/x?token=abc&n=1#secret=d", "https://host/x?token=***&n=1#secret=***"),
+        ("https://h/x?sig=a%2Fb&code=c&key=d", "https://h/x?sig=***&code=***&key=***"),
+        ("mqtt://u@h?password_from=hunter2", "mqtt://u@h?password_from=***"),
+        ("mqtt://u@h?password_from=env:NAME", "mqtt://u@h?password_from=env:NAME"),
         ("gst:rtspsrc location=rtsp://a:b@h/1 user-pw=c ! x", None),
         ("rtsp://host:554/a@b", "rtsp://host:554/a@b"),
         ("photos/", "photos/"),
@@ -51,6 +54,9 @@ def test_a_path_keeps_what_is_no_option():
         ("", SCHEMES, ("an empty address", "folder:", "a path")),
         ("ftp://me:secret@host", SCHEMES, ("no source 'ftp'", "ftp://me:***@host", "rtsp:")),
         ("rtsp://host:port/x", SCHEMES, ("rtsp://host:port/x", "rtsp://host:port/path")),
+        ("mqtt://me:sec/ret@host/x", SCHEMES, ("mqtt://me:***@host/x", "%2F")),
+        ("mqtt://me:s?secret#@@host/x", SCHEMES, ("mqtt://me:***@host/x", "%3F")),
+        ("ftp://me:se#secret@host", SCHEMES, ("no source 'ftp'", "ftp://me:***@host")),
         ("photos", ("jsonl",), ("no source is called photos", "jsonl:")),
     ],
 )
@@ -59,7 +65,7 @@ def test_what_makes_no_sense_is_refused(given, schemes, words):
         parse(given, "source", schemes)
     for word in words:
         assert word in str(refused.value)
-    assert "secret" not in str(refused.value)
+    assert "sec" not in str(refused.value)
 
 
 def test_options_are_read_or_refused():

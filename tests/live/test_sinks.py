@@ -78,6 +78,8 @@ def test_every_example_is_an_address_and_its_sink_is_of_one_protocol():
         ("https://h/x#secret=s", "no option 'secret'"),
         ("http://h/x#ca=a", "no option 'ca'"),
         ("http:///x", "name a receiver"),
+        ("https://u@h/x?password_from=env:PATH", "write #password_from="),
+        ("mqtt://me:hun/ter2@h/x", "mqtt://me:***@h/x is no URL"),
         ("folder:", "name a folder"),
         ("folder:a?limit=0", "there is no room"),
         ("modbus://plc", "name a PLC and a coil"),
@@ -95,6 +97,7 @@ def test_an_address_without_sense_is_one_clear_line(address, words):
         make_sink(address)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert "hun" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -214,6 +217,23 @@ def test_a_file_that_is_large_or_old_makes_room_for_a_new_one(tmp_path):
     sink.send([verdict(2)])
     assert lines(old) == [verdict(2).record]
     assert lines(tmp_path / "old.jsonl.1") == [verdict(1).record]
+
+
+@pytest.mark.parametrize("how", ["renamed", "removed", "emptied"])
+def test_a_file_that_somebody_takes_away_is_begun_anew(tmp_path, how):
+    file = tmp_path / "events.jsonl"
+    sink = opened(f"jsonl:{file}?size=1k")
+    sink.send(verdicts(3))
+    if how == "renamed":
+        file.rename(tmp_path / "events.jsonl-20251128")
+        assert lines(tmp_path / "events.jsonl-20251128") == records(verdicts(3))
+    elif how == "removed":
+        file.unlink()
+    else:
+        os.truncate(file, 0)
+    sink.send(verdicts(2, start=3))
+    sink.close()
+    assert lines(file) == records(verdicts(2, start=3))
 
 
 def test_of_no_earlier_file_none_stays(tmp_path):

@@ -229,6 +229,17 @@ def test_in_batches_a_request_has_a_list(receiver):
     assert ids(receiver.events()) == ids(verdicts(10))
 
 
+def test_of_an_endless_answer_nothing_but_its_code_counts(receiver):
+    receiver.answer = lambda *_: (200, {"Content-Length": str(10**12)})
+    sink = opened(f"http://127.0.0.1:{receiver.port}/hook#timeout=5")
+    sink.send(verdicts(3))
+    assert len(receiver.requests) == 3
+    receiver.answer = lambda *_: (503, {"Content-Length": str(10**12)})
+    with pytest.raises(SinkError, match="answers 503"):
+        sink.send(verdicts(1))
+    sink.close()
+
+
 @pytest.mark.parametrize("kind", ["plain", "whsec"])
 def test_signatures_are_those_of_standard_webhooks(receiver, tmp_path, kind):
     key = b"a secret of many bytes \x00\xff" if kind == "whsec" else b"plain words"

@@ -63,6 +63,7 @@ class LineLog:
         Raises:
             OSError: they are not all on disk; none is half there.
         """
+        self._follow()
         self.rotate()
         assert self._file is not None
         lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records).encode()
@@ -77,6 +78,25 @@ class LineLog:
         if not self._size:
             self._began = time.time()
         self._size += len(lines)
+
+    def _follow(self) -> None:
+        """Go on in a new file where ours was renamed, removed or emptied by somebody (logrotate).
+
+        Raises:
+            OSError: it cannot be opened.
+            UsageError: another process writes it.
+        """
+        assert self._file is not None
+        mine = os.fstat(self._file)
+        try:
+            is_there = os.path.samestat(mine, self.path.stat())
+        except FileNotFoundError:
+            is_there = False
+        if is_there:
+            self._size = mine.st_size
+            return
+        self.close()
+        self.open()
 
     def write_shared(self, record: dict[str, Any]) -> None:
         """Append one, from any thread, and let go of the file.

@@ -44,4 +44,5 @@ def secret(address: Address, option: str, where: str) -> str:
         if not found:
             raise address.refused(f"{option}={where}: the file is empty")
         return found
-    raise address.refused(f"{option}={where}: env:NAME or file:PATH is needed")
+    # Not what was given: it may be the secret itself.
+    raise address.refused(f"{option}: env:NAME or file:PATH is needed")

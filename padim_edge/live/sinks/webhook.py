@@ -29,6 +29,10 @@ except ModuleNotFoundError as error:
 
 _SECRET = "secret_from"
 
+_DRAINED = 65536
+"""Bytes of an answer that are read, so that its connection can be used again: what it says does not
+matter, and it may be endless."""
+
 _PASSING = frozenset((401, 403, 404, 407, 408, 421, 423, 425, 429))
 """Of the answers 4xx those that are about the receiver, the way or the moment: it is tried again.
 All others say that this request will never do."""
@@ -50,6 +54,9 @@ class WebhookSink:
         address.check_options(("batch", "timeout", _SECRET, PASSWORD, *secure), options)
         if not address.host:
             raise address.refused(f"name a receiver, like {address.scheme}://host/hook")
+        for name in (PASSWORD, _SECRET):
+            if name in address.options:
+                raise address.refused(f"what follows after ? is sent to it: write #{name}=...")
         self._batch = address.option("batch", whole(0, 1000), 0, options)
         timeout = address.option("timeout", number(), 10.0, options)
         self._key = _key(address, options[_SECRET]) if _SECRET in options else None
@@ -98,9 +105,19 @@ class WebhookSink:
         if self._key is not None:
             headers |= signature(self._key, name, int(time.time()), body)
         try:
-            answer = self._pool.request("POST", self._url, body=body, headers=headers)
+            answer = self._pool.request(
+                "POST", self._url, body=body, headers=headers, preload_content=False
+            )
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise SinkError(f"{self.address}: {first_line(error)}", delivered=delivered) from error
+        try:
+            if (answer.length_remaining or 0) <= _DRAINED:
+                answer.read(_DRAINED, decode_content=False)
+        except (urllib3.exceptions.HTTPError, OSError):
+            pass  # it has said already what counts
+        finally:
+            answer.close()
+            answer.release_conn()
         status = answer.status
         if 200 <= status < 300:
             return
