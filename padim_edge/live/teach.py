@@ -9,6 +9,7 @@ would survive a kill.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import queue
@@ -54,7 +55,7 @@ EVERY = 0.5
 """Seconds between two frames that are taken."""
 
 NICE = 10
-"""Of the thread that fits: judging goes before."""
+"""Of the threads that take and fit: judging goes before."""
 
 HELD = 256 * 2**20
 """Bytes of frames that are held so that it may be said of them what they were: three quarters for
@@ -70,34 +71,6 @@ Say = Callable[[str, str | None, str], object]
 
 def say_nothing(_kind: str, _camera: str | None, _message: str) -> None:
     """Tell nobody."""
-
-
-@dataclass(frozen=True)
-class Promise:
-    """What a threshold from so many parts can promise.
-
-    Attributes:
-        parts: independent good ones.
-        rate: the lowest false-alarm rate.
-        interval: where the true rate lies, at 95 %.
-    """
-
-    parts: int
-    rate: float
-    interval: tuple[float, float]
-
-    @classmethod
-    def of(cls, parts: int) -> Promise:
-        """Of at least one part."""
-        rate = smallest_false_alarm_rate(parts)
-        return cls(parts, rate, rate_interval(parts, rate))
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        return (
-            f"{self.parts} good parts can promise a false-alarm rate of {self.rate:.2%} "
-            f"(95 %: {low:.2%} to {high:.2%})"
-        )
 
 
 @dataclass(eq=False)
@@ -197,6 +170,9 @@ class Teacher:
         self._left: int | None = None
         self._next = 0.0
         self._odd_at = LEAST
+        self._looked: tuple[int, ...] = ()
+        self._odd: tuple[int, ...] = ()
+        self._closing = False
         self._offered: queue.Queue[Captured | None] = queue.Queue(1)
         self._worker = threading.Thread(target=self._work, name="padim-edge-teach", daemon=True)
         self._worker.start()
@@ -228,19 +204,25 @@ class Teacher:
         """
         self._left, self._next = count, 0.0
         self._is_taking = on and count != 0
+        if not self._is_taking:
+            with contextlib.suppress(queue.Full):  # the frame that waits is not taken any more
+                self._offered.put_nowait(None)
 
     def _work(self) -> None:
-        """Take what is offered until there is None."""
-        while (captured := self._offered.get()) is not None:
-            if not self._is_taking:
-                continue
+        """Take what is offered; when taking has ended, look for odd ones."""
+        _be_nice()  # taking a frame may be a whole fit, which looks for odd ones
+        while not self._closing:
+            captured = self._offered.get()
             try:
-                self.take_frame(captured)
-            except PadimEdgeError as error:
+                if self._is_taking and captured is not None:
+                    self.take_frame(captured)
+                elif not (self._is_taking or self._closing):
+                    self._warn_of_odd_ones()
+            except Exception as error:  # whatever an engine raises: the thread goes on
                 self._failed = first_line(error)
                 # A single bad frame is none; a full disk, or memory, is the end of it.
                 if not isinstance(error, ImageError):
-                    self.take(False)
+                    self._is_taking = False
                     self._say("watch", None, f"no more parts are taken: {self._failed}")
 
     def take_frame(self, captured: Captured) -> bool:
@@ -347,15 +329,24 @@ class Teacher:
 
     def _warn_of_odd_ones(self) -> None:
         """Say which parts are very unlike the others, by their leave-one-out scores."""
-        try:
-            made = self._fitted(self.versions.state.good, keep=False)
-        except PadimEdgeError:  # too few of them, or too alike: the fit itself says so
-            return
-        finally:
-            self._doing = ""  # which the fit's progress has set
-        for odd in made.outliers:
+        with self._lock:
+            good = self.versions.state.good
+            if good == self._looked or self._independent() < LEAST:
+                return
+            self._looked = good
+            try:
+                made = self._fitted(good, keep=False)
+            except PadimEdgeError:  # too few of them, or too alike: the fit itself says so
+                return
+            finally:
+                self._doing = ""  # which the fit's progress has set
+            self._name_odd_ones(made)
+
+    def _name_odd_ones(self, made: Made) -> None:
+        self._odd = tuple(int(odd.path.stem) for odd in made.outliers)
+        for number, odd in zip(self._odd, made.outliers, strict=True):
             self._warn(
-                f"part {int(odd.path.stem)} is very unlike the others (score {odd.score:.1f}, "
+                f"part {number} is very unlike the others (score {odd.score:.1f}, "
                 f"{odd.deviations:.1f} deviations): look at it, and leave it out if it is not good"
             )
 
@@ -377,8 +368,7 @@ class Teacher:
         with self._busy("fitting"):
             good = self.versions.state.good
             made = self._fitted(good, keep=True)
-            for odd in made.outliers:
-                self._warn(f"part {int(odd.path.stem)} is very unlike the others")
+            self._name_odd_ones(made)
             parts = len(made.features.firsts())
             near = len(good) - parts
             beside = f" ({near} nearly equal to others)" if near else ""
@@ -409,8 +399,13 @@ class Teacher:
             self._hold(known)
             if any(self._taken[number].digest == taken.digest for number in known):
                 raise UsageError(f"the frame of {event} is one that the detector has learnt")
-            photo = self._new_photo(captured, taken, is_good=True, event=event)
-            self._taken[photo.number] = taken
+            # One that was taken since is learnt as what it is.
+            twins = (n for n in state.good if self._taken[n].digest == taken.digest)
+            if (twin := next(twins, None)) is not None:
+                photo = self.versions.photos[twin]
+            else:
+                photo = self._new_photo(captured, taken, is_good=True, event=event)
+                self._taken[photo.number] = taken
             try:
                 everyone = (*known, photo.number)
                 groups = self._groups(everyone)
@@ -515,20 +510,29 @@ class Teacher:
             (lambda stream: write(stream, made.model), saved.save),
         )
         path = self.versions.folder / "versions" / f"{version.name}.onnx"
-        judged = self._slot.path
         try:
-            self._swap(path)
-            self.versions.add_version(version, photo)
+            with self._judging(path):
+                self.versions.add_version(version, photo)
         except BaseException:
-            if judged is not None and self._slot.path != judged:
-                self._slot.swap(judged)
             self.versions.discard(version)
             raise
         self._say("model", None, f"version {version.name}: {what}, threshold {info.threshold:.3f}")
 
-    def _swap(self, path: Path) -> None:
+    @contextlib.contextmanager
+    def _judging(self, path: Path) -> Iterator[None]:
+        """Let another detector judge; if the block fails, the one before does again."""
         self._doing = "letting it judge"
+        judged = self._slot.path
         self._slot.swap(path)
+        try:
+            yield
+        except BaseException:
+            if judged is None:
+                self._slot.empty()
+            else:
+                with contextlib.suppress(PadimEdgeError):  # listeners are told
+                    self._slot.swap(judged)
+            raise
 
     # --- back ------------------------------------------------------------------------------------
 
@@ -540,15 +544,16 @@ class Teacher:
         """
         with self._busy("undoing"):
             before, now = self.versions.before, self.versions.state
+            judging: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
             if before.version != now.version:
                 if not before.version:
                     raise UsageError(
                         "the first detector has none before it: take more parts and fit again"
                     )
-                self._swap(self.versions.model(before.version))
-            what = now.what
-            self.versions.undo()
-            self._say("model", None, f"undone: {what}")
+                judging = self._judging(self.versions.model(before.version))
+            with judging:
+                self.versions.undo()
+            self._say("model", None, f"undone: {now.what}")
 
     def roll_back(self, version: str) -> None:
         """Let a kept version judge again; the parts of the next fit are those that it has.
@@ -560,23 +565,17 @@ class Teacher:
             UsageError: there is none, or its file was removed for room.
         """
         with self._busy("rolling back"):
-            number = int(version) if version.isascii() and version.isdigit() else 0
-            self._swap(self.versions.model(number))
-            self.versions.roll_back(number)
+            number = _number(version)
+            with self._judging(self.versions.model(number)):
+                self.versions.roll_back(number)
             self._say("model", None, f"version {number:04} was taken back up")
 
-    def leave_out(self, part: int) -> None:
+    def leave_out(self, part: str) -> None:
         """Take a part out of those of the next fit, by its number; raises UsageError."""
         with self._busy("leaving a part out"):
-            self.versions.leave_out(part)
+            self.versions.leave_out(_number(part))
 
     # --- what is --------------------------------------------------------------------------------
-
-    def promise(self) -> Promise | None:
-        """What the parts that were taken can promise; None without any."""
-        with self._lock:
-            parts = self._independent()
-        return Promise.of(parts) if parts else None
 
     def lesson(self) -> Lesson:
         """How far teaching is; returns at once, also while something is done."""
@@ -590,13 +589,17 @@ class Teacher:
         parts = self._counted[1]
         wanted = self.settings.false_alarm_rate
         needed = max(3, images_needed(wanted) if wanted else 3)
+        wanted = DEFAULT_FALSE_ALARM_RATE if wanted is None else wanted
+        promised = max(wanted, smallest_false_alarm_rate(parts)) if parts >= needed else None
         return Lesson(
             is_taking=self._is_taking,
             taken=parts,
             needed=needed,
-            promised=smallest_false_alarm_rate(parts) if parts >= needed else None,
-            wanted=DEFAULT_FALSE_ALARM_RATE if wanted is None else wanted,
+            promised=promised,
+            interval=None if promised is None else _interval(parts, promised),
+            wanted=wanted,
             warnings=tuple(self._warnings)[-5:],
+            odd=tuple(number for number in self._odd if number in state.good),
             doing=self._doing,
             failed=self._failed,
             undoable=self.versions.undoable,
@@ -635,9 +638,7 @@ class Teacher:
         done: Future[None] = Future()
 
         def run() -> None:
-            # Threads that it starts inherit it. Only root could take it back: so one of its own.
-            with contextlib.suppress(OSError):
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+            _be_nice()
             try:
                 work()
                 done.set_result(None)
@@ -661,10 +662,10 @@ class Teacher:
 
     def close(self) -> None:
         """End the thread, and free the backbone and the folder. Twice is harmless."""
-        self.take(False)
-        if self._worker.is_alive():
-            self._offered.put(None)
-            self._worker.join()
+        self._is_taking, self._closing = False, True
+        with contextlib.suppress(queue.Full):  # then it looks up soon
+            self._offered.put_nowait(None)
+        self._worker.join()
         with self._lock:
             self._files.close()
 
@@ -673,6 +674,23 @@ class Teacher:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _number(text: str) -> int:
+    """Of a version or a part, as the page names it; 0, which is none's, for other texts."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
+
+
+def _be_nice() -> None:
+    """Leave the cores to judging, in a thread of one's own: only root could take it back.
+
+    Threads that it starts inherit it.
+    """
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+
+
+_interval = functools.lru_cache(16)(rate_interval)  # a millisecond, and asked for all the time
 
 
 class _Held:

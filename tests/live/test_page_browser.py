@@ -278,15 +278,19 @@ def test_teaching(opened, line, bad):
         pupil.now,
         taken=49,
         promised=1 / 50,
+        interval=(0.0005, 0.073),
         undoable="good part 49",
         warnings=("part 7 is nearly equal to part 3",),
+        odd=(9,),
     )
     one.until(
         "$('lesson').textContent",
         "49 good parts taken. They can promise that 2 % of good "
-        "parts raise an alarm; for the 1 % asked for, 99 are needed.",
+        "parts raise an alarm (95 %: 0.05 % to 7.3 %); for the 1 % asked for, 99 are needed.",
     )
     one.until("$('warnings').textContent", "part 7 is nearly equal to part 3")
+    one.page.get_by_role("button", name="Leave part 9 out").click()
+    wait_for(lambda: pupil.asked.pop() == ("leave out", "9"))
     one.page.get_by_role("button", name="Stop taking").click()
     one.page.get_by_role("button", name="Fit", exact=True).click()
     wait_for(lambda: pupil.asked[1:] == [("take", False), ("fit",)])

@@ -71,7 +71,7 @@ def test_from_nothing_to_a_detector_and_a_false_alarm_taught_away(
             source.put(frame(path))
             wait_for(lambda: teacher.lesson().taken == number)  # noqa: B023 - called at once
         one.until("$('lesson').textContent.startsWith('12 good parts taken')")
-        assert "7.7 %" in one.text("#lesson")
+        assert "that 10 %" in one.text("#lesson")
         one.page.get_by_role("button", name="Stop taking").click()
         one.page.get_by_role("button", name="Fit", exact=True).click()
         one.until("document.querySelectorAll('#versions li').length", 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 
 import numpy as np
@@ -17,8 +18,9 @@ from padim_edge.fit.settings import Settings
 from padim_edge.images.frames import Frame
 from padim_edge.images.preprocess import Preprocess
 from padim_edge.live.page.teaching import Teaching
-from padim_edge.live.teach import Promise
+from padim_edge.live.teach import NICE
 from padim_edge.model.file import read
+from padim_edge.model.threshold import rate_interval
 
 SETTINGS = Settings(Preprocess.whole((64, 64)))
 
@@ -100,7 +102,7 @@ def test_near_copies_do_not_count(embedding_file, good, tmp_path):
         lesson = teacher.lesson()
         assert lesson.taken == 3
         assert "part 4 is nearly equal to part 1" in lesson.warnings[-1]
-        assert teacher.promise() == Promise.of(3)
+        assert lesson.interval == rate_interval(3, 1 / 4)
         teacher.fit()
         info = read(teacher.versions.model(1), "padim").detector_info
         assert (info.images, len(info.good_scores)) == (4, 3)
@@ -127,10 +129,78 @@ def test_an_odd_part_is_named(embedding_file, good, tmp_path):
         take_all(teacher, good[1:])
         teacher.take_frame(captured(odd))
         assert any("part 12 is very unlike" in one for one in teacher.lesson().warnings)
-        teacher.leave_out(12)
-        assert teacher.lesson().taken == 11
+        assert teacher.lesson().odd == (12,)
+        teacher.leave_out("12")
+        assert (teacher.lesson().taken, teacher.lesson().odd) == (11, ())
         with pytest.raises(UsageError, match="part 12 is none"):
-            teacher.leave_out(12)
+            teacher.leave_out("12")
+        with pytest.raises(UsageError, match="part 0 is none"):
+            teacher.leave_out("x")
+
+
+def test_what_ends_with_stop_is_looked_through_beside_judging(embedding_file, good, tmp_path):
+    odd = np.array(Image.open(good[0]).convert("RGB"))
+    odd[20:70, 20:70] = [255, 0, 0]
+    settings = dataclasses.replace(SETTINGS, false_alarm_rate=0.1)
+    with teaching(tmp_path, embedding_file, settings=settings) as (teacher, _):
+        teacher.take()
+        take_all(teacher, good[2:])  # the tenth is looked through, the next when there are twenty
+        teacher.take_frame(captured(odd))
+        lesson = teacher.lesson()
+        assert lesson.odd == ()
+        assert lesson.promised == 0.1  # what the fit will set, though 1 / 12 could be had
+        assert lesson.interval == rate_interval(11, 0.1)
+        teacher.take(False)
+        until(lambda: teacher.lesson().odd == (11,))
+        assert os.getpriority(os.PRIO_PROCESS, teacher._worker.native_id) >= NICE
+
+
+def test_whatever_an_engine_raises_ends_taking_and_is_said(embedding_file, good, tmp_path):
+    said = []
+    with teaching(tmp_path, embedding_file, say=lambda *one: said.append(one)) as (teacher, slot):
+
+        class Broken:
+            shapes = teacher._backbone.shapes
+
+            def __call__(self, _images):
+                raise RuntimeError("CUDA error 700")
+
+        working, teacher._backbone = teacher._backbone, Broken()
+        teacher.take()
+        teacher(seen(slot, good[0]))
+        until(lambda: said)
+        assert said == [("watch", None, "no more parts are taken: CUDA error 700")]
+        assert (teacher.lesson().failed, teacher.lesson().is_taking) == ("CUDA error 700", False)
+        teacher._backbone = working
+        teacher.take()
+        teacher(seen(slot, good[0]))
+        until(lambda: teacher.lesson().taken == 1)
+
+
+def test_what_cannot_be_written_down_does_not_judge(embedding_file, good, tmp_path, monkeypatch):
+    def full(_record):
+        raise PadimEdgeError("the disk is full")
+
+    with teaching(tmp_path, embedding_file) as (teacher, slot):
+        take_all(teacher, good[:4])
+
+        def refused(do, *arguments):
+            with monkeypatch.context() as patch:
+                patch.setattr(teacher.versions, "_line", full)
+                with pytest.raises(PadimEdgeError, match="the disk is full"):
+                    do(*arguments)
+
+        refused(teacher.fit)
+        assert slot.path is None
+        assert list((tmp_path / "versions").iterdir()) == []
+        teacher.fit()
+        teacher.fit()
+        refused(teacher.undo)
+        assert slot.path.stem == "0002"
+        refused(teacher.roll_back, "0001")
+        assert slot.path.stem == "0002"
+        refused(teacher.fit)
+        assert slot.path.stem == "0002"
 
 
 @pytest.mark.parametrize("preset", ["reference", "whitened"])
@@ -269,8 +339,12 @@ def test_it_goes_on_where_it_was(embedding_file, good, other, tmp_path):
         assert info.images == 9  # what was taken since waits for a fit
         teacher.fit()
         assert read(slot.path, "padim").detector_info.images == 13
-        teacher.undo()
-        assert teacher.lesson().taken == 13
+        frame = seen(slot, other[1])
+        assert teacher.take_frame(frame.captured)
+        teacher(frame)
+        teacher.was_good(frame.event.id)  # one that was taken already is not there twice
+        assert len(teacher.versions.photos) == teacher.lesson().taken == 14
+        assert read(slot.path, "padim").detector_info.images == 14
 
 
 def test_only_its_own_cameras_and_only_held_frames(embedding_file, good, tmp_path):
@@ -351,9 +425,3 @@ def test_a_full_folder_drops_old_versions_and_then_refuses(embedding_file, good,
             teacher.fit()
         assert slot.path.stem == "0006"
         assert not (tmp_path / "versions" / "0007.onnx").exists()
-
-
-def test_a_promise_says_its_interval():
-    assert str(Promise.of(40)) == (
-        "40 good parts can promise a false-alarm rate of 2.44% (95 %: 0.06% to 8.81%)"
-    )

@@ -99,6 +99,9 @@ class Pupil:
     def was_bad(self, event: str) -> None:
         self._asked("bad", event)
 
+    def leave_out(self, part: str) -> None:
+        self._asked("leave out", part)
+
     def undo(self) -> None:
         self._asked("undo")
 

@@ -83,6 +83,9 @@ class _Parts(Response):
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+        for task in tasks:
+            if not task.cancelled() and (error := task.exception()):
+                raise error  # a mistake of ours, which the server around this writes down
 
 
 class Page:
@@ -93,12 +96,13 @@ class Page:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="page")
         self._channels: dict[str, Channel] = {}
         self._drawn = Drawn()
+        self._taught: set[int] = set()  # teachers that a request waits for, by id
         files = resources.files(__package__)
         texts = {
             path: (files.joinpath(name).read_bytes(), kind) for path, (name, kind) in FILES.items()
         }
 
-        def file(request: Request) -> Response:
+        async def file(request: Request) -> Response:
             contents, kind = texts[request.url.path]
             return Response(contents, media_type=kind, headers={"cache-control": "no-cache"})
 
@@ -113,7 +117,7 @@ class Page:
             exception_handlers=HANDLERS,
         )
 
-    def _state(self, _: Request) -> Response:
+    async def _state(self, _: Request) -> Response:
         """Once, for programs: counts, sources, latencies, sinks."""
         return answer(self._board.snapshot())
 
@@ -157,7 +161,7 @@ class Page:
         return Response(picture, media_type="image/jpeg", headers=kept)
 
     async def _teach(self, request: Request) -> Response:
-        """Do something with the model: ``{"camera", "do", "event" or "version"}``."""
+        """Do something with the model: ``{"camera", "do", "event", "version" or "part"}``."""
         try:
             asked: Any = await request.json()
         except (ValueError, RecursionError):
@@ -170,20 +174,31 @@ class Page:
             raise UsageError(
                 "this camera's model is not taught here: start padim-edge watch with an embedding"
             )
-        event, version = asked.get("event", ""), asked.get("version", "")
+        event, version, part = (asked.get(name, "") for name in ("event", "version", "part"))
         doing: dict[str, Callable[[], None]] = {
             "take": lambda: teacher.take(True),
             "stop": lambda: teacher.take(False),
             "fit": teacher.fit,
             "good": lambda: teacher.was_good(event),
             "bad": lambda: teacher.was_bad(event),
+            "leave out": lambda: teacher.leave_out(part),
             "undo": teacher.undo,
             "roll back": lambda: teacher.roll_back(version),
         }
         wanted = doing.get(asked.get("do", ""))
         if wanted is None:
             raise UsageError(f"this can be done: {', '.join(doing)}")
-        await run_in_threadpool(wanted)
+        if asked["do"] in ("take", "stop"):
+            wanted()  # only says so
+            return answer({"done": asked["do"]})
+        if id(teacher) in self._taught:
+            # Requests that wait for each other would take all threads, and the page with them.
+            return refusal(409, "this model is being taught already: ask again when that is done")
+        self._taught.add(id(teacher))
+        try:
+            await run_in_threadpool(wanted)
+        finally:
+            self._taught.discard(id(teacher))
         return answer({"done": asked["do"]})
 
     def _camera(self, name: str | None) -> str:

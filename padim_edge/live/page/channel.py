@@ -69,6 +69,27 @@ class Cursor:
     picture: int = 0
 
 
+@dataclasses.dataclass(frozen=True)
+class _Looked:
+    """What a look at the board has found.
+
+    Attributes:
+        points: new ones, oldest first.
+        state: what changes with every frame.
+        lists: what changes now and then.
+        shown: the newest frame.
+        pictures: of it, with the heat map and without, as far as they are wanted.
+        seconds: of a core that it took.
+    """
+
+    points: list[Point]
+    state: dict[str, Any]
+    lists: dict[str, Any]
+    shown: Seen | None
+    pictures: dict[bool, bytes | None]
+    seconds: float
+
+
 class Channel:
     """A camera's.
 
@@ -164,21 +185,37 @@ class Channel:
                 continue
             self._version, made = version, time.monotonic()
             try:
-                took = await loop.run_in_executor(self._pool, self._look, wanted)
+                looked = await loop.run_in_executor(self._pool, self._look, wanted)
             except Exception:
                 log.exception("the page cannot show a camera")
                 await asyncio.sleep(QUIET)
                 continue
+            self._show(looked)
             self._part += 1
             self._made.clear()
             news, self._news = self._news, asyncio.Event()
             news.set()
             watched = self._watched()
-            pause = max(1 / PARTS, sum(watched) / SENT, len(watched) * took * (1 / SHARE - 1))
+            pause = max(
+                1 / PARTS, sum(watched) / SENT, len(watched) * looked.seconds * (1 / SHARE - 1)
+            )
             await asyncio.sleep(pause)
 
-    def _look(self, wanted: set[bool]) -> float:
-        """Copy what is new from the board, and draw it. Returns the seconds of a core it took."""
+    def _show(self, looked: _Looked) -> None:
+        """Have this from now on. In the event loop: viewers are given parts of one look."""
+        if looked.points:
+            self._last = looked.points[-1]
+            self._points.extend(looked.points)
+            self._total += len(looked.points)
+        self._state = looked.state
+        if looked.lists != self._lists:
+            self._lists, self._list_number = looked.lists, self._list_number + 1
+        if looked.shown is not self._shown:
+            self._picture_number += 1
+        self._shown, self._pictures = looked.shown, looked.pictures
+
+    def _look(self, wanted: set[bool]) -> _Looked:
+        """Copy what is new from the board, and draw it; changes nothing here."""
         began = time.thread_time()
         with self._board.reading:
             new: list[Point] = []
@@ -189,25 +226,14 @@ class Channel:
             newest = self._now.newest
             anomalies = tuple(self._now.anomalies)
             messages = tuple(self._board.messages)
-        if new:
-            self._last = new[0]
-            self._points.extend(reversed(new))
-            self._total += len(new)
+        new.reverse()
         lesson = self._teacher.lesson() if self._teacher else None
-        self._state = self._told(newest, lesson)
-        lists = self._listed(anomalies, messages, lesson)
-        if lists != self._lists:
-            self._lists, self._list_number = lists, self._list_number + 1
-        missing = wanted - self._pictures.keys()
-        if newest is not self._shown or missing:
-            if newest is not self._shown:
-                self._pictures, missing = {}, wanted
-                self._picture_number += 1
-            self._shown = newest
-            for heat in missing:
-                model = self._now.status.model
-                self._pictures[heat] = draw(newest, model, LIVE, heat) if newest else None
-        return time.thread_time() - began
+        state, lists = self._told(newest, lesson), self._listed(anomalies, messages, lesson)
+        pictures = dict(self._pictures) if newest is self._shown else {}
+        for heat in wanted - pictures.keys():
+            model = self._now.status.model
+            pictures[heat] = draw(newest, model, LIVE, heat) if newest else None
+        return _Looked(new, state, lists, newest, pictures, time.thread_time() - began)
 
     def _told(self, newest: Seen | None, lesson: Lesson | None) -> dict[str, Any]:
         """What changes with every frame."""

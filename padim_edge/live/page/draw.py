@@ -102,7 +102,7 @@ class Drawn:
 
     def __init__(self, most: int = 32 << 20) -> None:
         self._most = most
-        self._kept: OrderedDict[Hashable, bytes | None] = OrderedDict()
+        self._kept: OrderedDict[Hashable, bytes] = OrderedDict()
         self._size = 0
         self._lock = threading.Lock()  # one picture is drawn at a time, whoever asks for how many
 
@@ -112,8 +112,10 @@ class Drawn:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-            picture = self._kept[key] = make()
-            self._size += len(picture or b"")
+            picture = make()
+            if picture is not None:
+                self._kept[key] = picture
+                self._size += len(picture)
             while self._size > self._most and len(self._kept) > 1:
-                self._size -= len(self._kept.popitem(last=False)[1] or b"")
+                self._size -= len(self._kept.popitem(last=False)[1])
             return picture

@@ -309,6 +309,7 @@ function teaching() {
   const promise = !finite(lesson.promised)
     ? ` From ${lesson.needed} on a detector can be fitted.`
     : ` They can promise that ${percent(lesson.promised)} of good parts raise an alarm` +
+      (lesson.interval ? ` (95 %: ${lesson.interval.map(percent).join(" to ")})` : "") +
       (lesson.promised > lesson.wanted ? `; for the ${percent(lesson.wanted)} asked for, ${Math.ceil(1 / lesson.wanted - 1 - 1e-9)} are needed.` : ", as asked for.");
   put($("lesson"), parts + promise);
   put($("doing"), lesson.doing && `${lesson.doing} \u2026`);
@@ -326,6 +327,11 @@ function teaching() {
   const node = $("warnings");
   if ([...node.children].map((one) => one.textContent).join("\n") !== list.join("\n"))
     node.replaceChildren(...list.map((one) => el("li", {}, one)));
+  const odd = lesson.odd.map((part) => `Leave part ${part} out`);
+  if ([...$("odd").children].map((one) => one.textContent).join("\n") !== odd.join("\n"))
+    $("odd").replaceChildren(...lesson.odd.map((part, i) =>
+      el("button", { onclick: () => ask({ do: "leave out", part: String(part) }) }, odd[i])));
+  for (const one of $("odd").children) one.disabled = Boolean(lesson.doing);
 }
 
 $("take").addEventListener("click", () => ask({ do: state.now.lesson.is_taking ? "stop" : "take" }));

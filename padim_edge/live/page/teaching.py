@@ -33,8 +33,11 @@ class Lesson:
         needed: from how many on a detector can be fitted.
         promised: the least false-alarm rate, 0 to 1, that a threshold from these parts can keep;
             None below ``needed``.
+        interval: where the share of good parts that will raise an alarm lies then, at 95 %; None
+            likewise.
         wanted: the false-alarm rate that was asked for.
         warnings: of parts that were taken, the newest last: "part 7 is nearly equal to part 3".
+        odd: numbers of parts of the next fit that are very unlike the others.
         doing: what is being done now, in words; "" if nothing.
         failed: why the last thing that was asked for was not done; "" if it was.
         undoable: what `Teaching.undo` would take back, in words; "" if nothing.
@@ -45,8 +48,10 @@ class Lesson:
     taken: int = 0
     needed: int = 2
     promised: float | None = None
+    interval: tuple[float, float] | None = None
     wanted: float = 0.01
     warnings: tuple[str, ...] = ()
+    odd: tuple[int, ...] = ()
     doing: str = ""
     failed: str = ""
     undoable: str = ""
@@ -75,6 +80,9 @@ class Teaching(Protocol):
 
     def was_bad(self, event: str) -> None:
         """The part of this event was bad: keep it for calibration."""
+
+    def leave_out(self, part: str) -> None:
+        """Take a part, by its number, out of those of the next fit."""
 
     def undo(self) -> None:
         """Take back what was taught last."""
