@@ -35,6 +35,7 @@ from padim_edge.measure.report import Latency, Machine, machine
 from padim_edge.measure.tune_candidates import Candidate, opened, settings_of
 from padim_edge.measure.tune_separation import METRICS, Photos, Separation, separate
 from padim_edge.measure.tune_state import Finished, State
+from padim_edge.model.file import Model
 from padim_edge.progress import Progress, silent
 from padim_edge.runtime.graphs import GRAPHS
 
@@ -85,6 +86,22 @@ class Plan:
     def preprocess(self, size: tuple[int, int]) -> Preprocess:
         """From a photo to an input of this size."""
         return Preprocess.choose(size, self.preset, bit_depth=self.bit_depth)
+
+    def opened(
+        self, candidate: Candidate, preprocess: Preprocess, progress: Progress = silent
+    ) -> Model:
+        """The embedding of a candidate, see `padim_edge.measure.tune_candidates.opened`."""
+        conditions = str(sorted(self.conditions().items()))
+        return opened(
+            candidate,
+            self.work,
+            self.photos.good,
+            preprocess,
+            self.target,
+            conditions,
+            refuse,
+            progress,
+        )
 
     @property
     def fit_engine(self) -> str:
@@ -271,9 +288,7 @@ def _finish(candidate: Candidate, plan: Plan, progress: Progress) -> Finished:
     file = plan.work / candidate.file_name
     try:
         preprocess = plan.preprocess(candidate.source.size)
-        embedding = opened(
-            candidate, plan.work, plan.photos.good, preprocess, plan.target, refuse, progress
-        )
+        embedding = plan.opened(candidate, preprocess, progress)
         fitted = fit_detector(
             embedding,
             plan.photos.good,
@@ -327,9 +342,7 @@ def deploy(row: Row, plan: Plan, output: Path, progress: Progress = silent) -> N
         return
     preprocess = plan.preprocess(row.candidate.source.size)
     # An int8 backbone stays the one that was measured, calibrated on the photos of that fit.
-    embedding = opened(
-        row.candidate, plan.work, plan.photos.good, preprocess, plan.target, refuse, progress
-    )
+    embedding = plan.opened(row.candidate, preprocess, progress)
     fit_detector(
         embedding,
         plan.photos.all_good,

@@ -216,6 +216,7 @@ def opened(
     photos: Sequence[Path],
     preprocess: Preprocess,
     target: str,
+    conditions: str,
     on_error: OnError,
     progress: Progress = silent,
 ) -> Model:
@@ -227,6 +228,7 @@ def opened(
         photos: good ones, to calibrate an int8 backbone on.
         preprocess: of these.
         target: what runs an int8 backbone, of `padim_edge.runtime.quantise.TARGETS`.
+        conditions: in which what is kept was made, for its name: made in others, it is not used.
         on_error: told of photos that cannot be used for it.
         progress: called as work goes on.
 
@@ -243,13 +245,13 @@ def opened(
             )
     else:
         half = "float16" if precision == "float16" else "float32"
-        model = _exported(source, half, work)
+        model = _exported(source, half, work, conditions)
     if precision != "int8" or model.backbone_info.precision == "int8":
         if precision and model.backbone_info.precision != precision:
             raise UsageError(f"{source.label} is in {model.backbone_info.precision}")
         return model
-    # Of which photos it was made is said by the folder: it is of one set of them.
-    file = work / f"{slug(source.label)}-int8-{target}-{model.sha256[:8]}.onnx"
+    digest = hashlib.sha256(f"{model.sha256} {conditions}".encode()).hexdigest()
+    file = work / f"{slug(source.label)}-int8-{target}-{digest[:8]}.onnx"
     if not file.exists():
         with atomic_write(file) as stream:
             made = quantise_embedding(model, photos, preprocess, target, on_error, progress)
@@ -257,8 +259,9 @@ def opened(
     return read(file, "embedding")
 
 
-def _exported(source: Source, precision: str, work: Path) -> Model:
-    digest = hashlib.sha256(repr(dataclasses.replace(source, label="")).encode()).hexdigest()
+def _exported(source: Source, precision: str, work: Path, conditions: str) -> Model:
+    text = f"{dataclasses.replace(source, label='')!r} {conditions}"
+    digest = hashlib.sha256(text.encode()).hexdigest()
     file = work / f"{slug(source.label)}-{precision}-{digest[:8]}.onnx"
     if not file.exists():
         try:

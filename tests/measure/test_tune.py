@@ -7,9 +7,11 @@ import itertools
 import json
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,7 +29,7 @@ from padim_edge.images.dataset import Sample, train_images
 from padim_edge.images.painted import paint
 from padim_edge.images.preprocess import Preprocess
 from padim_edge.measure import tune as tuning
-from padim_edge.measure import tune_separation
+from padim_edge.measure import tune_candidates, tune_separation
 from padim_edge.measure.camera import Camera
 from padim_edge.measure.report import Latency
 from padim_edge.measure.tune import Plan, Tuned, deploy, front, latencies, tied, tune
@@ -49,7 +51,7 @@ from padim_edge.measure.tune_separation import (
     separate,
 )
 from padim_edge.measure.tune_state import FILE, Finished, State
-from padim_edge.model.file import read
+from padim_edge.model.file import Model, read
 from padim_edge.progress import silent
 
 CAMERA = Camera(640, 480)
@@ -581,3 +583,37 @@ def test_every_candidate_is_compared_on_the_same_good_photos(photos, whole_file,
         ]
     assert [len(one.samples) for one, _ in judged] == [len(found.parts) + 9] * 2
     assert np.array_equal(judged[0][1], judged[1][1])
+
+
+def test_what_was_made_in_other_conditions_is_not_taken(
+    whole_file, dataset, painted, tmp_path, monkeypatch
+):
+    """A state that was removed leaves its int8 and exported embeddings in the folder."""
+    made: list[tuple[Path, ...]] = []
+
+    def quantise(model: Model, photos: tuple[Path, ...], *_: object) -> SimpleNamespace:
+        made.append(photos)
+        return SimpleNamespace(model=model)
+
+    monkeypatch.setattr(tune_candidates, "quantise_embedding", quantise)
+    one = dataclasses.replace(candidates(whole_file)[0], precision="int8")
+    first, other = (Plan(photos, tmp_path) for photos in (dataset, painted))
+    for plan in (first, first, other, dataclasses.replace(first, bit_depth=12), other):
+        plan.opened(one, plan.preprocess((64, 64)))
+    assert made == [dataset.good, painted.good, dataset.good]
+    assert len(list(tmp_path.iterdir())) == 3
+    exported = Source("x", backbone="resnet18", size=(64, 64), weights="random")
+    names = []
+    for plan in (first, other):
+        with monkeypatch.context() as patch:
+            patch.setitem(
+                sys.modules,
+                "padim_edge.export.export",
+                SimpleNamespace(
+                    export_backbone=lambda file, *_, **__: names.append(copied(whole_file, file))
+                ),
+            )
+            plan.opened(
+                dataclasses.replace(one, source=exported, precision=""), plan.preprocess((64, 64))
+            )
+    assert len(set(names)) == 2
