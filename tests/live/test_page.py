@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from pages import SCRIPT, Line, Pupil, Viewer
 from PIL import Image
-from raw_http import ask, connected, get
+from raw_http import ask, connected, get, until_closed
 from scripted import END, Scripted, camera, pictures, wait_for, watching
 
 pytest.importorskip("uvicorn", reason="needs uvicorn: pip install 'padim-edge[live]'")
@@ -328,6 +328,45 @@ def test_a_mistake_in_drawing_is_said_and_the_next_frame_is_shown(
     assert "no memory" in caplog.text
 
 
+def test_a_mistake_in_making_a_part_is_said_and_ends_the_stream(served, good, monkeypatch, caplog):
+    line, url, _ = served
+
+    def failing(*_):
+        raise RuntimeError("no such part")
+
+    monkeypatch.setattr(channel.Channel, "_make", failing)
+    line.show(good[0])
+    with connected(url) as client:
+        client.sendall(get("/api/live"))
+        until_closed(client)
+    assert "no such part" in caplog.text
+
+
+def test_a_viewer_gets_parts_of_one_look_while_the_next_is_being_drawn(served, good, monkeypatch):
+    line, url, _ = served
+    entered, go_on = threading.Event(), threading.Event()
+    first = line.show(good[0])
+    with viewing(url) as early:
+        early.part()
+
+        def held(*args):
+            entered.set()
+            assert go_on.wait(60)
+            return draw(*args)
+
+        monkeypatch.setattr(channel, "draw", held)
+        line.show(good[1])
+        assert entered.wait(60)
+        try:
+            with viewing(url) as late:  # what it is told is whole, and of the look before
+                told, jpeg = late.part()
+            assert told["newest"]["id"] == first.event.id
+            assert len(told["points"]) == 1
+            assert jpeg
+        finally:
+            go_on.set()
+
+
 # --------------------------------------------------------------------------------------- pictures
 
 
@@ -358,6 +397,9 @@ def test_drawn_pictures_are_kept_in_bounded_memory():
     drawn.get("b", make("b"))  # a was asked for later
     assert made == ["a", "b", "c", "b"]
     assert drawn.get("large", lambda: bytes(5000)) == bytes(5000)
+    for number in range(10):  # what there is no picture of takes no room
+        assert drawn.get(number, lambda: None) is None
+    assert list(drawn._kept) == ["large"]
 
 
 # --------------------------------------------------------------------------------------- teaching
@@ -387,6 +429,33 @@ def test_what_is_asked_of_the_teacher_and_what_it_says(served, bad):
     assert [one["name"] for one in told["versions"]] == ["3", "2"]
     pupil.refuses = "99 parts are needed"
     assert teach(url, {"camera": "top", "do": "fit"}) == (422, {"error": "99 parts are needed"})
+
+
+def test_while_a_model_is_taught_more_is_refused_and_all_else_answers(served):
+    _, url, pupil = served
+    entered, go_on = threading.Event(), threading.Event()
+
+    def slow():
+        entered.set()
+        assert go_on.wait(60)
+
+    pupil.fit = slow
+    fit = {"camera": "top", "do": "fit"}
+    said = []
+    first = threading.Thread(target=lambda: said.append(teach(url, fit)))
+    first.start()
+    try:
+        assert entered.wait(60)
+        for what in (fit, {"camera": "top", "do": "good", "event": "e000001"}):
+            code, told = teach(url, what)
+            assert (code, "taught already" in told["error"]) == (409, True)
+        assert teach(url, {"camera": "top", "do": "stop"})[0] == 200
+        assert [ask(url, get(path))[0] for path in ("/", "/api/state")] == [200, 200]
+    finally:
+        go_on.set()
+        first.join()
+    assert said == [(200, {"done": "fit"})]
+    assert teach(url, fit)[0] == 200
 
 
 @pytest.mark.parametrize(
