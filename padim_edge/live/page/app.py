@@ -161,7 +161,7 @@ class Page:
         return Response(picture, media_type="image/jpeg", headers=kept)
 
     async def _teach(self, request: Request) -> Response:
-        """Do something with the model: ``{"camera", "do", "event" or "version"}``."""
+        """Do something with the model: ``{"camera", "do", "event", "version" or "part"}``."""
         try:
             asked: Any = await request.json()
         except (ValueError, RecursionError):
@@ -174,13 +174,14 @@ class Page:
             raise UsageError(
                 "this camera's model is not taught here: start padim-edge watch with an embedding"
             )
-        event, version = asked.get("event", ""), asked.get("version", "")
+        event, version, part = (asked.get(name, "") for name in ("event", "version", "part"))
         doing: dict[str, Callable[[], None]] = {
             "take": lambda: teacher.take(True),
             "stop": lambda: teacher.take(False),
             "fit": teacher.fit,
             "good": lambda: teacher.was_good(event),
             "bad": lambda: teacher.was_bad(event),
+            "leave out": lambda: teacher.leave_out(part),
             "undo": teacher.undo,
             "roll back": lambda: teacher.roll_back(version),
         }
