@@ -148,6 +148,11 @@ def watch(
         signals = stack.enter_context(_Signals())
         paths = [one for one, _, _ in cameras]
         taught = _embeddings(paths, page)
+        if taught and threshold is not None:
+            raise UsageError(
+                f"--threshold would hold for every detector that is taught of {min(taught)}, whose "
+                "scores nobody knows yet: leave it out, each fit sets its own"
+            )
         # Of a hot folder it is remembered what was judged, whoever is told of it.
         keeps = sinks or state or any(one.lower().startswith("hot:") for _, _, one in cameras)
         folder = _state_folder(state) if keeps or taught else None
@@ -170,7 +175,9 @@ def watch(
         )
         deliveries = _deliveries(spool, sinks, watching)
         teachers = (
-            _teachers(stack, paths, taught, opened, watching, folder, threads) if folder else {}
+            _teachers(stack, paths, taught, opened, watching, folder, engine, threads)
+            if folder
+            else {}
         )
         _follow_drift(opened, watching)
         if page:
@@ -270,12 +277,14 @@ def _teachers(
     cameras: Sequence[Camera],
     watching: Watch,
     folder: Path,
+    engine: str,
     threads: int,
 ) -> dict[str, Teacher]:
     """Who teaches each camera whose model is an embedding, by its name; one for each embedding."""
     if not taught:
         return {}
     from padim_edge.live.teach import Teacher
+    from padim_edge.runtime.graphs import GRAPHS
 
     teachers: dict[ModelSlot, Teacher] = {}
     by_camera: dict[str, Teacher] = {}
@@ -290,6 +299,8 @@ def _teachers(
                 camera.model,
                 cameras=mine,
                 say=watching.say,
+                # Not every engine that runs detectors runs a bare backbone.
+                engine=engine if engine in GRAPHS else "auto",
                 threads=threads,
             )
             stack.callback(teacher.close)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from lessons import captured, seen, teaching
+from lessons import captured, opened, seen, teaching
 from PIL import Image
 
+from padim_edge.cli.watch import _teachers
 from padim_edge.errors import PadimEdgeError, UsageError
 from padim_edge.fit.fit import fit_detector
 from padim_edge.fit.saved import SavedMoments
@@ -18,6 +21,7 @@ from padim_edge.fit.settings import Settings
 from padim_edge.images.frames import Frame
 from padim_edge.images.preprocess import Preprocess
 from padim_edge.live.page.teaching import Teaching
+from padim_edge.live.swap import ModelSlot
 from padim_edge.live.teach import NICE
 from padim_edge.model.file import read
 from padim_edge.model.threshold import rate_interval
@@ -405,6 +409,19 @@ def test_a_quantised_backbone_is_taught_like_any(embedding_file, good, tmp_path)
         teacher.fit()
         assert read(slot.path, "padim").backbone_info.precision == "int8"
         assert seen(slot, good[0]).outcome.score > 0
+
+
+def test_watch_has_its_engine_run_the_backbone(embedding_file, tmp_path):
+    pytest.importorskip("openvino", reason="needs openvino: pip install 'padim-edge[openvino]'")
+    slot = ModelSlot(opened)
+    cameras = [SimpleNamespace(name="camera", model=slot)]
+    watching = SimpleNamespace(say=lambda *_: None, observers=[])
+    paths = [embedding_file]
+    for engine, runs in {"openvino": "OpenVINO", "openvino-bf16": "ONNX Runtime"}.items():
+        with contextlib.ExitStack() as stack:
+            folder = tmp_path / engine
+            teachers = _teachers(stack, paths, paths, cameras, watching, folder, engine, 1)
+            assert runs in teachers["camera"]._backbone.described
 
 
 def test_a_full_folder_drops_old_versions_and_then_refuses(embedding_file, good, tmp_path):

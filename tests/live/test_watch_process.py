@@ -109,6 +109,10 @@ def test_what_makes_no_sense_is_one_line(model_file, embedding_file, photos, tmp
     in_process("watch", embedding_file, photos).failed(
         2, f"{embedding_file} is an embedding", "padim-edge fit"
     )
+    page = ("--page", "127.0.0.1:0", "--threshold", "5")
+    in_process("watch", embedding_file, photos, *page).failed(
+        2, "--threshold would hold for every detector", "leave it out"
+    )
     in_process(*watch, "--policy", "newest").failed(2, "no policy 'newest'", "latest and all")
     in_process(*watch, "--engine", "abacus").failed(2, "abacus", "choose auto")
     in_process(*watch, "--also", model_file).failed(2, "--also", "needs two values, MODEL SOURCE")
