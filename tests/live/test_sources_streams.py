@@ -23,7 +23,7 @@ from PIL import Image
 
 from padim_edge.errors import ImageError, UsageError
 from padim_edge.live.source import Captured, Source, SourceError
-from padim_edge.live.sources import open_source
+from padim_edge.live.sources import genicam, gstreamer, open_source
 from padim_edge.live.sources.gstreamer import Caps
 
 SUPPORT = Path(__file__).parents[1] / "support"
@@ -38,6 +38,9 @@ def has_rtsp_server() -> bool:
     )
 
 
+needs_aravis = pytest.mark.skipif(
+    not shutil.which("arv-fake-gv-camera-0.8"), reason="needs aravis-tools and libaravis-0.8-0"
+)
 needs_gstreamer = pytest.mark.skipif(
     not shutil.which("gst-launch-1.0"), reason="needs gst-launch-1.0 (gstreamer1.0-tools)"
 )
@@ -294,6 +297,50 @@ def test_a_pipeline_that_is_killed_is_lost():
     assert "failed: exit code -9" in lost
 
 
+@needs_gstreamer
+def test_of_what_a_pipeline_says_the_last_is_kept(monkeypatch):
+    """A driver that complains with each frame does so for months: it must not fill a disk."""
+    monkeypatch.setenv("GST_DEBUG", "6")  # thousands of lines
+    source = open_source(
+        "gst:videotestsrc num-buffers=50 ! video/x-raw,format=GRAY8,width=64,height=64"
+    )
+    assert len(list(source)) == 50
+    pipeline = source._pipeline
+    pipeline._listener.join(30)
+    assert not pipeline._listener.is_alive()
+    assert len(pipeline._said) == gstreamer._SAID
+    assert b"DEBUG" in pipeline._said
+
+
+@pytest.mark.parametrize("name", ['"', "it's", "a\\ b", "a\nb", "a\tb"])
+def test_a_camera_has_no_name_that_is_read_as_something_else(name):
+    with pytest.raises(UsageError, match="without quotes and backslashes"):
+        open_source(f"genicam:{name}")
+
+
+@needs_gstreamer
+@needs_aravis
+def test_a_camera_whose_name_has_spaces_is_looked_for():
+    name = "Allied Vision! filesink location=y"
+    with pytest.raises(SourceError, match=f"Device '{name}' not found"):
+        open_source(f"genicam:{name}")
+
+
+def test_what_a_camera_is_set_to_is_what_was_given(monkeypatch):
+    given: list[list[str]] = []
+
+    def pipeline(_: str, elements: list[str], *__: object) -> None:
+        given.append(elements)
+
+    monkeypatch.setattr(genicam, "Pipeline", pipeline)
+    open_source("genicam:Basler-acA1300_30gm-21234567?exposure=1234567.25&gain=3.0000001")
+    assert given[0][2:] == [
+        "camera-name=Basler-acA1300_30gm-21234567",
+        "exposure=1234567.25",
+        "gain=3.0000001",
+    ]
+
+
 def test_caps_say_which_colours_they_are():
     raw = "video/x-raw, format=(string)NV12, width=(int)4, height=(int)2, colorimetry=(string)"
     names = {
@@ -357,9 +404,7 @@ fake.kill()
 
 
 @needs_gstreamer
-@pytest.mark.skipif(
-    not shutil.which("arv-fake-gv-camera-0.8"), reason="needs aravis-tools and libaravis-0.8-0"
-)
+@needs_aravis
 def test_a_genicam_camera():
     # A network of its own: Aravis asks all interfaces, and takes the wrong one for a camera on
     # loopback where there are others.

@@ -59,12 +59,20 @@ class GenicamSource:
         timeout = address.option("timeout", addresses.number(-1.0), TIMEOUT)
         # 50, the element's own number, would be old frames where we are slow.
         elements = ["aravissrc", "num-arv-buffers=8"]
-        if address.path.strip("/"):
-            elements.append(f"camera-name={address.path.strip('/')}")
+        name = address.path.strip("/")
+        # gst-launch puts its words together and reads them again: it keeps "Allied Vision-5" one
+        # word, but not what quotes and backslashes make of it.
+        if not name.isprintable() or set(name) & set("\"'\\"):
+            raise address.refused(
+                "a camera's name is printable, without quotes and backslashes: give it as "
+                "arv-tool-0.8 shows it, or the camera's address"
+            )
+        if name:
+            elements.append(f"camera-name={name}")
         if exposure:
-            elements.append(f"exposure={exposure:g}")
+            elements.append(f"exposure={exposure!r}")
         if gain >= 0:
-            elements.append(f"gain={gain:g}")
+            elements.append(f"gain={gain!r}")
         if "features" in address.options:
             elements.append(f"features={address.options['features']}")
         asked = f",width={width},height={height}" if width else ""

@@ -16,10 +16,11 @@ import shutil
 import signal
 import struct
 import subprocess
-import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from io import BufferedReader
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -173,7 +174,6 @@ class Pipeline:
         self._timeout = timeout
         self._caps: Caps | None = None
         self._clock = Clock()
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         reading, writing = os.pipe()
         command = [
             program,
@@ -188,18 +188,20 @@ class Pipeline:
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=self._said,
+                stderr=subprocess.PIPE,
                 pass_fds=(writing,),
                 start_new_session=True,  # Ctrl-C is ours to pass on
             )
         except OSError as error:
             os.close(reading)
-            self._said.close()
             raise SourceError(
                 f"{address}: {program} cannot be started: {error.strerror}"
             ) from error
         finally:
             os.close(writing)
+        self._said = b""
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
         self._pipe = Pipe(reading)
         self._first: collections.deque[tuple[Any, ...]] = collections.deque()
         self._begun = False
@@ -297,15 +299,21 @@ class Pipeline:
             code = self._child.wait(STOP)
         except subprocess.TimeoutExpired:
             return "it closed its output and goes on"
-        size = self._said.seek(0, os.SEEK_END)
-        self._said.seek(max(0, size - _SAID))
-        lines = [line.strip() for line in self._said.read().decode(errors="replace").splitlines()]
+        self._listener.join(STOP)  # not for ever: a child of its own may hold its stderr open
+        lines = [line.strip() for line in self._said.decode(errors="replace").splitlines()]
         lines = [line for line in lines if line]
         marked = [line for line in lines if re.match(r"(ERROR|WARNING): ", line)]
         if not code and not any(line.startswith("ERROR") for line in marked):
             return ""
         said = (marked or lines or [f"exit code {code}"])[0]
         return display(re.sub(r"^(ERROR|WARNING): ", "", said))
+
+    def _listen(self) -> None:
+        """Keep the last of what the process says; a camera that complains does so for months."""
+        stream = cast(BufferedReader, self._child.stderr)
+        with stream:
+            while chunk := stream.read1(_SAID):
+                self._said = (self._said + chunk)[-_SAID:]
 
     def _end(self) -> None:
         """Stop the process, which lets go of its camera; kill it if it does not."""
@@ -317,7 +325,6 @@ class Pipeline:
             except subprocess.TimeoutExpired:
                 self._signal(signal.SIGKILL)
                 self._child.wait(STOP)
-        self._said.close()
 
     def _signal(self, number: int) -> None:
         try:
