@@ -284,7 +284,7 @@ class Versions:
         return self.folder / "photos" / f"{number:06}.png"
 
     def frame(self, number: int) -> Path:
-        """The file of a photo's whole frame; one that is larger than the limit allows has none."""
+        """The file of a photo's whole frame; one in the memory of a GPU has none."""
         return self.folder / "frames" / f"{number:06}.png"
 
     def model(self, number: int) -> Path:

@@ -192,6 +192,7 @@ def test_a_failure_stands_in_its_row_and_the_rest_goes_on(tmp_path):
     assert "d 100000: export failed: " in lines
 
 
+@pytest.mark.fuzz  # a whole run of the script
 def test_the_script_end_to_end(tmp_path):
     pytest.importorskip("matplotlib")
     (tmp_path / "curves.json").write_text('{"image-size": "measured earlier"}')

@@ -307,6 +307,7 @@ def test_the_picture(tmp_path: Path) -> None:
 # --- all of it --------------------------------------------------------------------------------
 
 
+@pytest.mark.fuzz  # a whole run of the script
 @pytest.mark.usefixtures("here")
 def test_ourselves_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -352,6 +353,7 @@ def test_ourselves_alone(
 # --- same answers -----------------------------------------------------------------------------
 
 
+@pytest.mark.fuzz  # a whole run of the script
 @pytest.mark.usefixtures("here")
 def test_what_rows_say_of_a_data_set(
     tmp_path: Path, photos: Path, data: Path, monkeypatch: pytest.MonkeyPatch

@@ -216,6 +216,10 @@ def test_inspect(tmp_path, model_file, embedding_file):
         assert sum(report["bytes"].values()) == 2 * file.stat().st_size
         assert ("whitening" in report["bytes"]) == extra
         lines = done.stdout.splitlines()
+        # A line for each of its numbers stands for the whole.
+        appearance = fields.pop("appearance", {})
+        assert bool(appearance) == extra
+        assert all(any(line.startswith(f"{name} ") for line in lines) for name in appearance)
         shown = {name for name in fields if any(line.startswith(f"{name} ") for line in lines)}
         # What a file does not have says nothing.
         assert shown == {name for name, value in fields.items() if value not in ("", [], None)}
