@@ -131,7 +131,11 @@ def main() -> None:
                 while len(teacher.versions.state.good) < options.parts:
                     time.sleep(0.02)
                 reached("parts taken")
-                print(f"  {time.monotonic() - begun:5.1f} s  {teacher.promise()}")
+                lesson = teacher.lesson()
+                print(
+                    f"  {time.monotonic() - begun:5.1f} s  {lesson.taken} parts promise a rate of "
+                    f"{lesson.promised}, in {lesson.interval} at 95 %"
+                )
                 teacher.fit()
                 reached("detector judges")
 

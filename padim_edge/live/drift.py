@@ -32,6 +32,8 @@ What it rests on, and how far that holds:
 - Leave-one-out scores are of fits of N - 1 photos, those of frames of one of N: frames score lower
   by a hair. As P learns from all values, such a difference can gain no more than N photos tell of
   it, however many frames come. Statistics of images have none.
+- Scores that "this was good" has added were chosen for being high: of a detector taught like that,
+  the stated rate does not hold for its scores.
 - Of a frame that is an alarm the score is not used: it may be a defect. The scores of accepted ones
   are those of the photos *below the threshold*: given that the threshold is the k-th smallest of
   independent draws, the k - 1 below it are draws from what is accepted.
