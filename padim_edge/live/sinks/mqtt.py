@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import secrets
@@ -143,13 +144,16 @@ class MqttSink:
         client, self._client = self._client, None
         if client is None:
             return
-        if self._is_connected:
-            client.publish(f"{self._topic}/status", "offline", qos=1, retain=True).wait_for_publish(
-                1.0
-            )
-        client.disconnect()
-        client.loop_stop()
-        self._is_connected = False
+        try:
+            if self._is_connected:
+                said = client.publish(f"{self._topic}/status", "offline", qos=1, retain=True)
+                # Of a connection that was lost at this moment paho raises; the will says it then.
+                with contextlib.suppress(RuntimeError, ValueError):
+                    said.wait_for_publish(1.0)
+        finally:
+            client.disconnect()
+            client.loop_stop()
+            self._is_connected = False
 
     # --- in paho's thread ---------------------------------------------------------------------
 
