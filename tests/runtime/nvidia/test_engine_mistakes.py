@@ -162,12 +162,12 @@ def test_without_a_mistake_all_is_well(
     request: pytest.FixtureRequest, folder: str, package: str
 ) -> None:
     pool = request.getfixturevalue(package)
-    assert pool.submit(check_mistake, folder, None).result(timeout=120) == ""
+    assert pool.submit(check_mistake, folder, None).result(timeout=600) == ""
 
 
 @pytest.mark.parametrize("name", SABOTAGE)
 def test_a_mistake_is_seen(fresh: ProcessPoolExecutor, folder: str, name: str) -> None:
-    assert fresh.submit(check_mistake, folder, SABOTAGE[name]).result(timeout=120)
+    assert fresh.submit(check_mistake, folder, SABOTAGE[name]).result(timeout=600)
 
 
 @pytest.mark.parametrize("name", BINDINGS)
@@ -175,7 +175,7 @@ def test_a_mistake_in_the_other_package_is_seen(
     bindings: ProcessPoolExecutor, folder: str, name: str
 ) -> None:
     mistake = ("cuda_bindings", *BINDINGS[name])
-    assert bindings.submit(check_mistake, folder, mistake).result(timeout=120)
+    assert bindings.submit(check_mistake, folder, mistake).result(timeout=600)
 
 
 def no_device(folder: str) -> str:
@@ -188,5 +188,5 @@ def no_device(folder: str) -> str:
 
 
 def test_a_driver_without_a_device_is_told(fresh: ProcessPoolExecutor, folder: str) -> None:
-    outcome = fresh.submit(no_device, folder).result(timeout=120)
+    outcome = fresh.submit(no_device, folder).result(timeout=600)
     assert outcome.startswith("PadimEdgeError: CUDA does not start here: cuInit failed: no CUDA")
