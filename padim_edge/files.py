@@ -173,3 +173,39 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def file_state(found: os.stat_result) -> tuple[int, ...]:
+    """What is another for another file, and for one that was written to."""
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+class FollowedFile:
+    """A file that others replace, and when it is time to read it again.
+
+    Attributes:
+        path: of it; where it is a link, a new target is a new file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._taken: tuple[int, ...] | None = None
+        self._looked: tuple[int, ...] | None = None
+
+    def take(self) -> None:
+        """Call before it is read: what is there now is no news any more, be it good or not."""
+        self._taken = self._state()
+
+    def is_new(self) -> bool:
+        """Whether it is another file than was taken, and whole: the same at two looks in a row.
+
+        A file that is being copied changes between two looks. One that is gone is not new.
+        """
+        before, self._looked = self._looked, self._state()
+        return self._looked is not None and self._looked == before != self._taken
+
+    def _state(self) -> tuple[int, ...] | None:
+        try:
+            return file_state(self.path.stat())
+        except OSError:
+            return None

@@ -14,7 +14,7 @@ from helpers import names
 
 from padim_edge import files
 from padim_edge.errors import PadimEdgeError
-from padim_edge.files import atomic_write
+from padim_edge.files import FollowedFile, atomic_write
 
 KILLED = """
 import os, sys
@@ -135,3 +135,27 @@ for _ in range(40):
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(PadimEdgeError, match="cannot write"), atomic_write(tmp_path / "no" / "f"):
         raise AssertionError("nothing was opened")
+
+
+def test_a_followed_file_is_new_once_it_is_another_and_stays_the_same(tmp_path):
+    path = tmp_path / "file"
+    followed = FollowedFile(path)
+    assert not followed.is_new()
+    path.write_bytes(b"a")
+    assert not followed.is_new()  # it may be being written
+    assert followed.is_new()
+    assert followed.is_new()  # until it is taken
+    followed.take()
+    assert not followed.is_new()
+    path.write_bytes(b"ab")
+    assert not followed.is_new()
+    path.write_bytes(b"abc")
+    assert not followed.is_new()  # it was
+    assert followed.is_new()
+    path.unlink()
+    assert not followed.is_new()
+    assert not followed.is_new()  # to be gone is no news
+    other = tmp_path / "other"
+    other.write_bytes(b"abc")
+    other.rename(path)
+    assert [followed.is_new() for _ in range(2)] == [False, True]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from padim_edge.detect.detector import Detector
 from padim_edge.errors import PadimEdgeError, first_line
+from padim_edge.files import FollowedFile
 from padim_edge.model.metadata import DetectorInfo
 
 Opener = Callable[[Path], Detector]
@@ -67,7 +67,6 @@ class ModelSlot:
 
     Attributes:
         opener: opens a file.
-        followed: the file whose replacement is swapped in by `poll`; None if none is.
         listeners: told, in the thread that swaps, what became of each file.
 
     Args:
@@ -85,11 +84,16 @@ class ModelSlot:
         self._current: Opened | None = None
         self._closed = False
         self.listeners: list[Listener] = []
-        self.followed = path
-        self._tried = _signature(path)
-        self._changed: tuple[int, ...] | None = None
+        self._file: FollowedFile | None = None
         if path is not None:
+            self._file = FollowedFile(path)
+            self._file.take()
             self._current = self._open(path)
+
+    @property
+    def followed(self) -> Path | None:
+        """The file whose replacement is swapped in by `poll`; None if none is."""
+        return self._file.path if self._file else None
 
     @property
     def path(self) -> Path | None:
@@ -177,17 +181,12 @@ class ModelSlot:
         Args:
             now: whether it has changed or not.
         """
-        if self.followed is None:
+        # A file that is gone for a moment, or for good, is no reason to stop judging.
+        if self._file is None or not (self._file.is_new() or now):
             return
-        seen = _signature(self.followed)
-        if not now:
-            settled, self._changed = seen == self._changed, seen
-            # A file that is gone for a moment, or for good, is no reason to stop judging.
-            if seen is None or seen == self._tried or not settled:
-                return
-        self._tried = seen
+        self._file.take()
         with contextlib.suppress(PadimEdgeError):  # listeners were told
-            self.swap(self.followed)
+            self.swap(self._file.path)
 
     def close(self) -> None:
         """Close the detector when its last frame is done. Twice is harmless."""
@@ -215,12 +214,3 @@ class ModelSlot:
     def _say(self, message: str, path: Path) -> None:
         for listener in self.listeners:
             listener(message, path)
-
-
-def _signature(path: Path | None) -> tuple[int, ...] | None:
-    """What tells a file from the one that had its name before; None if there is none."""
-    try:
-        found = os.stat(path) if path is not None else None  # noqa: PTH116 - links are followed
-    except OSError:
-        return None
-    return (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size) if found else None

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from padim_edge.errors import ModelError
+from padim_edge.files import file_state
 
 LARGE_BYTES = 64 << 10
 """Values of more than this stay in the file."""
@@ -67,7 +68,7 @@ class Source:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "it is no regular file")
-        self._state = _state(found)
+        self._state = file_state(found)
         self.size = found.st_size
 
     def check(self) -> None:
@@ -76,13 +77,13 @@ class Source:
         Raises:
             ModelError: it has, since it was opened.
         """
-        if _state(os.fstat(self._file)) != self._state:
+        if file_state(os.fstat(self._file)) != self._state:
             raise ModelError(f"{self.path} was changed while it was in use: open it again")
 
     def is_in_place(self) -> bool:
         """Whether this very file, unchanged, is what its path leads to."""
         try:
-            return _state(self.path.stat()) == self._state
+            return file_state(self.path.stat()) == self._state
         except OSError:
             return False
 
@@ -127,11 +128,6 @@ class Source:
                 break  # its size has changed
             rest, offset = rest[count:], offset + count
         self.check()
-
-
-def _state(found: os.stat_result) -> tuple[int, ...]:
-    """What is another for another file, and for one that was written to."""
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,14 +10,13 @@ from pathlib import Path
 
 from padim_edge.detect.detector import Detector, Prepared, Result
 from padim_edge.errors import PadimEdgeError, UsageError, first_line
+from padim_edge.files import FollowedFile
 from padim_edge.serve.batching import Batcher
 from padim_edge.serve.metrics import Metrics
 from padim_edge.serve.settings import Settings
 
 CLOSE_SECONDS = 10.0
 """For which the end waits for an engine that runs."""
-
-_State = tuple[int, int, int, int] | None
 
 
 @dataclass(eq=False)
@@ -52,8 +50,7 @@ class Slot:
         self.taken = 0
         self._settings, self._metrics = settings, metrics
         self._free = threading.Condition()
-        self._read: _State = None  # the state of the file that was read, well or not
-        self._looked: _State = None
+        self._file = FollowedFile(path)
         metrics.queue.labels(self.name).set_function(lambda: self.taken)
 
     @contextlib.contextmanager
@@ -77,7 +74,7 @@ class Slot:
         Raises:
             PadimEdgeError: it is no detector, or the engine does not run here; all is as before.
         """
-        self._read = _state(self.path)
+        self._file.take()
         detector = Detector(self.path, self._settings.engine, self._settings.threads)
         batches = Batcher(
             detector.judge_prepared,
@@ -96,10 +93,7 @@ class Slot:
         Returns:
             What happened, in a line; None if nothing.
         """
-        state = _state(self.path)
-        settled = state == self._looked  # a file that is being copied changes between two looks
-        self._looked = state
-        if not force and (state is None or state == self._read or not settled):
+        if not self._file.is_new() and not force:
             return None
         try:
             self.load()
@@ -146,15 +140,6 @@ def slots_of(paths: Sequence[Path], settings: Settings, metrics: Metrics) -> dic
     if not slots:
         raise UsageError("no model was given: name one or more files made by padim-edge fit")
     return slots
-
-
-def _state(path: Path) -> _State:
-    """What differs when the file is another one; None if there is none."""
-    try:
-        found = os.stat(path)  # noqa: PTH116  # links are followed: a new target is a new file
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev
 
 
 def load_all(slots: Sequence[Slot]) -> None:

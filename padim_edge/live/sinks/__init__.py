@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import NamedTuple
 
 from padim_edge.live.addresses import display, parse
 from padim_edge.live.sink import AnySink
+from padim_edge.runtime.engines import load
 
 __all__ = ["METRICS", "SINKS", "display", "make_sink"]
 
@@ -57,6 +57,5 @@ def make_sink(address: str) -> AnySink:
     parsed = parse(address, "sink", (*SINKS, METRICS))
     if parsed.scheme == METRICS:
         raise parsed.refused("metrics are asked for, not sent: name it once, beside other sinks")
-    module, name = SINKS[parsed.scheme].place.split(":")
-    sink: AnySink = getattr(import_module(module), name)(parsed)
+    sink: AnySink = load(SINKS[parsed.scheme].place)(parsed)
     return sink

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +16,7 @@ from padim_edge.images.find import SUFFIXES
 from padim_edge.images.formats import check_pixel_format
 from padim_edge.live.addresses import Address, display, parse
 from padim_edge.live.source import Source
+from padim_edge.runtime.engines import load
 
 __all__ = ["SOURCES", "Wanted", "display", "open_source"]
 
@@ -103,9 +103,8 @@ def open_source(
     parsed = parse(address, "source", SOURCES)
     if pixel_format is not None:
         check_pixel_format(pixel_format)
-    module, name = SOURCES[parsed.scheme or _scheme_of(parsed.path)].place.split(":")
     try:
-        kind = getattr(import_module(module), name)
+        kind = load(SOURCES[parsed.scheme or _scheme_of(parsed.path)].place)
     except ModuleNotFoundError as error:
         if error.name in _EXTRAS:
             raise MissingDependencyError(
