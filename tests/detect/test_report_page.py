@@ -487,6 +487,10 @@ def test_by_keyboard_alone(opened, evaluated):
     assert dialog.locator("img").count() > 4
     page.press("Escape")
     assert not dialog.is_visible()
+    # A dialog tells of its end in a task of its own.
+    page.page.wait_for_function(
+        "name => document.activeElement.querySelector('.name')?.textContent === name", arg=names[4]
+    )
     assert page.focused(name) == names[4]
     assert page.focused("e => e.matches(':focus-visible')")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -126,11 +127,12 @@ def check_frames(engine: Any) -> None:
 
 
 def check_mistake(folder: str, mistake: tuple[str, str, str] | None) -> str:
-    """`journey` in a child, which may crash."""
+    """`journey` in a child, which may crash, or go round for ever in memory that it has spoilt."""
     enter(folder)
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
+        signal.alarm(100)  # ends it, and so is seen
         try:
             os.write(writing, journey(folder, mistake).encode())
             os._exit(0)
