@@ -73,6 +73,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=turn)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_handlecrashitem(crashitem: str, sched: Any) -> None:
+    """End a run whose worker died: pytest-xdist 3.8, if files stay whole, waits for it for ever."""
+    runner = sched.config.pluginmanager.get_plugin("dsession")
+    runner.shouldstop = f"the process that ran {crashitem} died; the rest was not run"
+
+
 @pytest.fixture(scope="session")
 def data() -> Path:
     """The folder with `data/` (real images) and `weights/`; tests that need it skip without."""
