@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
 """The watch at its work: latency of a real stream, memory over very many frames, what batches pay.
 
-    python benchmarks/live.py stream padim.onnx --seconds 60 --policy all
+    python benchmarks/live.py stream padim.onnx --seconds 60 --policy all [--viewers 100]
     python benchmarks/live.py memory small.onnx --frames 100000
     python benchmarks/live.py cameras padim.onnx
 
 `stream` serves a video of 1920 x 1080 at 30 frames a second by RTSP (GStreamer's server, on the
 same machine) and watches it with `padim-edge watch`; beside it stands the bare frame, a call of the
-detector on such a frame with nothing else going on. `memory` gives bare frames as fast as they are
-judged, with a spool, a file and the page's board behind them. `cameras` judges frames of two
-cameras of one model one by one and two at once, and prepares them early and late.
+detector on such a frame with nothing else going on. `--viewers` look at the live page meanwhile,
+from a process of their own on this machine, as fast as pictures come. `memory` gives bare frames as
+fast as they are judged, with a spool, a file and the page's board behind them. `cameras` judges
+frames of two cameras of one model one by one and two at once, and prepares them early and late.
 """
 
 from __future__ import annotations
@@ -17,19 +18,26 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import multiprocessing
 import re
+import selectors
 import signal
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from padim_edge import Detector
 from padim_edge.images.frames import Frame
+
+if TYPE_CHECKING:
+    from multiprocessing.sharedctypes import Synchronized
 
 SERVER = Path(__file__).parents[1] / "tests" / "support" / "rtsp_server.py"
 WIDTH, HEIGHT, RATE = 1920, 1080, 30
@@ -45,6 +53,7 @@ def main() -> None:
     parser.add_argument("--policy", default="all")
     parser.add_argument("--frames", type=int, default=100_000)
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--viewers", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         measured = {"stream": stream, "memory": memory, "cameras": cameras}[options.what](
@@ -92,6 +101,26 @@ def bare(model: Path, threads: int, calls: int = 60) -> float:
     return statistics.median(times[calls // 6 :])
 
 
+def view(port: int, count: int, got: Synchronized[int]) -> None:
+    """Look at the live page `count` times at once, until this process is ended."""
+    chosen = selectors.DefaultSelector()
+    while len(chosen.get_map()) < count:
+        try:
+            one = socket.create_connection(("127.0.0.1", port))
+        except ConnectionRefusedError:  # the watch is still starting
+            time.sleep(0.1)
+            continue
+        one.sendall(b"GET /api/live HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n\r\n" % port)
+        chosen.register(one, selectors.EVENT_READ)
+    while chosen.get_map():
+        for key, _ in chosen.select():
+            part = key.fileobj.recv(1 << 18)  # type: ignore[union-attr]
+            with got.get_lock():
+                got.value += len(part)
+            if not part:
+                chosen.unregister(key.fileobj)
+
+
 def stream(options: argparse.Namespace, folder: Path) -> dict[str, object]:
     """Watch a real RTSP stream to its end."""
     frames = options.seconds * RATE
@@ -103,17 +132,27 @@ def stream(options: argparse.Namespace, folder: Path) -> dict[str, object]:
         text=True,
     )
     assert server.stdout is not None
+    more = ["--policy", options.policy, "--count", str(frames)]
+    seen = multiprocessing.get_context("spawn").Value("q", 0)
+    crowd = None
+    if options.viewers:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        more += ["--page", f"127.0.0.1:{port}"]
+        crowd = multiprocessing.get_context("spawn").Process(
+            target=view, args=(port, options.viewers, seen), daemon=True
+        )
+        crowd.start()
     try:
         address = f"rtsp://127.0.0.1:{server.stdout.readline().strip()}/part"
         done = subprocess.run(
-            watching(options, address, "--policy", options.policy, "--count", str(frames)),
-            capture_output=True,
-            text=True,
-            check=True,
+            watching(options, address, *more), capture_output=True, text=True, check=True
         )
     finally:
         server.kill()
         server.wait()
+        if crowd:
+            crowd.kill()
     records = [json.loads(line) for line in done.stdout.splitlines()]
     ends = records[-1]
     judged = [record for record in records if record["kind"] == "verdict"]
@@ -123,6 +162,8 @@ def stream(options: argparse.Namespace, folder: Path) -> dict[str, object]:
         "p50_ms": late[len(late) // 2],
         "p99_ms": late[int(0.99 * len(late))],
         "longest_ms": late[-1],
+        "viewers": options.viewers,
+        "viewers_got_mb": round(seen.value / 1e6, 1),
         "frames": len(judged),
         "rate": round((len(judged) - 1) / (judged[-1]["time"] - judged[0]["time"]), 2),
         "lost": ends["lost"],
