@@ -8,6 +8,7 @@ sent some events again, which is what their ids are for.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import sqlite3
@@ -41,8 +42,16 @@ PRAGMA user_version={_VERSION};
 
 _LEAST_BYTES = 1 << 20
 
+_BESIDE = ("-wal", "-journal")
+"""What SQLite calls files that belong to one."""
+
 _ROW_BYTES = 128
 """What a row takes beside its text, index included; a picture fills pages of 4096."""
+
+
+_DAMAGED = 2
+"""Files that were set aside as damaged and are kept, the newest: a card that forgets bits does so
+again and again, and must not fill its disk with what nobody can read."""
 
 
 class SpoolError(PadimEdgeError):
@@ -78,6 +87,30 @@ class _Reached:
     dropped: int = 0
 
 
+@dataclass
+class _Mending:
+    """A file that cannot be used any more, until it, or a new one in its place, is open.
+
+    Attributes:
+        why: it cannot.
+        is_damaged: whether it is to make room for a new one; else it is opened again (a disk that
+            was gone for a while).
+        reached: where sinks were.
+        since: when that was found, in seconds of `time.monotonic`.
+        aside: what a damaged one is called now; None as long as it could not be renamed.
+        is_new: whether what is there now was made by us.
+        in_vain: why the last try failed; "" before there was one.
+    """
+
+    why: str
+    is_damaged: bool
+    reached: dict[str, _Reached]
+    since: float = field(default_factory=time.monotonic)
+    aside: Path | None = None
+    is_new: bool = False
+    in_vain: str = ""
+
+
 class Spool:
     """Events that sinks have not got yet, and what was judged already. Safe from any thread.
 
@@ -91,7 +124,7 @@ class Spool:
         max_bytes: of events that wait; the oldest are dropped, counted, and an event says so.
         sinks: their addresses, as in `padim_edge.live.sink.Sink`. One that is new here gets what
             comes from now on; what waits for one that is not named any more is let go.
-        max_keys: how many keys are remembered.
+        max_keys: how many keys are remembered; a file of a hot folder has two.
         pictures: whether a sink wants those of events, which take most of the room.
 
     Raises:
@@ -105,7 +138,7 @@ class Spool:
         path: Path,
         max_bytes: int = 256 << 20,
         sinks: Sequence[str] = (),
-        max_keys: int = 1_000_000,
+        max_keys: int = 2_000_000,
         pictures: bool = True,
     ) -> None:
         if max_bytes < _LEAST_BYTES or max_keys < 1:
@@ -128,18 +161,34 @@ class Spool:
         self._appended = 0
         self._newest: dict[str, tuple[Event, float]] = {}
         self._verdicts = 0
-        self._closed = False
         self._last = 0
         self._reached: dict[str, _Reached] = {}
+        self._mending: _Mending | None = None
+        self._connection: sqlite3.Connection | None = None
         try:
-            self._connection = self._opened()
-            self._take_up(sinks)
+            self._begin(sinks)
         except sqlite3.Error as error:
             if not _is_damage(error):
                 raise self._cannot(error) from error
-            self._set_aside(error, sinks)
+            unknown = {address: _Reached(self._last) for address in sinks}
+            self._spoilt(error, unknown | self._reached)
+            self._mend()
 
     # --- opening ------------------------------------------------------------------------------
+
+    def _begin(self, sinks: Sequence[str]) -> None:
+        """Open the file and learn what is in it, or leave nothing open."""
+        self._connection = self._opened()
+        try:
+            self._take_up(sinks)
+        except BaseException:
+            self._let_go()
+            raise
+
+    def _let_go(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
     def _opened(self) -> sqlite3.Connection:
         """The file, ours alone, with its tables."""
@@ -157,6 +206,8 @@ class Spool:
             connection.execute(f"PRAGMA journal_size_limit={8 << 20}")
             if not _pragma(connection, "application_id"):
                 connection.executescript(f"BEGIN;{_TABLES}COMMIT")
+                if self._mending:
+                    self._mending.is_new = True
         except BaseException:
             connection.close()
             raise
@@ -178,7 +229,7 @@ class Spool:
 
     def _take_up(self, sinks: Sequence[str]) -> None:
         """Learn what is there, and for whom it waits."""
-        ask = self._connection.execute
+        ask = self._file.execute
         known = {
             address: _Reached(number, dropped)
             for address, number, dropped in ask("SELECT address, reached, dropped FROM sinks")
@@ -198,40 +249,80 @@ class Spool:
                     f"{waiting} events that waited for {address} are let go: it is not among the "
                     "sinks any more"
                 )
+        earlier = self._mending.reached if self._mending else {}
         self._reached = {address: known.get(address) or _Reached(self._last) for address in sinks}
+        for address in earlier.keys() - known.keys():  # what waited is not in here
+            lost = self._last - earlier[address].number
+            self._reached[address].dropped = earlier[address].dropped + lost
         with self._transaction(durable=True):
             ask("DELETE FROM sinks")
             for address in sinks:
                 self._write_reached(address)
             self._remove_delivered()
 
-    def _set_aside(self, error: sqlite3.Error, sinks: Sequence[str]) -> None:
-        """Begin anew beside a file that SQLite cannot read."""
-        if hasattr(self, "_connection"):
-            self._connection.close()
-        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-        aside = self.path.with_name(f"{self.path.name}.damaged-{stamp}")
-        earlier = self._reached
+    def _spoilt(self, error: sqlite3.Error, reached: dict[str, _Reached] | None = None) -> bool:
+        """Whether an error leaves a file that must be mended before it is used again: `_mend`."""
+        is_damaged = _is_damage(error)
+        if not is_damaged and not _is_gone(error):
+            return False
+        self._let_go()
+        self._mending = _Mending(first_line(error), is_damaged, reached or self._reached)
+        return True
+
+    def _mend(self) -> None:
+        """Open what can be used in the place of a file that cannot, if there is such.
+
+        Raises:
+            PadimEdgeError: it cannot be done now; every further call tries it again.
+        """
+        mending = self._mending
+        if mending is None:
+            return
         try:
-            self.path.replace(aside)
-            for suffix in ("-wal", "-journal"):  # they belong to it
-                beside = self.path.with_name(self.path.name + suffix)
-                if beside.exists():
-                    beside.replace(aside.with_name(aside.name + suffix))
-            self._connection = self._opened()
-            self._take_up(sinks)
-            with self._transaction(durable=True):
-                for address, reached in earlier.items():
-                    lost = self._last - reached.number
-                    self._reached[address].dropped = reached.dropped + lost
-                    self._write_reached(address)
+            if mending.is_damaged and mending.aside is None:
+                mending.aside = self._renamed()
+            self._begin(tuple(mending.reached))
         except (OSError, sqlite3.Error) as failed:
+            if isinstance(failed, sqlite3.Error) and _is_damage(failed):  # the new one, too
+                mending.is_damaged, mending.aside = True, None
+            mending.in_vain = first_line(failed)
             raise self._cannot(failed) from failed
+        self._mending = None
+        if not mending.is_new:
+            return
+        if mending.aside:
+            what = f"is damaged ({mending.why}): it is now {mending.aside.name}"
+        else:
+            what = f"is not there any more ({mending.why})"
+        late = ""
+        if mending.in_vain:
+            seconds = time.monotonic() - mending.since
+            late = f" {seconds:.0f} s later, before that it could not ({mending.in_vain})"
         self._unsaid.append(
-            f"the spool {self.path} is damaged ({first_line(error)}): it is now {aside.name}, and "
-            "a new one begins; events that waited in it are not delivered, and files of a hot "
-            "folder that are still there are judged again"
+            f"the spool {self.path} {what}, and a new one begins{late}; events that waited in it "
+            "are not delivered, and files of a hot folder that are still there are judged again"
         )
+
+    def _renamed(self) -> Path:
+        """Give the damaged file another name, with what belongs to it, and let go of older ones."""
+        now = time.time_ns()
+        stamp = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now // 10**9))}.{now % 10**9:09}"
+        earlier = sorted(
+            path
+            for path in self.path.parent.glob(f"{glob.escape(self.path.name)}.damaged-*")
+            if not path.name.endswith(_BESIDE)
+        )
+        aside = self.path.with_name(f"{self.path.name}.damaged-{stamp}")
+        if self.path.exists():
+            self.path.replace(aside)
+        for suffix in _BESIDE:
+            beside = self.path.with_name(self.path.name + suffix)
+            if beside.exists():
+                beside.replace(aside.with_name(aside.name + suffix))
+        for path in earlier[: max(0, len(earlier) + 1 - _DAMAGED)]:
+            for suffix in ("", *_BESIDE):
+                path.with_name(path.name + suffix).unlink(missing_ok=True)
+        return aside
 
     def _cannot(self, error: Exception) -> PadimEdgeError:
         reason = first_line(error)
@@ -278,15 +369,18 @@ class Spool:
         """One transaction for all who wait; the first of them is told what the spool says."""
         try:
             try:
+                self._mend()
                 notices = self._written(batches)
             except sqlite3.Error as error:
-                if not _is_damage(error):
+                if not self._spoilt(error):
                     raise
-                self._set_aside(error, tuple(self._reached))
+                self._mend()
                 notices = self._written(batches)
         except (sqlite3.Error, PadimEdgeError) as error:
+            if not isinstance(error, PadimEdgeError):
+                error = self._cannot(error)
             for batch in batches:
-                batch.error = SpoolError(str(self._cannot(error)))
+                batch.error = SpoolError(str(error))
         else:
             batches[0].notices = notices
         for batch in batches:
@@ -319,7 +413,7 @@ class Spool:
 
     def _insert(self, rows: Sequence[tuple[str, str, bytes | None, int]]) -> None:
         numbered = [(self._last + count, *row) for count, row in enumerate(rows, start=1)]
-        self._connection.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?)", numbered)
+        self._file.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?)", numbered)
         self._last += len(rows)
         self._bytes += sum(row[-1] for row in rows)
 
@@ -332,7 +426,7 @@ class Spool:
         wanted = self._max_bytes - self._max_bytes // 10
         upto = 0
         freed = 0
-        for number, size in self._connection.execute(
+        for number, size in self._file.execute(
             "SELECT number, bytes FROM events WHERE number < ? ORDER BY number", (self._last,)
         ):
             upto, freed = number, freed + size
@@ -355,17 +449,17 @@ class Spool:
 
     def _insert_keys(self, digests: Sequence[bytes]) -> None:
         for digest in digests:
-            self._last_key += self._connection.execute(
+            self._last_key += self._file.execute(
                 "INSERT OR IGNORE INTO keys VALUES (?, ?)", (self._last_key + 1, digest)
             ).rowcount
         excess = self._last_key - self._max_keys
         if excess >= self._first_key:
-            self._connection.execute("DELETE FROM keys WHERE number <= ?", (excess,))
+            self._file.execute("DELETE FROM keys WHERE number <= ?", (excess,))
             self._first_key = excess + 1
 
     def _write_reached(self, address: str) -> None:
         reached = self._reached[address]
-        self._connection.execute(
+        self._file.execute(
             "INSERT OR REPLACE INTO sinks VALUES (?, ?, ?)",
             (address, reached.number, reached.dropped),
         )
@@ -373,23 +467,23 @@ class Spool:
     def _remove_delivered(self) -> None:
         """Let go of what every sink has."""
         upto = min((reached.number for reached in self._reached.values()), default=self._last)
-        (size,) = self._connection.execute(
+        (size,) = self._file.execute(
             "SELECT coalesce(sum(bytes), 0) FROM events WHERE number <= ?", (upto,)
         ).fetchone()
-        self._connection.execute("DELETE FROM events WHERE number <= ?", (upto,))
+        self._file.execute("DELETE FROM events WHERE number <= ?", (upto,))
         self._bytes -= size
 
     @contextmanager
     def _transaction(self, durable: bool) -> Iterator[None]:
-        self._connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
-        self._connection.execute("BEGIN IMMEDIATE")
+        self._file.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+        self._file.execute("BEGIN IMMEDIATE")
         try:
             yield
-            self._connection.execute("COMMIT")
+            self._file.execute("COMMIT")
         except BaseException:
             # A full disk may have rolled it back already.
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
+            if self._file.in_transaction:
+                self._file.execute("ROLLBACK")
             raise
 
     # --- reading ------------------------------------------------------------------------------
@@ -449,15 +543,22 @@ class Spool:
     def _reading(self) -> Iterator[None]:
         """Our turn at the file; what it cannot do is an error of ours, damage is mended."""
         with self._lock:
+            self._mend()
             try:
                 yield
             except sqlite3.Error as error:
-                if _is_damage(error):
-                    self._set_aside(error, tuple(self._reached))
+                if self._spoilt(error):
+                    self._mend()
                 raise self._cannot(error) from error
 
     def _ask(self, query: str, *values: Any) -> list[Any]:
-        return self._connection.execute(query, values).fetchall()
+        return self._file.execute(query, values).fetchall()
+
+    @property
+    def _file(self) -> sqlite3.Connection:
+        if self._connection is None:
+            raise sqlite3.ProgrammingError("it is closed")
+        return self._connection
 
     def backlog(self, sink: str) -> int:
         """How many events wait for a sink."""
@@ -515,9 +616,8 @@ class Spool:
     def close(self) -> None:
         """Let go of the file; what waits stays in it. Twice is harmless."""
         with self._lock:
-            if not self._closed:
-                self._closed = True
-                self._connection.close()
+            self._mending = None
+            self._let_go()
 
 
 def _pragma(connection: sqlite3.Connection, name: str) -> int:
@@ -541,6 +641,14 @@ def _is_damage(error: sqlite3.Error) -> bool:
     """Whether the file is not what was written any more."""
     # SQLITE_CORRUPT and SQLITE_NOTADB come as this class itself, text that is none as another.
     return type(error) is sqlite3.DatabaseError or "decode to UTF-8" in str(error)
+
+
+def _is_gone(error: sqlite3.Error) -> bool:
+    """Whether the file cannot be reached: its handle may never work again, though the disk does."""
+    return isinstance(error, sqlite3.OperationalError) and first_line(error) in (
+        *("disk I/O error", "unable to open database file"),
+        "attempt to write a readonly database",
+    )
 
 
 def _notice(after: Event, number: int, message: str, fields: dict[str, Any]) -> Event:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
+import resource
 import signal
 import sqlite3
 import subprocess
 import sys
 import threading
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -243,12 +245,7 @@ def test_damage_while_it_runs_costs_what_waited_and_nothing_that_comes(file):
     spool = Spool(file, sinks=[SINK])
     spool.append(verdicts(3000))
     spool.delivered(SINK, verdict(9).id)
-    spool._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    spool._connection.execute("PRAGMA cache_size=0")
-    size = file.stat().st_size
-    with file.open("r+b") as stream:
-        stream.seek(8192)
-        stream.write(os.urandom(size - 8192))
+    spoil(spool, file)
     sent = verdicts(3, start=3000)
     said = []
     with pytest.raises(SpoolError):
@@ -290,6 +287,99 @@ def test_a_full_disk_is_an_error_and_leaves_what_was_there(file):
     assert spool.backlog(SINK) == 1000
     assert spool.newest()[1] == 1010
     assert ids(spool.pending(SINK, 5000)) == ids(verdicts(1000, start=10))
+
+
+@contextmanager
+def no_room():
+    """No file takes another byte: as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def spoil(spool, file):
+    """Leave nothing of a spool's file that can be read."""
+    spool._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    spool._connection.execute("PRAGMA cache_size=0")
+    size = file.stat().st_size
+    with file.open("r+b") as stream:
+        stream.seek(8192)
+        stream.write(os.urandom(size - 8192))
+
+
+def test_damage_met_on_a_full_disk_is_mended_when_there_is_room(file):
+    spool = Spool(file, sinks=[SINK])
+    spool.append(verdicts(3000))
+    spool.delivered(SINK, verdict(9).id)
+    spoil(spool, file)
+    with no_room():
+        for _ in range(2):
+            with pytest.raises(SpoolError, match="cannot write the spool"):
+                spool.append([verdict(3000)])
+            with pytest.raises(SpoolError, match="cannot write the spool"):
+                spool.pending(SINK)
+            with pytest.raises(SpoolError, match="cannot write the spool"):
+                spool.judged("file")
+    said = spool.append([verdict(3001)], keys=["file"])
+    assert re.search(r"is damaged \(.*\d s later, .*events that waited", said[0].record["message"])
+    assert ids(spool.pending(SINK)) == [verdict(3001).id, said[0].id]
+    assert spool.dropped(SINK) == 2990
+    assert spool.judged("file")
+    assert not spool.append([verdict(3002)])  # said once
+    (aside,) = file.parent.glob("spool.db.damaged-*")
+    assert aside.stat().st_size > 100_000
+    spool.close()
+    assert Spool(file, sinks=[SINK]).dropped(SINK) == 2990
+
+
+def test_damage_again_and_again_does_not_fill_the_disk(file):
+    for number in range(4):
+        file.write_bytes(b"no database %d" % number * 1000)
+        Spool(file, sinks=[SINK]).close()
+    asides = sorted(file.parent.glob("spool.db.damaged-*"))
+    assert [path.read_bytes()[:13] for path in asides] == [b"no database 2", b"no database 3"]
+
+
+def unplug(file):
+    """Make every handle of a file useless, as those of a disk that was gone for a moment."""
+    nothing = os.open("/dev/null", os.O_RDONLY)
+    for link in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            if str(link.readlink()).startswith(str(file)):
+                os.dup2(nothing, int(link.name))
+    os.close(nothing)
+
+
+def test_a_disk_that_was_gone_for_a_moment_costs_nothing(file):
+    spool = Spool(file, sinks=[SINK])
+    spool.append(verdicts(5), keys=["a"])
+    spool.delivered(SINK, verdict(1).id)
+    unplug(file)
+    assert spool.append([verdict(5)]) == []
+    unplug(file)
+    with pytest.raises(SpoolError, match="cannot write the spool"):
+        spool.delivered(SINK, verdict(2).id)
+    assert ids(spool.pending(SINK)) == ids(verdicts(4, start=2))
+    assert spool.judged("a")
+    assert spool.dropped(SINK) == 0
+
+
+def test_another_disk_in_its_place_is_said(file):
+    spool = Spool(file, sinks=[SINK])
+    spool.append(verdicts(5), keys=["a"])
+    unplug(file)
+    for path in file.parent.iterdir():
+        path.unlink()
+    said = spool.append([verdict(5)])
+    assert (
+        "is not there any more (disk I/O error), and a new one begins" in said[0].record["message"]
+    )
+    assert ids(spool.pending(SINK)) == [verdict(5).id, said[0].id]
+    assert spool.dropped(SINK) == 5
+    assert not spool.judged("a")
 
 
 def test_whoever_waits_wakes_at_news(file):
