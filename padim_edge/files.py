@@ -69,17 +69,23 @@ def lock(descriptor: int, path: Path) -> bool:
 def _temporary(target: Path) -> tuple[int, Path]:
     """A new file beside a target, locked; what killed writers of the same target left is removed.
 
+    Where there is no target yet, the system gives it the permissions that any new file gets here.
+    (To compute them one would have to read the umask, which can only be done by setting it, and for
+    a moment every file of every other thread would be open to all.) In the place of a file that
+    others may not read, nobody else reads what is being written either.
+
     Names are numbered, so that nobody has to search the folder, and there are never more of them
     than there were writers at once.
     """
     # Of a long name the beginning: a name has 255 bytes at most.
+    mode = 0o600 if target.exists() else 0o666
     prefix = os.fsencode(f".{target.name}")[:200].decode(errors="ignore")
     for number in itertools.count():
         path = target.with_name(f"{prefix}.padim-edge-{number}")
         with contextlib.suppress(OSError):
             _remove_abandoned(path)
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         except FileExistsError:  # its writer is at work
             continue
         try:
@@ -149,20 +155,14 @@ def cannot_write(path: str | Path, error: OSError) -> PadimEdgeError:
 
 
 def finish(temporary: Path, target: Path) -> None:
-    """Give a file that is written and synced the name of its target, durably."""
-    temporary.chmod(_mode(target))
+    """Give a file that is written and synced the name of its target, durably.
+
+    It gets the permissions of the file that it replaces, if there is one.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        temporary.chmod(target.stat().st_mode & 0o777)
     temporary.replace(target)
     sync_folder(target.parent)
-
-
-def _mode(target: Path) -> int:
-    """Permissions of the file being replaced, or those any new file would get."""
-    try:
-        return target.stat().st_mode & 0o777
-    except OSError:
-        mask = os.umask(0)
-        os.umask(mask)
-        return 0o666 & ~mask
 
 
 def sync_folder(folder: Path) -> None:

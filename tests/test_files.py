@@ -77,6 +77,34 @@ def test_what_is_no_file_of_ours_stays(tmp_path: Path) -> None:
     assert (tmp_path / ".padim.onnx.padim-edge-2").is_fifo()
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_a_new_file_has_the_permissions_of_any_and_another_keeps_those_it_had(
+    tmp_path: Path, umask: int
+) -> None:
+    code = """
+import os, sys
+from pathlib import Path
+from padim_edge.files import atomic_write
+os.umask(int(sys.argv[2]))
+# Whoever sets it to read it opens, for a moment, every file of every other thread to all.
+os.umask = lambda _: sys.exit("the umask was set")
+target = Path(sys.argv[1])
+target.with_name("any").touch()
+for _ in range(2):
+    with atomic_write(target):
+        hidden = [path.stat() for path in target.parent.iterdir() if path.name.startswith(".")]
+        print(*(oct(found.st_mode & 0o777) for found in hidden), end=" ")
+    print(oct(target.stat().st_mode & 0o777), oct(target.with_name("any").stat().st_mode & 0o777))
+    target.chmod(0o640)
+print(oct(target.stat().st_mode & 0o777))
+"""
+    command = [sys.executable, "-c", code, tmp_path / "file", str(umask)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    usual = oct(0o666 & ~umask)
+    wanted = f"{usual} {usual} {usual}\n0o600 0o640 {usual}\n0o640\n"
+    assert done.stdout == wanted
+
+
 def test_one_that_is_taken_for_abandoned_before_it_is_locked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
