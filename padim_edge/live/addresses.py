@@ -22,8 +22,10 @@ HIDDEN = "***"
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 # Up to the last @ before the path: a password may hold one.
 _PASSWORD = re.compile(r"(://[^/?#\s:@]*):[^/?#\s]*@")
-# Of what cannot be taken apart up to the last @ of all: / ? and # in a password, not written %2F...
-_ANY_PASSWORD = re.compile(r"(://[^/?#\s:@]*):.*@", re.DOTALL)
+# Of what cannot be taken apart, from the first colon to the last @ of all: / ? and # in a password,
+# not written %2F..., or no slashes before the user.
+_ANY_PASSWORD = re.compile(r"^((?:[A-Za-z][A-Za-z0-9+.-]*:)?/{0,2}[^/?#:]*):.*@", re.DOTALL)
+_AUTHORITY = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)")
 _SECRET = re.compile(
     r"((?:\b(?:password|passwd|pass|pwd|user-pw|secret|token|access_token|api_?key)"
     r"|(?<=[?&])(?:sig|signature|code|key)"
@@ -75,11 +77,19 @@ class Address:
 
     def __str__(self) -> str:
         """As it was given, without passwords."""
-        return display(self.given)
+        given = self.given
+        if self.password is not None:  # whatever it is made of
+            found = _AUTHORITY.match(given)
+            assert found is not None  # there would be no password
+            user = found[1].partition(":")[0]
+            begin, end = found.start(1), found.start(1) + found[1].rindex("@")
+            given = f"{given[:begin]}{user}:{HIDDEN}{given[end:]}"
+        return display(given)
 
     def refused(self, why: str) -> UsageError:
         """The error that says what is wrong with it, for ``raise``."""
-        return UsageError(f"{self}: {why}")
+        # Without a host it may be no more than ill-written: mqtt:me:password@host.
+        return UsageError(f"{self if self.host else _display_unread(self.given)}: {why}")
 
     def check_options(self, allowed: Iterable[str], given: Mapping[str, str] | None = None) -> None:
         """Refuse options that are not among the allowed ones; ``given`` are ``options``, or others.
@@ -142,6 +152,8 @@ def parse(address: str, kind: str, schemes: Collection[str]) -> Address:
             raise UsageError(f"no {kind} is called {_display_unread(address)}; {allowed}")
         scheme = ""
     if not scheme:
+        if "://" in address:  # with a blank before it, say; it may hold a password
+            raise UsageError(f"no {kind} is called {_display_unread(address)}; {allowed}")
         return Address(address, "", address, path=address)
     rest = address[len(scheme) + 1 :]
     if rest.startswith("//"):
@@ -162,6 +174,17 @@ def _url(address: str, scheme: str, kind: str) -> Address:
             f"{_display_unread(address)} is no URL of a {kind}: like {scheme}://host:port/path it "
             "should be, and / ? # @ in a password are written %2F %3F %23 %40"
         ) from error
+    found = _AUTHORITY.match(address)
+    authority = found[1] if found else ""
+    # Of mqtt://me:12/ss@host nobody can tell whether 12 is a port. "@host:1883" has no user, so no
+    # password; what is in brackets is an address of IPv6.
+    is_open = ":" in re.sub(r"\[[^\]]*\]", "", authority) and not authority.startswith("@")
+    if is_open and "@" in address[len(f"{scheme}://{authority}") :]:
+        raise UsageError(
+            f"{_display_unread(address)}: an @ follows after a / ? or #, which ends host and port: "
+            "write / ? # @ in a password as %2F %3F %23 %40; or if it is not of a password, that @ "
+            f"as %40, or begin with {scheme}://@"
+        )
     return Address(
         address,
         scheme,

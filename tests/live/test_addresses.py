@@ -58,6 +58,13 @@ def test_a_path_keeps_what_is_no_option():
         ("mqtt://me:s?secret#@@host/x", SCHEMES, ("mqtt://me:***@host/x", "%3F")),
         ("ftp://me:se#secret@host", SCHEMES, ("no source 'ftp'", "ftp://me:***@host")),
         ("photos", ("jsonl",), ("no source is called photos", "jsonl:")),
+        ("mqtt://me:12/sec@host/x", SCHEMES, ("mqtt://me:***@host/x: an @ follows", "%2F %3F %23")),
+        ("mqtt://me:12#sec@host", SCHEMES, ("mqtt://me:***@host: an @ follows", "mqtt://@")),
+        ("mqtt://me:12?sec@host", SCHEMES, ("mqtt://me:***@host: an @ follows",)),
+        ("mqtt://me:a@b/sec@host", SCHEMES, ("mqtt://me:***@host: an @ follows",)),
+        ("mqtt://me@corp:12/sec@host", SCHEMES, ("mqtt://me@corp:***@host: an @ follows",)),
+        ("mqtt://me@corp:sec/ret@host", SCHEMES, ("mqtt://me@corp:***@host is no URL",)),
+        (" rtsp://me:secret@host/1", SCHEMES, ("no source is called", ":***@host/1")),
     ],
 )
 def test_what_makes_no_sense_is_refused(given, schemes, words):
@@ -66,6 +73,35 @@ def test_what_makes_no_sense_is_refused(given, schemes, words):
     for word in words:
         assert word in str(refused.value)
     assert "sec" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "rtsp://@host:554/a@b",
+        "rtsp://host/a@b?c@d#timeout=5",
+        "rtsp://me@host/a@b",
+        "rtsp://[::1]/a@b",
+        "rtsp://host:554/a%40b",
+        "rtsp://me:s%2F%40@host:554/a%40b",
+        "rtsp://me:with blank@host:554/a",
+        "rtsp://me:with\ttab:and\nline@host:554/a",
+    ],
+)
+def test_what_makes_sense_is_taken_and_shows_no_password(given):
+    one = parse(given, "source", SCHEMES)
+    assert one.host in ("host", "::1")
+    assert one.given == given
+    for shown in (str(one), str(one.refused("why"))):
+        for part in ("s%2F", "blank", "tab", "line"):
+            assert part not in shown
+
+
+def test_without_its_slashes_an_address_shows_no_password_either():
+    for given in ("mqtt:me:secret@host/x", "mqtt:/me:sec/ret@host"):
+        said = str(parse(given, "sink", SCHEMES).refused("name a broker"))
+        assert "sec" not in said
+        assert said.endswith("name a broker")
 
 
 def test_options_are_read_or_refused():
