@@ -39,7 +39,8 @@ ODD_FAILURES = 3
 """Failures in a row that nobody foresaw, after which it must be the event, which is set aside."""
 
 REJECTED_BYTES = 50_000_000
-"""Of the file of refused events, of which one earlier one stays."""
+"""Of the file of refused events, of which one earlier one stays; what is older is removed, counted,
+and that is said."""
 
 
 @dataclass(frozen=True)
@@ -257,12 +258,18 @@ class Delivery(_Delivery):
     def _reject(self, event: Event, error: RefusedError) -> None:
         record = {"sink": self.address, "why": str(error), "event": event.record}
         try:
-            self._set_aside.write_shared(record)
+            removed = self._set_aside.write_shared(record)
         except OSError as failed:
             raise SinkError(
                 f"{error}; and {self._set_aside.path}, for events that are refused, cannot be "
                 f"written: {first_line(failed)}"
             ) from failed
+        if removed:
+            self._tell(
+                f"{self._set_aside.path} is full ({REJECTED_BYTES} bytes, and as many in the one "
+                f"before it): the oldest {removed} events that were refused are removed from there "
+                f"({self._set_aside.removed} so far)"
+            )
         self._spool.delivered(self.address, event.id)
         self._rejected += 1
         if self._rejected & (self._rejected - 1) == 0:  # the 1st, 2nd, 4th, 8th...
@@ -364,7 +371,7 @@ class Deliveries:
         cameras: Sequence[str],
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
-        rejected = LineLog(rejected_file(spool.path), REJECTED_BYTES, keep=1)
+        rejected = LineLog(rejected_file(spool.path), REJECTED_BYTES, keep=1, counts=True)
         self._all: list[_Delivery] = [
             Delivery(spool, sink, say, rejected)
             if isinstance(sink, Sink)

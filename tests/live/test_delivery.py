@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from contextlib import ExitStack
@@ -243,6 +244,30 @@ def test_an_event_that_is_refused_is_set_aside_and_the_rest_goes_on(watch, tmp_p
     assert found[1]["event"] == verdict(7).record
     assert len(said) == 2  # the first and the second; then the fourth
     assert str(rejected_file(spool.path)) in said[0]
+
+
+def test_refused_events_that_there_is_no_room_for_are_counted_and_said(watch, monkeypatch):
+    monkeypatch.setattr(delivery, "REJECTED_BYTES", 5000)
+
+    def behave(events):
+        if events:
+            raise RefusedError("it says 422")
+
+    spool, deliveries, said = watch(Scripted(behave))
+    spool.append(verdicts(100))
+    until(lambda: status(deliveries)["rejected"] == 100)
+    path = rejected_file(spool.path)
+    kept = [
+        json.loads(line)["event"]["id"]
+        for one in (path.with_name(f"{path.name}.1"), path)
+        for line in one.read_text().splitlines()
+    ]
+    assert kept == ids(verdicts(100))[-len(kept) :]
+    told = [line for line in said if "is full (5000 bytes" in line]
+    assert len(told) > 2
+    assert f"({100 - len(kept)} so far)" in told[-1]
+    each = [int(re.search(r"oldest (\d+) events", line)[1]) for line in told]
+    assert sum(each) == 100 - len(kept)
 
 
 def test_an_event_that_a_sink_always_trips_over_is_set_aside(watch):

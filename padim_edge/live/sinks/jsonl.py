@@ -28,10 +28,22 @@ class LineLog:
         size: bytes beyond which a new file begins; 0 for never.
         hours: age of its first line beyond which one does; 0 for never.
         keep: how many earlier files stay.
+
+    Attributes:
+        removed: lines of files that were removed to make room; counted where ``counts``.
     """
 
-    def __init__(self, path: Path, size: int = 0, hours: float = 0.0, keep: int = 10) -> None:
+    def __init__(
+        self,
+        path: Path,
+        size: int = 0,
+        hours: float = 0.0,
+        keep: int = 10,
+        counts: bool = False,
+    ) -> None:
         self.path = path
+        self.removed = 0
+        self._counts = counts
         self._limit, self._hours, self._keep = size, hours, keep
         self._file: int | None = None
         self._lock = threading.Lock()
@@ -98,18 +110,23 @@ class LineLog:
         self.close()
         self.open()
 
-    def write_shared(self, record: dict[str, Any]) -> None:
+    def write_shared(self, record: dict[str, Any]) -> int:
         """Append one, from any thread, and let go of the file.
+
+        Returns:
+            How many lines were removed to make room for it.
 
         Raises:
             OSError: it is not on disk.
         """
         with self._lock:
+            before = self.removed
             self.open()
             try:
                 self.write([record])
             finally:
                 self.close()
+            return self.removed - before
 
     def rotate(self) -> None:
         """Begin a new file, if this one is large or old enough.
@@ -121,6 +138,9 @@ class LineLog:
         is_old = self._hours > 0 and time.time() - self._began > self._hours * 3600
         if not self._size or not (is_large or is_old):
             return
+        oldest = self._aged(self._keep) if self._keep else self.path
+        if self._counts and oldest.exists():
+            self.removed += _line_count(oldest)
         for age in range(self._keep - 1, 0, -1):
             earlier = self._aged(age)
             if earlier.exists():
@@ -194,6 +214,11 @@ def _lock(file: int, path: Path) -> bool:
         return lock(file, path)
     except OSError:  # without locks two writers are the user's to keep apart
         return True
+
+
+def _line_count(path: Path) -> int:
+    with path.open("rb") as stream:
+        return sum(chunk.count(b"\n") for chunk in iter(lambda: stream.read(_END), b""))
 
 
 def _mend(file: int) -> tuple[int, set[str]]:
