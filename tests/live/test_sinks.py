@@ -406,6 +406,22 @@ def test_pictures_of_anomalous_frames_are_files_and_the_oldest_go(tmp_path):
     assert (folder / names[-1]).stat().st_mtime_ns == written  # sent again, not written again
 
 
+def test_pictures_that_somebody_removed_take_no_room(tmp_path):
+    sink = opened(f"folder:{tmp_path}/a?limit=10k")
+    for number in range(9):
+        sink.send([verdict(number, picture=picture(number))])
+    first, *others = sorted((tmp_path / "a").iterdir())
+    for path in others:
+        path.unlink()
+    for number in range(9, 17):
+        sink.send([verdict(number, picture=picture(number))])
+    left = sorted((tmp_path / "a").iterdir())
+    assert left[0] == first
+    assert len(left) == 9
+    sink.send([verdict(17, picture=picture(17))])
+    assert sorted((tmp_path / "a").iterdir())[:8] == left[1:]
+
+
 def test_a_name_from_outside_leads_nowhere_else(tmp_path):
     folder = tmp_path / "anomalies"
     sink = opened(f"folder:{folder}")

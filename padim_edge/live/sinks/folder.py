@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -41,8 +43,7 @@ class FolderSink:
         """Make the folder, and see what is in it."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            ours = (path for path in self._folder.iterdir() if _OURS.fullmatch(path.name))
-            self._sizes = {path.name: path.stat().st_size for path in sorted(ours)}
+            self._look()
         except OSError as error:
             raise SinkError(f"cannot use {self._folder}: {first_line(error)}") from error
 
@@ -62,15 +63,32 @@ class FolderSink:
             except (OSError, PadimEdgeError) as error:
                 raise SinkError(first_line(error), delivered=number) from error
 
+    def _look(self) -> None:
+        """See what is in the folder: somebody may look it through, and remove what is dealt with.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        sizes = {}
+        with os.scandir(self._folder) as entries:
+            for entry in entries:
+                if _OURS.fullmatch(entry.name):
+                    with suppress(FileNotFoundError):  # removed at this moment
+                        sizes[entry.name] = entry.stat().st_size
+        self._sizes = sizes
+
     def _write(self, name: str, picture: bytes) -> None:
         if name in self._sizes:  # sent again
             return
-        used = sum(self._sizes.values()) + len(picture)
-        for oldest in sorted(self._sizes):
-            if used <= self._limit:
-                break
-            (self._folder / oldest).unlink(missing_ok=True)
-            used -= self._sizes.pop(oldest)
+        room = self._limit - len(picture)
+        if sum(self._sizes.values()) > room:
+            self._look()  # somebody may have made some
+            used = sum(self._sizes.values())
+            for oldest in sorted(self._sizes):
+                if used <= room:
+                    break
+                (self._folder / oldest).unlink(missing_ok=True)
+                used -= self._sizes.pop(oldest)
         with atomic_write(self._folder / name) as stream:
             stream.write(picture)
         self._sizes[name] = len(picture)
