@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections import deque
@@ -58,7 +59,7 @@ def take_photos(
         source: is closed when this is.
         folder: made if it is not there.
         counts: added to.
-        every: seconds between photos of a live source, at least.
+        every: seconds between the arrivals of photos of a live source, at least.
         nth: of each so many frames the first.
         different: leave out what `padim_edge.fit.copies` takes for the same part as one before.
         warn: told of frames that cannot be read.
@@ -94,10 +95,13 @@ def _photos(
     warn: Callable[[str], None],
 ) -> Iterator[Path]:
     taken: deque[NDArray[np.float32]] = deque(maxlen=COMPARED)
-    due = 0.0
+    due = -math.inf
     try:
         for place, captured in enumerate(source):
-            if place % nth or captured.time < due:
+            # Not the frame's own time: a camera's clock is set now and then, and between then and
+            # now there would be no photo, or one of every frame.
+            now = time.monotonic()
+            if place % nth or now < due:
                 continue
             try:
                 if isinstance(captured.picture, ImageError):
@@ -115,7 +119,7 @@ def _photos(
                 warn(str(error))
                 continue
             counts.photos += 1
-            due = captured.time + every
+            due = now + every
             yield path
     finally:
         source.close()

@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +19,9 @@ from PIL import Image
 from padim_edge.images.decode import load_frame
 from padim_edge.images.formats import PIXEL_FORMATS
 from padim_edge.images.frames import Frame
+from padim_edge.live import photos
 from padim_edge.live.photos import to_image
+from padim_edge.live.source import Captured
 
 
 def test_photos_of_a_video_carry_its_frames(tmp_path):
@@ -55,6 +59,36 @@ def test_files_are_copied_as_they_are_and_bad_ones_told_of(tmp_path):
     assert "warning: left out: " in done.stderr
     assert "1 photos in" in done.stderr
     assert "1 could not be read" in done.stderr
+
+
+class JumpingCamera:
+    """A frame a second, by our clock; its own is set forward by a day, then back by two."""
+
+    address = "jumping:"
+    is_live = True
+
+    def __init__(self, monkeypatch):
+        self._now = 100.0
+        clock = SimpleNamespace(
+            monotonic=lambda: self._now, gmtime=time.gmtime, strftime=time.strftime
+        )
+        monkeypatch.setattr(photos, "time", clock)
+
+    def __iter__(self):
+        for number in range(10):
+            day = 86_400 * ((number >= 3) - 2 * (number >= 6))
+            yield Captured(Frame(numbered(number)), number, 1.7e9 + number + day)
+            self._now += 1.0
+
+    def close(self):
+        pass
+
+
+def test_seconds_between_photos_are_ours_whatever_the_cameras_clock_does(tmp_path, monkeypatch):
+    counts = photos.Counts()
+    camera = JumpingCamera(monkeypatch)
+    taken = list(photos.take_photos(camera, tmp_path, counts, every=2.0))
+    assert [number_of(load_frame(path)) for path in taken] == [0, 2, 4, 6, 8]
 
 
 def test_wrong_use_is_refused_before_a_photo(tmp_path):
