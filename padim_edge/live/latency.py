@@ -26,7 +26,6 @@ class Latencies:
     Attributes:
         count: of latencies that were added.
         longest: of them, seconds, exactly.
-        total: of them, seconds.
     """
 
     def __init__(self) -> None:
@@ -34,7 +33,6 @@ class Latencies:
         self._bins = np.zeros(_BINS, np.int64)
         self.count = 0
         self.longest = 0.0
-        self.total = 0.0
 
     def add(self, seconds: float) -> None:
         """Count one. A clock that was set back makes it 0."""
@@ -44,7 +42,6 @@ class Latencies:
             self._bins[min(place, _BINS - 1)] += 1
             self.count += 1
             self.longest = max(self.longest, seconds)
-            self.total += seconds
 
     def quantile(self, share: float) -> float | None:
         """The latency, seconds, that this share of frames does not exceed; None if there are none.
@@ -64,4 +61,3 @@ class Latencies:
             self._bins, other._bins = other._bins, np.zeros(_BINS, np.int64)
             self.count, other.count = other.count, 0
             self.longest, other.longest = other.longest, 0.0
-            self.total, other.total = other.total, 0.0

@@ -18,7 +18,6 @@ def test_quantiles_are_at_most_a_hundredth_too_high(sigma):
         true = np.quantile(values, share, method="inverted_cdf")
         assert true * (1 - 1e-9) <= latencies.quantile(share) <= true * (1 + RESOLUTION + 1e-9)
     assert latencies.longest == values.max()
-    assert latencies.total == pytest.approx(values.sum())
 
 
 def test_nothing_and_nonsense():
