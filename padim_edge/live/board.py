@@ -70,7 +70,7 @@ class Point:
 
 @dataclass(eq=False)
 class CameraStatus:
-    """Counts of a camera; each is written by one thread alone, and read by any.
+    """Counts of a camera, read by any thread; each is written by one alone, but for ``dropped``.
 
     Attributes:
         name: what events call it.
@@ -106,6 +106,7 @@ class CameraStatus:
     latencies: Latencies = field(default_factory=Latencies)
     interval: Latencies = field(default_factory=Latencies)
     began: float = field(default_factory=time.monotonic)
+    _dropping: threading.Lock = field(default_factory=threading.Lock)
     _recent: deque[float] = field(default_factory=lambda: deque(maxlen=100))
 
     @property
@@ -116,6 +117,11 @@ class CameraStatus:
             return 0.0
         seconds = max(time.monotonic(), times[-1]) - times[0]
         return len(times) / seconds if seconds else 0.0
+
+    def drop(self) -> None:
+        """Count a frame that is not judged; from any thread, for three of them do so."""
+        with self._dropping:
+            self.dropped += 1
 
     def arrived(self) -> None:
         """Count a frame that came from the source."""
@@ -176,6 +182,7 @@ class Board:
         cameras: by name.
         version: grows with whatever is new.
         messages: the last events that are no verdicts, oldest first.
+        drifts: those that said that a drift began which has not ended, by camera and statistic.
         sinks: gives the status of each sink, as plain values.
 
     Args:
@@ -191,6 +198,7 @@ class Board:
         self.cameras = {status.name: CameraNow(status) for status in statuses}
         self.sinks = sinks
         self.messages: deque[Event] = deque(maxlen=MESSAGES)
+        self.drifts: dict[tuple[str, str], Event] = {}
         self.version = 0
         self.reading = threading.Condition()
 
@@ -219,6 +227,12 @@ class Board:
         """Take note of an event that is no verdict: of `Recorder.told`."""
         with self.reading:
             self.messages.append(event)
+            record = event.record
+            if record["kind"] == "drift" and "statistic" in record:
+                drift = record["camera"], record["statistic"]
+                self.drifts.pop(drift, None)
+                if record["begins"]:
+                    self.drifts[drift] = event
             self._new()
 
     def _new(self) -> None:

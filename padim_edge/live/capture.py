@@ -227,16 +227,16 @@ class Capture:
 
     def _take(self, captured: Captured) -> None:
         status = self._status
-        if captured.key is not None:
-            if captured.key in self._given:
+        if captured.keys:
+            if captured.keys[0] in self._given:
                 # The source was lost and opened again while this one waits to be judged.
                 self._last = captured.sequence
                 self._offset -= 1
                 return
-            self._given.append(captured.key)
+            self._given.append(captured.keys[0])
         status.arrived()
         status.lost += max(captured.sequence - self._last - 1, 0) if self._last >= 0 else 0
-        self._last, self._keyed = captured.sequence, captured.key is not None
+        self._last, self._keyed = captured.sequence, bool(captured.keys)
         numbered = dataclasses.replace(captured, sequence=self._offset + captured.sequence)
         self._next = numbered.sequence + 1
         frame = Frame(status, self._camera.model, numbered)
@@ -247,7 +247,7 @@ class Capture:
                 frame.release()
         for displaced in self._queue.put(self._number, frame, status.policy):
             displaced.release()
-            status.dropped += 1
+            status.drop()
 
     def _opened(self) -> Source:
         source = self._camera.open()

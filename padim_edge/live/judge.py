@@ -84,7 +84,7 @@ class Judge:
             frame.release()
             # Of "all", none is dropped without a word; those after the last wanted one are not
             # wanted, and the end says how many came.
-            frame.status.dropped += 1
+            frame.status.drop()
         self._on_end()
 
     def _judge_all(self) -> None:

@@ -161,7 +161,7 @@ class Recorder:
             with self._changed:
                 self._changed.wait_for(lambda: self._entries or self._closed)
                 if not self._entries:
-                    return
+                    break
                 self._busy = True
                 entries = [
                     self._entries.popleft() for _ in range(min(len(self._entries), TOGETHER))
@@ -178,6 +178,8 @@ class Recorder:
                 self._frames -= sum(isinstance(entry, Judged) for entry in entries)
                 self._busy = False
                 self._changed.notify_all()
+        if self._lost:  # it cannot be recorded either, but people can be told
+            self._tell(self.told, self._event(self._of_lost()))
 
     def _record(self, entries: Sequence[Judged | _Said]) -> None:
         made = [(entry, self._event(entry)) for entry in entries]
@@ -185,9 +187,10 @@ class Recorder:
             event for entry, event in made if isinstance(entry, _Said) or entry.outcome is not None
         ]
         keys = [
-            entry.captured.key
+            key
             for entry in entries
-            if isinstance(entry, Judged) and entry.outcome is not None and entry.captured.key
+            if isinstance(entry, Judged) and entry.outcome is not None
+            for key in entry.captured.keys
         ]
         if self._store is not None and recorded:
             self._keep(self._store, recorded, keys)
@@ -217,9 +220,14 @@ class Recorder:
             for notice in notices:
                 self._tell(self.told, notice)
             if self._lost:
-                self.say("watch", "", f"{self._lost} events could not be recorded, and are lost")
+                lost = self._of_lost()
+                self.say(lost.kind, lost.camera, lost.message)
                 self._lost = 0
             return
+
+    def _of_lost(self) -> _Said:
+        message = f"{self._lost} events could not be recorded, and are lost"
+        return _Said("watch", "", message, {})
 
     def _tell(self, listeners: Sequence[Callable[[Any], None]], news: Seen | Event) -> None:
         """Tell all; one that fails is said, once in a row, and stops nobody."""

@@ -27,15 +27,15 @@ class Captured:
         time: seconds since 1970 at which it was exposed, where the camera says so, else at which
             it arrived.
         name: the path of a file, in words the moment in a video; "" if the number says it all.
-        key: what is to be judged once only, even after a restart (a file of a hot folder); None
-            where that makes no sense.
+        keys: by any of which what is to be judged once only is known again, even after a restart (a
+            file of a hot folder), the surest first; none where that makes no sense.
     """
 
     picture: Frame | Path | ImageError
     sequence: int
     time: float
     name: str = ""
-    key: str | None = None
+    keys: tuple[str, ...] = ()
 
 
 @runtime_checkable

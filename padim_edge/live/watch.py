@@ -216,7 +216,7 @@ class Watch:
             if status.policy == "latest" and status.source != "ended":
                 for frame in self._queue.drop(number):
                     frame.release()
-                    status.dropped += 1
+                    status.drop()
         self._queue.close()
         self._patiently(self._judge.join)
         self._patiently(self._recorder.idle)

@@ -21,7 +21,7 @@ from PIL import Image
 
 from padim_edge.errors import ImageError, UsageError
 from padim_edge.live.source import Captured, SourceError
-from padim_edge.live.sources import open_source
+from padim_edge.live.sources import hot_folder, open_source
 from padim_edge.live.sources.shared_memory import FOLDER, SharedMemoryWriter
 
 DEADLINE = 30
@@ -103,13 +103,102 @@ def test_each_file_is_given_once_and_again_when_it_is_another(tmp_path):
         (tmp_path / "c.png").write_bytes(encoded(3))
         taken.until(lambda: len(taken.all) == 4)
     assert taken.names() == ["a.png", "b.png", "a.png", "c.png"]
-    keys = [one.key for one in taken.all]
-    assert len(set(keys)) == 4
+    keys = [set(one.keys) for one in taken.all]
+    assert len(set().union(*keys)) == 8
     assert [one.sequence for one in taken.all] == [0, 1, 2, 3]
-    # After a restart what was judged is told by its key.
-    again = Taken(f"hot:{tmp_path}?poll=0.01", seen=set(keys[:2]).__contains__)
+    # After a restart what was judged is told by its keys.
+    again = Taken(f"hot:{tmp_path}?poll=0.01", seen=(keys[0] | keys[1]).__contains__)
     with again:
         again.until(lambda: again.names() == ["c.png"])
+
+
+@pytest.fixture
+def often(monkeypatch):
+    """Every file is looked at in every look."""
+    monkeypatch.setattr(hot_folder, "EVERYTHING", 0.0)
+    monkeypatch.setattr(hot_folder, "SHARE", 0)
+
+
+def test_a_date_that_is_set_makes_no_new_picture(tmp_path, often):
+    inbox, outside = tmp_path / "inbox", tmp_path / "a.png"
+    inbox.mkdir()
+    outside.write_bytes(encoded(1))
+    os.utime(outside, (1.6e9, 1.6e9))
+    looks = 0
+    with Taken(f"hot:{inbox}?poll=0.01") as taken:
+
+        def looked():
+            nonlocal looks
+            looks = taken.source._looks
+            taken.until(lambda: taken.source._looks > looks + 2)
+
+        shutil.copyfile(outside, inbox / "a.png")  # as `cp -p` does: what it holds first,
+        taken.until(lambda: taken.names() == ["a.png"])
+        shutil.copystat(outside, inbox / "a.png")  # then its date
+        looked()
+        subprocess.run(["touch", inbox / "a.png"], check=True)
+        looked()
+        subprocess.run(["cp", "-p", outside, inbox / "a.png"], check=True)
+        looked()
+        subprocess.run(["cp", "-p", outside, inbox / "b.png"], check=True)
+        taken.until(lambda: taken.names() == ["a.png", "b.png"])
+        # As rsync does: written under a hidden name, its date set, renamed.
+        shutil.copy2(outside, inbox / ".c.png.Xa3x9Q")
+        (inbox / ".c.png.Xa3x9Q").rename(inbox / "c.png")
+        taken.until(lambda: len(taken.all) == 3)
+        os.utime(inbox / "c.png", (1.5e9, 1.5e9))  # rsync -t of a date alone
+        looked()
+    assert taken.names() == ["a.png", "b.png", "c.png"]
+    keys = {key for one in taken.all for key in one.keys}
+    subprocess.run(["touch", inbox / "b.png"], check=True)  # while nobody watches
+    with Taken(f"hot:{inbox}?poll=0.01", seen=keys.__contains__) as again:
+        again.until(lambda: again.source._looks > 2)
+        subprocess.run(["touch", inbox / "c.png"], check=True)
+        looks = again.source._looks
+        again.until(lambda: again.source._looks > looks + 2)
+        (inbox / "d.png").write_bytes(encoded(2))
+        again.until(lambda: again.names() == ["d.png"])
+
+
+def test_a_file_that_is_replaced_is_a_new_picture(tmp_path, often):
+    inbox = tmp_path / "inbox"
+    inbox.mkdir()
+    part = inbox / "part.bmp"
+
+    def renamed(number, date=None):
+        new = tmp_path / "new"
+        new.write_bytes(encoded(number, "BMP"))
+        if date:
+            os.utime(new, (date, date))
+        new.rename(part)
+
+    renamed(1, 1.6e9)
+    keys = set()
+    with Taken(f"hot:{inbox}?poll=0.01", seen=keys.__contains__) as taken:
+
+        def came(count):
+            taken.until(lambda: len(taken.all) == count)
+            keys.update(taken.all[-1].keys)
+            looked = taken.source._looks
+            taken.until(lambda: taken.source._looks > looked + 1)
+            assert len(taken.all) == count
+
+        came(1)
+        renamed(2, 1.6e9)  # by a camera without a clock: the same date, the same size
+        came(2)
+        part.unlink()
+        looked = taken.source._looks
+        taken.until(lambda: taken.source._looks > looked + 1)
+        renamed(3, 1.6e9)  # the one before was taken away
+        came(3)
+        renamed(3)  # looks the same, and is another one
+        came(4)
+        part.write_bytes(encoded(4, "BMP"))  # in place, of the same size
+        came(5)
+        part.write_bytes(encoded(4, "BMP"))  # the same once more: nothing has changed
+        (inbox / "last.bmp").write_bytes(encoded(5, "BMP"))
+        came(6)
+    assert taken.names() == ["part.bmp"] * 5 + ["last.bmp"]
 
 
 def test_a_file_that_was_cut_off_for_good_is_given_in_the_end(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 import time
@@ -16,7 +17,7 @@ from padim_edge.detect.detector import Detector, Result
 from padim_edge.errors import ImageError, PadimEdgeError, UsageError
 from padim_edge.images.frames import Frame
 from padim_edge.live import capture, judge, queues, recorder
-from padim_edge.live.board import Board
+from padim_edge.live.board import Board, CameraStatus
 from padim_edge.live.pictures import to_jpeg
 from padim_edge.live.recorder import PAUSES, Recorder
 from padim_edge.live.source import Captured, SourceError
@@ -123,6 +124,26 @@ def test_of_latest_the_newest_is_judged_and_the_others_are_counted(slot):
     assert watch.statuses["camera"].policy == "latest"
 
 
+def test_frames_that_three_threads_drop_at_once_are_all_counted():
+    both = threading.Barrier(2)
+
+    class Slow(int):
+        """A count that another thread may read while this one adds to it."""
+
+        def __add__(self, other):
+            with contextlib.suppress(threading.BrokenBarrierError):
+                both.wait(0.2)
+            return int(self) + other
+
+    status = CameraStatus("camera", "scripted:", ModelSlot(opener), "latest", dropped=Slow())
+    threads = [threading.Thread(target=status.drop) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert status.dropped == 2
+
+
 @pytest.mark.parametrize(("policy", "judged"), [("all", 4), ("latest", 1)])
 def test_at_the_end_what_waits_is_judged_or_dropped(slot, policy, judged):
     held = Held(slot)
@@ -216,7 +237,7 @@ def test_a_file_that_waits_while_its_folder_is_lost_is_not_judged_twice(slot):
     class Keyed(Scripted):
         def __iter__(self):
             for captured in super().__iter__():
-                yield dataclasses.replace(captured, key=str(captured.picture.pixels[0, 0]))
+                yield dataclasses.replace(captured, keys=(str(captured.picture.pixels[0, 0]),))
 
     gone = SourceError("scripted: unmounted")
     held = Held(slot)
@@ -364,6 +385,17 @@ def test_a_full_disk_stops_no_judging_and_what_is_lost_is_said(slot, monkeypatch
     assert len(complaints) == is_lost
     told = [event for event in store.events if "could not be recorded" in event.to_json()]
     assert len(told) == is_lost
+
+
+def test_of_a_disk_that_is_full_to_the_end_it_is_said_how_many_events_are_lost(slot, monkeypatch):
+    monkeypatch.setattr("padim_edge.live.recorder.PAUSES", ())
+    recorder = Recorder(Full(lambda _: True, 10_000))
+    said = []
+    recorder.told.append(said.append)
+    watch = Watch([camera(slot, Scripted([*pictures(5), END], is_live=False))], recorder)
+    watch.run()
+    # It begins, is opened, 5 verdicts, has ended, ends.
+    assert said[-1].record["message"] == "9 events could not be recorded, and are lost"
 
 
 def test_while_a_disk_is_full_each_event_is_tried_once(slot):

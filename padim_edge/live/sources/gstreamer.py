@@ -9,6 +9,7 @@ crashes does not take the judging with it.
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 import re
 import shlex
@@ -324,7 +325,9 @@ class Pipeline:
                 self._child.wait(STOP)
             except subprocess.TimeoutExpired:
                 self._signal(signal.SIGKILL)
-                self._child.wait(STOP)
+                # A driver that hangs may hold it still: that is no reason for the watch to end.
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._child.wait(STOP)
 
     def _signal(self, number: int) -> None:
         try:

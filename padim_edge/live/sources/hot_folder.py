@@ -4,10 +4,17 @@ Folders are asked for changes every tenth of a second, so a file waits 50 ms on 
 of a folder says whether names came or went, and only then is it listed; files that are written
 over in place change no folder's date, and are looked for once a second, or less often where that
 takes long.
+
+What is a new picture? A file's date does not say: `cp -p` sets it when the file is whole, and so
+does who touches it; and a camera without a clock gives all the same one. So, while the watch runs,
+a file is new if it is another file (its inode: a rename put it there) of another date or size, or
+if it holds something else. Of one that is there at the first look nobody knows which file it was in
+an earlier run: it is known by path, date and size, or else by path and what it holds.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import struct
@@ -46,21 +53,69 @@ Signature = tuple[int, int]  # mtime in ns, bytes
 
 
 @dataclass
+class _Done:
+    """A file that was given, or need not be.
+
+    Attributes:
+        signature: of it then.
+        inode: of it then.
+        digest: of what it held; b"" if nobody has read it.
+    """
+
+    signature: Signature
+    inode: int
+    digest: bytes = b""
+
+    def is_like(self, before: _Done) -> bool:
+        """Whether nothing tells it from what it was, without reading it."""
+        # Some file systems give a file another inode now and then.
+        is_same = self.inode == before.inode or not before.digest
+        return is_same and self.signature == before.signature
+
+
+@dataclass
+class _Waiting:
+    """A file that may not be whole.
+
+    Attributes:
+        signature: of it now.
+        since: seconds of `time.monotonic`, from when on it was so.
+        before: what was given of this file, if anything was.
+        was_there: at the first look, so that it may have been judged in an earlier run.
+    """
+
+    signature: Signature
+    since: float
+    before: _Done | None
+    was_there: bool
+
+
+@dataclass
 class _Folder:
-    """What is known of one folder: names of files with what they were when they were done with."""
+    """What is known of one folder: files, by their names, that are done with or waited for."""
 
     changed: int = -1
     listed: int = -1
     folders: list[str] = field(default_factory=list)
-    done: dict[str, Signature] = field(default_factory=dict)
-    waiting: dict[str, tuple[Signature, float]] = field(default_factory=dict)
+    done: dict[str, _Done] = field(default_factory=dict)
+    waiting: dict[str, _Waiting] = field(default_factory=dict)
+
+
+@dataclass
+class _Found:
+    """A file that is whole, and may be a new picture."""
+
+    path: str
+    done: _Done
+    known: _Waiting
 
 
 class HotFolderSource:
     """The images in ``hot:FOLDER`` and all folders below it, and those that come.
 
-    What is there at the beginning is given too, unless it was ``seen``. A file is told from what it
-    was by its path, date and size: written over, it is a new one. It is given when its end says
+    What is there at the beginning is given too, unless it was ``seen``. A file that is another one
+    than it was, or holds something else, is a new one; one that has another date alone is not. It
+    is given when its end says
     that it is whole (PNG, JPEG, WebP, BMP: one renamed into place at once), else when it has not
     changed for ``settle`` seconds. Hidden ones, which others write before they rename, are left
     alone, as are folders that links lead to.
@@ -104,12 +159,13 @@ class HotFolderSource:
         """
         sequence = 0
         while not self._closed.is_set():
-            for date, path, size in self._whole_ones():
+            for found in self._whole_ones():
                 if self._closed.is_set():
                     return
-                key = f"{path}:{date}:{size}"
-                yield Captured(Path(path), sequence, time.time(), path, key)
-                sequence += 1
+                keys = self._keys_of(found)
+                if keys:
+                    yield Captured(Path(found.path), sequence, time.time(), found.path, keys)
+                    sequence += 1
             self._looks += 1
             self._closed.wait(self._poll)
 
@@ -117,11 +173,34 @@ class HotFolderSource:
         """Look no more, and wake whoever waits."""
         self._closed.set()
 
-    def _whole_ones(self) -> list[tuple[int, str, int]]:
-        """Date, path and size of what is whole and was not given before."""
+    def _keys_of(self, found: _Found) -> tuple[str, ...]:
+        """What a new picture is to be remembered by; nothing for one that was given before."""
+        begun = time.monotonic()
+        digest = found.done.digest = _digest(found.path)
+        by_date = _by_date(found.path, found.done.signature)
+        if not digest:  # it has gone, and whoever decodes it tells of that
+            return (by_date,)
+        by_content = f"{found.path}:{digest.hex()}"
+        if not self._is_known(found, by_date, by_content):
+            return (by_date, by_content)
+        self._everything += SHARE * (time.monotonic() - begun)  # it was read in vain
+        return ()
+
+    def _is_known(self, found: _Found, by_date: str, by_content: str) -> bool:
+        """Whether a file that is whole holds a picture that was given."""
+        before, now_is = found.known.before, found.done
+        if before is None:
+            is_from_before = found.known.was_there or self._seen(by_date)
+            return is_from_before and self._seen(by_content)
+        if before.inode != now_is.inode and before.signature != now_is.signature:
+            return False
+        return before.digest == now_is.digest if before.digest else self._seen(by_content)
+
+    def _whole_ones(self) -> list[_Found]:
+        """What is whole and has another date or size than what was given before."""
         begun = time.monotonic()
         everything = begun >= self._everything
-        found: list[tuple[int, str, int]] = []
+        found: list[_Found] = []
         visited: set[str] = set()
         folders = [self._root]
         while folders:
@@ -150,12 +229,12 @@ class HotFolderSource:
         if everything:
             took = time.monotonic() - begun
             self._everything = begun + max(EVERYTHING, SHARE * took)
-        return sorted(found)
+        return sorted(found, key=lambda one: (one.done.signature[0], one.path))
 
-    def _look_into(self, folder: str, known: _Folder) -> Iterator[tuple[int, str, int]]:
+    def _look_into(self, folder: str, known: _Folder) -> Iterator[_Found]:
         """What is whole in one folder."""
-        done: dict[str, Signature] = {}
-        waiting: dict[str, tuple[Signature, float]] = {}
+        done: dict[str, _Done] = {}
+        waiting: dict[str, _Waiting] = {}
         known.folders = []
         now = time.monotonic()
         with os.scandir(folder) as entries:
@@ -174,27 +253,46 @@ class HotFolderSource:
                     continue
                 if not stat.S_ISREG(status.st_mode):
                     continue
-                signature = (status.st_mtime_ns, status.st_size)
-                if known.done.get(name) == signature:
-                    done[name] = signature
+                now_is = _Done((status.st_mtime_ns, status.st_size), status.st_ino)
+                before = known.done.get(name)
+                if before is not None and now_is.is_like(before):
+                    done[name] = before
                     continue
-                before, since = known.waiting.get(name, (None, now))
-                if before != signature:
-                    since = now
-                    if self._seen(f"{entry.path}:{signature[0]}:{signature[1]}"):
-                        done[name] = signature
+                waits = known.waiting.get(name)
+                if waits is None:
+                    waits = _Waiting((-1, -1), now, before, was_there=not self._looks)
+                if waits.signature != now_is.signature:
+                    waits.signature, waits.since = now_is.signature, now
+                    if waits.was_there and self._seen(_by_date(entry.path, now_is.signature)):
+                        done[name] = now_is
                         continue
                 whole = _is_whole(entry.path, status.st_size)
                 patience = {True: 0.0, None: self._settle, False: max(PATIENCE, self._settle)}
-                if now - since < patience[whole]:
-                    waiting[name] = (signature, since)
+                if now - waits.since < patience[whole]:
+                    waiting[name] = waits
                     continue
-                done[name] = signature
-                yield signature[0], entry.path, signature[1]
+                done[name] = now_is
+                yield _Found(entry.path, now_is, waits)
         known.done, known.waiting = done, waiting
 
     def _lost(self, error: OSError) -> SourceError:
         return SourceError(f"{self.address} cannot be looked into: {error.strerror}")
+
+
+def _by_date(path: str, signature: Signature) -> str:
+    return f"{path}:{signature[0]}:{signature[1]}"
+
+
+def _digest(path: str) -> bytes:
+    """Of what a file holds; b"" if it cannot be read."""
+    digest = hashlib.blake2b(digest_size=16)
+    try:
+        with Path(path).open("rb", buffering=0) as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+    except OSError:
+        return b""
+    return digest.digest()
 
 
 def _is_whole(path: str, size: int) -> bool | None:

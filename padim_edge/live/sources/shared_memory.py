@@ -66,6 +66,10 @@ ALIVE = 0.5
 """Seconds without a frame after which the writer's lock is asked whether it lives, and again."""
 
 
+_LAST_TIME = 2.0**34
+"""Seconds since 1970 of the year 2514."""
+
+
 def _slot_bytes(frame_bytes: int) -> int:
     return SLOT_PIXELS + (frame_bytes + 63) // 64 * 64
 
@@ -226,11 +230,11 @@ class SharedMemorySource:
         try:
             while not self._closed.is_set():
                 written = self._written()
-                if written == done:
+                if written <= done:
                     if time.monotonic() > asked:
                         # Asked before the last look: what it wrote at its end is not lost.
                         gone = self._writer_has_gone()
-                        if gone and self._written() == done:
+                        if gone and self._written() <= done:
                             raise SourceError(f"{self.address}: who wrote to it has ended")
                         asked = time.monotonic() + ALIVE
                     self._closed.wait(POLL)
@@ -241,7 +245,9 @@ class SharedMemorySource:
                 taken = self._copy(done)
                 if taken is not None:
                     pixels, when = taken
-                    yield Captured(Frame(pixels, self._format), done - 1 - first, when)
+                    # A writer whose clock gives no time that there is would spoil the event.
+                    time_is = when if 0 <= when < _LAST_TIME else time.time()
+                    yield Captured(Frame(pixels, self._format), done - 1 - first, time_is)
         finally:
             self._release()
 
@@ -273,7 +279,7 @@ class SharedMemorySource:
         self._stride = _slot_bytes(frame_bytes)
         expected = math.prod(self._shape) * self._dtype.itemsize
         length = FIRST_SLOT + self._slots * self._stride
-        if frame_bytes != expected or self._slots < 2 or len(self._map) < length:
+        if not expected or frame_bytes != expected or self._slots < 2 or len(self._map) < length:
             raise address.refused(
                 f"it has frames of {frame_bytes} bytes; {width}x{height} in {self._format} are "
                 f"{expected}"
