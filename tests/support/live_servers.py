@@ -12,6 +12,7 @@ import socket
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -393,6 +394,47 @@ class ModbusPlc(_Looped):
     def last(self, place: str) -> int | None:
         """What was last written there."""
         return next((value for name, value in reversed(self.writes) if name == place), None)
+
+
+class SlowWay:
+    """A way to a server of this machine on which answers take their time.
+
+    Attributes:
+        port: of the way.
+        delay: seconds for each piece of an answer.
+    """
+
+    def __init__(self, port: int) -> None:
+        self.delay = 0.0
+        self._to = port
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listening.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client = self._listening.accept()[0]
+                server = socket.create_connection(("127.0.0.1", self._to))
+            except OSError:
+                return
+            for pair in ((client, server, False), (server, client, True)):
+                threading.Thread(target=self._carry, args=pair, daemon=True).start()
+
+    def _carry(self, source: socket.socket, to: socket.socket, slowly: bool) -> None:
+        try:
+            while piece := source.recv(1 << 16):
+                time.sleep(self.delay * slowly)
+                to.sendall(piece)
+        except OSError:
+            pass
+        for one in (source, to):
+            one.close()
+
+    def close(self) -> None:
+        """Take no more connections."""
+        self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
 
 
 class OpcuaPlc(_Looped):

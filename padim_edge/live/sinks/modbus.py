@@ -7,7 +7,7 @@ import logging
 from padim_edge.errors import MissingDependencyError, first_line
 from padim_edge.live.addresses import Address, whole
 from padim_edge.live.sink import SinkError, State
-from padim_edge.live.sinks.plc import OPTIONS, shown
+from padim_edge.live.sinks.plc import PlcSink
 
 try:
     from pymodbus.client import ModbusTcpClient
@@ -21,7 +21,7 @@ logging.getLogger("pymodbus").setLevel(logging.CRITICAL)
 _PLACES = whole(0, 65535)
 
 
-class ModbusSink:
+class ModbusSink(PlcSink):
     """``modbus://host:port?unit=1&coil=0&heartbeat=0&counter=1``.
 
     The coil is on while it is anomalous, and when nobody knows (``idle``). Then the holding
@@ -30,20 +30,10 @@ class ModbusSink:
     protocol does.
     """
 
-    is_state = True
-    wants_pictures = False
-
     def __init__(self, address: Address) -> None:
-        address.check_options(("coil", "counter", "heartbeat", "unit", *OPTIONS))
+        super().__init__(address, ("coil", "counter", "heartbeat", "unit"))
         if not address.host or "coil" not in address.options:
             raise address.refused("name a PLC and a coil, like modbus://plc:502?unit=1&coil=0")
-        self.address = str(address)
-        self._shown = shown(address)
-        self.camera, self.stale, self.beat = (
-            self._shown.camera,
-            self._shown.stale,
-            self._shown.beat,
-        )
         self._host, self._port = address.host, address.port or 502
         self._unit = address.option("unit", whole(0, 255), 1)
         self._coil = address.option("coil", _PLACES, 0)
@@ -61,7 +51,7 @@ class ModbusSink:
         """Connect."""
         self.close()
         self._client = ModbusTcpClient(
-            self._host, port=self._port, timeout=self._shown.timeout, retries=0
+            self._host, port=self._port, timeout=self._timeout, retries=0
         )
         if not self._client.connect():  # type: ignore[no-untyped-call]
             self.close()
@@ -69,7 +59,7 @@ class ModbusSink:
 
     def show(self, state: State) -> None:
         """Write it."""
-        value = self._shown.value(state)
+        value = self._value(state)
         if value is not None:
             self._write("coil", self._coil, value)
         numbers = {"counter": state.verdicts, "heartbeat": state.beat}

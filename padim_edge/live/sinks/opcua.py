@@ -11,7 +11,7 @@ from typing import Any
 from padim_edge.errors import MissingDependencyError, UsageError, first_line
 from padim_edge.live.addresses import Address
 from padim_edge.live.sink import SinkError, State
-from padim_edge.live.sinks.plc import OPTIONS, shown
+from padim_edge.live.sinks.plc import PlcSink
 from padim_edge.live.sinks.secrets import PASSWORD, password
 
 try:
@@ -42,7 +42,7 @@ decision finds the rest there."""
 _SECURITY = ("cert", "key", "server")
 
 
-class OpcuaSink:
+class OpcuaSink(PlcSink):
     """``opc.tcp://host:4840/path?node=ns=2;s=Anomalous&score=...&counter=...&heartbeat=...``.
 
     Values take the type that the node has. With ``cert`` and ``key`` all is signed and encrypted
@@ -50,23 +50,13 @@ class OpcuaSink:
     answers.
     """
 
-    is_state = True
-    wants_pictures = False
-
     def __init__(self, address: Address) -> None:
-        address.check_options((*_NODES[::-1], *OPTIONS, PASSWORD, *_SECURITY))
+        super().__init__(address, (*_NODES[::-1], PASSWORD, *_SECURITY))
         if not address.host or "node" not in address.options:
             raise address.refused("name a server and a node, like opc.tcp://plc:4840?node=ns=2;s=A")
         given = [name in address.options for name in _SECURITY]
         if given not in ([False] * 3, [True, True, False], [True] * 3):
             raise address.refused("cert and key go together, and server with them")
-        self.address = str(address)
-        self._shown = shown(address)
-        self.camera, self.stale, self.beat = (
-            self._shown.camera,
-            self._shown.stale,
-            self._shown.beat,
-        )
         host = f"[{address.host}]" if ":" in address.host else address.host
         self._url = f"opc.tcp://{host}:{address.port or 4840}{address.path}"
         self._user, self._password = address.user, password(address)
@@ -88,8 +78,14 @@ class OpcuaSink:
         self.close()
         try:
             # A call is several requests; at a server that stops halfway it would hang for minutes.
-            seconds = self._shown.timeout
-            client = Client(self._url, timeout=seconds, sync_wrapper_timeout=4 * seconds)
+            # asyncua asks for the server's state each second, and lets go of one that does not
+            # answer that within a second: a slow PLC would be lost again and again.
+            client = Client(
+                self._url,
+                timeout=self._timeout,
+                sync_wrapper_timeout=4 * self._timeout,
+                watchdog_intervall=self._timeout,
+            )
             self._client = client
             if self._user:
                 client.set_user(self._user)
@@ -120,7 +116,7 @@ class OpcuaSink:
             "score": state.score,
             "counter": state.verdicts,
             "heartbeat": state.beat,
-            "node": self._shown.value(state),
+            "node": self._value(state),
         }
         try:
             for name, (node, kind) in self._nodes.items():

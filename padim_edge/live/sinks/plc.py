@@ -2,52 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 from padim_edge.live.addresses import Address, number, one_of
 from padim_edge.live.sink import State
 
-OPTIONS = ("idle", "camera", "stale", "beat", "timeout")
+_OPTIONS = ("idle", "camera", "stale", "beat", "timeout")
 
 
-@dataclass(frozen=True)
-class Shown:
-    """How the state is shown.
+class PlcSink:
+    """The part of a `padim_edge.live.sink.StateSink` that knows no protocol.
 
-    Attributes:
-        camera: the one that is shown; None for all.
-        stale: seconds after which a verdict is none any more; 0 for never.
-        beat: seconds between two heartbeats.
-        timeout: seconds that the PLC has for an answer.
-        idle: what stands for "nobody knows"; None for "leave it".
-    """
-
-    camera: str | None
-    stale: float
-    beat: float
-    timeout: float
-    idle: bool | None
-
-    def value(self, state: State) -> bool | None:
-        """What to write for "is it anomalous"; None for nothing."""
-        return self.idle if state.is_anomalous is None else state.is_anomalous
-
-
-def shown(address: Address) -> Shown:
-    """Read the options.
+    Args:
+        address: with the options that all of them have.
+        options: that this one has beside.
 
     Raises:
-        UsageError: one does not read so.
+        UsageError: there is another option, or one does not read so.
     """
-    idle = address.option("idle", one_of("1", "0", "keep"), "1")
 
-    def seconds(text: str) -> float:
-        return 0.0 if text == "0" else number()(text)
+    is_state = True
+    wants_pictures = False
 
-    return Shown(
-        address.options.get("camera"),
-        address.option("stale", seconds, 5.0),
-        address.option("beat", number(), 1.0),
-        address.option("timeout", number(), 3.0),
-        None if idle == "keep" else idle == "1",
-    )
+    def __init__(self, address: Address, options: Iterable[str]) -> None:
+        address.check_options((*options, *_OPTIONS))
+        self.address = str(address)
+        self.camera = address.options.get("camera")
+        self.stale = address.option("stale", _seconds, 5.0)
+        self.beat = address.option("beat", number(), 1.0)
+        self._timeout = address.option("timeout", number(), 3.0)
+        idle = address.option("idle", one_of("1", "0", "keep"), "1")
+        self._idle = None if idle == "keep" else idle == "1"
+
+    def _value(self, state: State) -> bool | None:
+        """What to write for "is it anomalous"; None for nothing."""
+        return self._idle if state.is_anomalous is None else state.is_anomalous
+
+
+def _seconds(text: str) -> float:
+    return 0.0 if text == "0" else number()(text)

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from padim_edge.errors import MissingDependencyError, UsageError, first_line
-from padim_edge.live.addresses import Address, number, whole
+from padim_edge.live.addresses import Address, display, number, whole
 from padim_edge.live.event import Event
 from padim_edge.live.sink import RefusedError, SinkError
 from padim_edge.live.sinks.secrets import PASSWORD, secret
@@ -32,6 +32,9 @@ _SECRET = "secret_from"
 _DRAINED = 65536
 """Bytes of an answer that are read, so that its connection can be used again: what it says does not
 matter, and it may be endless."""
+
+_SAID = 200
+"""Characters of what it says that are repeated."""
 
 _PASSING = frozenset((401, 403, 404, 407, 408, 421, 423, 425, 429))
 """Of the answers 4xx those that are about the receiver, the way or the moment: it is tried again.
@@ -121,10 +124,10 @@ class WebhookSink:
         status = answer.status
         if 200 <= status < 300:
             return
-        words = f"{self.address} answers {status} {answer.reason or ''}".strip()
+        words = f"{self.address} answers {status} {(answer.reason or '')[:_SAID]}".strip()
         if 300 <= status < 400:
             # Where it leads may be anybody's: neither events nor signatures go there unasked.
-            place = answer.headers.get("Location", "elsewhere")
+            place = display(answer.headers.get("Location", "elsewhere")[:_SAID])
             raise SinkError(f"{words}: it leads to {place}; name that", delivered=delivered)
         if 400 <= status < 500 and status not in _PASSING:
             raise RefusedError(words, delivered=delivered)
@@ -170,7 +173,7 @@ def _seconds(header: str | None) -> float:
     """What Retry-After asks for: seconds or a date; 0 if it does not, or nobody can tell."""
     if header is None:
         return 0.0
-    if header.strip().isdigit():
+    if header.strip().isdecimal():
         return float(header)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - time.time())
