@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 import signal
 import sys
-import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,21 +13,11 @@ import typer
 from padim_edge.cli.command import command
 from padim_edge.cli.options import EngineName, Threads, Threshold
 from padim_edge.cli.output import progress_bars, say, say_if_float32, say_skipped
-from padim_edge.errors import PadimEdgeError, UsageError, first_line
 
 if TYPE_CHECKING:
     from padim_edge.detect.detector import Detector
-    from padim_edge.live.delivery import Deliveries
-    from padim_edge.live.event import Event
-    from padim_edge.live.recorder import Recorder
-    from padim_edge.live.sink import AnySink
-    from padim_edge.live.source import Source
-    from padim_edge.live.spool import Spool
-    from padim_edge.live.swap import ModelSlot
-    from padim_edge.live.teach import Teacher
-    from padim_edge.live.watch import Camera, Watch
-
-_STATE = "padim-edge-state"
+    from padim_edge.live.assembly import Wish
+    from padim_edge.live.watch import Watch
 
 
 @command(
@@ -94,7 +80,7 @@ def watch(
         typer.Option(
             "--state",
             help="Folder for events that are not delivered yet, and for what was judged "
-            f"[default: systemd's StateDirectory, else {_STATE}, if --to or hot: needs it].",
+            "[default: systemd's StateDirectory, else padim-edge-state; if --to or hot: needs it].",
         ),
     ] = None,
     engine: EngineName = "auto",
@@ -133,129 +119,42 @@ def watch(
     exit code 0; a second one does not wait. SIGHUP, or a new model file under the same name:
     the model is swapped without losing a frame. Exit code 1 if an engine fails again and again.
     """
-    from padim_edge.live.queues import check_policy
-    from padim_edge.live.recorder import Recorder
-    from padim_edge.live.systemd import Notifier
-    from padim_edge.live.watch import Watch
-    from padim_edge.runtime.engines import check_name
+    from padim_edge.live.assembly import Assembly, Plan, Voice
 
-    check_policy(policy)
-    check_name(engine)
-    cameras = [(model, *_named(source)), *(_camera(one) for one in also or ())]
-    asked = [address for address in to or () if address.lower().startswith("prometheus:")]
-    sinks = _sinks([address for address in to or () if address not in asked])
-    with contextlib.ExitStack() as stack:
-        signals = stack.enter_context(_Signals())
-        paths = [one for one, _, _ in cameras]
-        taught = _embeddings(paths, page)
-        if taught and threshold is not None:
-            raise UsageError(
-                f"--threshold would hold for every detector that is taught of {min(taught)}, whose "
-                "scores nobody knows yet: leave it out, each fit sets its own"
-            )
-        # Of a hot folder it is remembered what was judged, whoever is told of it.
-        keeps = sinks or state or any(one.lower().startswith("hot:") for _, _, one in cameras)
-        folder = _state_folder(state) if keeps or taught else None
-        spool = _spool(stack, sinks, folder) if folder and keeps else None
-        slots = _models(stack, paths, taught, engine, threads, threshold)
-        opened = _cameras(cameras, slots, policy, spool, pixel_format)
-        wants_pictures = bool(page) or any(sink.wants_pictures for sink in sinks)
-        recorder = Recorder(spool, None if sinks else _line, wants_pictures)
-        recorder.told.append(_say_event)
-        notifier = Notifier()
-        stack.callback(notifier.close)
-        watching = Watch(
-            opened,
-            recorder,
-            batch=batch,
-            count=count,
-            notifier=notifier,
-            stats=stats,
-            tell=say,
-        )
-        deliveries = _deliveries(spool, sinks, watching)
-        teachers = (
-            _teachers(stack, paths, taught, opened, watching, folder, engine, threads)
-            if folder
-            else {}
-        )
-        _follow_drift(opened, watching)
-        if page:
-            _show(stack, page, token, watching, recorder, deliveries, teachers)
-        for address in asked:
-            _answer(stack, address, watching, recorder, deliveries)
-        if deliveries:
-            deliveries.start()
-        signals.watching = watching
-        try:
-            watching.run()
-        finally:
-            if deliveries:
-                _drain(deliveries, drain, signals)
+    plan = Plan(
+        [_wish(model, source), *(_also(pair) for pair in also or ())],
+        to=to or (),
+        page=page,
+        token=token,
+        policy=policy,
+        state=state,
+        engine=engine,
+        threads=threads,
+        threshold=threshold,
+        batch=batch,
+        pixel_format=pixel_format,
+        count=count,
+        stats=stats,
+        drain=drain,
+    )
+    assembly = Assembly(plan, Voice(say, _line, _say_model, progress_bars))
+    with _Signals() as signals, assembly:
+        signals.watching = assembly.watch
+        assembly.run(lambda: signals.stops > 1)
 
 
-def _camera(pair: str) -> tuple[Path, str, str]:
-    """Model, name and address of --also."""
+def _also(pair: str) -> Wish:
+    """Model and source of --also."""
     model, source = pair.split("\0")
-    return (Path(model), *_named(source))
+    return _wish(Path(model), source)
 
 
-def _named(address: str) -> tuple[str, str]:
-    """NAME=ADDRESS taken apart; "" for an address without a name."""
-    match = re.match(r"([A-Za-z0-9_.-]+)=(?=.)", address)
-    return (match[1], address[match.end() :]) if match else ("", address)
+def _wish(model: Path, source: str) -> Wish:
+    """A model with [NAME=]SOURCE."""
+    from padim_edge.live.assembly import Wish
 
-
-def _embeddings(paths: Sequence[Path], page: str | None) -> set[Path]:
-    """Those of the files that are no detectors yet, and are taught on the page."""
-    from padim_edge.model.file import read
-
-    taught = {path for path in paths if read(path, None, lazily=True).detector_info is None}
-    if taught and not page:
-        raise UsageError(
-            f"{min(taught)} is an embedding, which judges nothing yet: make a detector of it with  "
-            "padim-edge fit , or teach one on the page, with --page 127.0.0.1:8080"
-        )
-    return taught
-
-
-def _models(
-    stack: contextlib.ExitStack,
-    paths: Sequence[Path],
-    taught: Collection[Path],
-    engine: str,
-    threads: int,
-    threshold: float | None,
-) -> list[ModelSlot]:
-    """A slot for each path; the same one for the same file. Says what each takes."""
-    from padim_edge.detect.detector import Detector
-    from padim_edge.live.swap import ModelSlot
-    from padim_edge.system import resident_memory
-
-    def opener(path: Path) -> Detector:
-        return Detector(path, engine, threads, threshold=threshold)
-
-    slots: dict[Path, ModelSlot] = {}
-    for path in dict.fromkeys(paths):
-        place = path.resolve()
-        if place in slots:
-            continue
-        if path in taught:
-            slots[place] = ModelSlot(opener)
-            stack.callback(slots[place].close)
-            continue
-        before = resident_memory()
-        with progress_bars() as progress:
-            slot = ModelSlot(
-                lambda one: Detector(one, engine, threads, progress, threshold=threshold), path
-            )
-        slot.opener = opener
-        stack.callback(slot.close)
-        slots[place] = slot
-        with slot.using() as detector:
-            if detector:
-                _say_model(path, detector, resident_memory() - before)
-    return [slots[path.resolve()] for path in paths]
+    match = re.match(r"([A-Za-z0-9_.-]+)=(?=.)", source)
+    return Wish(model, source[match.end() :], match[1]) if match else Wish(model, source)
 
 
 def _say_model(path: Path, detector: Detector, memory: int) -> None:
@@ -270,193 +169,9 @@ def _say_model(path: Path, detector: Detector, memory: int) -> None:
     say(f"{path}: {engine.name}, {engine.describe()}; {takes}")
 
 
-def _teachers(
-    stack: contextlib.ExitStack,
-    paths: Sequence[Path],
-    taught: Collection[Path],
-    cameras: Sequence[Camera],
-    watching: Watch,
-    folder: Path,
-    engine: str,
-    threads: int,
-) -> dict[str, Teacher]:
-    """Who teaches each camera whose model is an embedding, by its name; one for each embedding."""
-    if not taught:
-        return {}
-    from padim_edge.live.teach import Teacher
-    from padim_edge.runtime.graphs import GRAPHS
-
-    teachers: dict[ModelSlot, Teacher] = {}
-    by_camera: dict[str, Teacher] = {}
-    for path, camera in zip(paths, cameras, strict=True):
-        if path not in taught:
-            continue
-        if camera.model not in teachers:
-            mine = [one.name for one in cameras if one.model is camera.model]
-            teacher = Teacher(
-                folder / f"taught-{path.stem}",
-                path,
-                camera.model,
-                cameras=mine,
-                say=watching.say,
-                # Not every engine that runs detectors runs a bare backbone.
-                engine=engine if engine in GRAPHS else "auto",
-                threads=threads,
-            )
-            stack.callback(teacher.close)
-            teachers[camera.model] = teacher
-            watching.observers.append(teacher)
-            now = f"{camera.model.path} judges" if camera.model.path else "nothing judges yet"
-            say(f"{path}: {now}; taught on the page, kept in {teacher.versions.folder}")
-        by_camera[camera.name] = teachers[camera.model]
-    return by_camera
-
-
-def _follow_drift(cameras: Sequence[Camera], watching: Watch) -> None:
-    """Have it said when frames are no longer like the photos of their detector's fit."""
-    from padim_edge.live.drift import DriftWatch
-
-    for slot in dict.fromkeys(camera.model for camera in cameras):
-        mine = [camera.name for camera in cameras if camera.model is slot]
-        watching.observers.append(DriftWatch(slot, watching.say, mine))
-
-
-def _cameras(
-    cameras: Sequence[tuple[Path, str, str]],
-    slots: Sequence[ModelSlot],
-    policy: str | None,
-    spool: Spool | None,
-    pixel_format: str | None,
-) -> list[Camera]:
-    from padim_edge.live.source import SourceError
-    from padim_edge.live.sources import display, never, open_source
-    from padim_edge.live.watch import Camera
-
-    def judged(key: str) -> bool:
-        assert spool is not None
-        try:
-            return spool.judged(key)
-        except PadimEdgeError as error:  # as if the folder could not be read: it is opened again
-            raise SourceError(first_line(error)) from error
-
-    def opening(address: str) -> Callable[[], Source]:
-        seen = judged if spool else never
-        return lambda: open_source(address, seen=seen, pixel_format=pixel_format)
-
-    alone = len(cameras) == 1
-    return [
-        Camera(
-            name or ("camera" if alone else f"camera{number}"),
-            opening(address),
-            display(address),
-            slot,
-            policy,
-        )
-        for number, ((_, name, address), slot) in enumerate(
-            zip(cameras, slots, strict=True), start=1
-        )
-    ]
-
-
-def _sinks(addresses: Sequence[str]) -> list[AnySink]:
-    if not addresses:
-        return []
-    from padim_edge.live.sinks import make_sink
-
-    return [make_sink(address) for address in addresses]
-
-
-def _spool(stack: contextlib.ExitStack, sinks: Sequence[AnySink], folder: Path) -> Spool:
-    """What sinks deliver from, and where it is remembered what was judged."""
-    from padim_edge.live.delivery import spooled
-    from padim_edge.live.spool import Spool
-
-    spool = Spool(
-        folder / "spool.db",
-        sinks=spooled(sinks),
-        pictures=any(sink.wants_pictures for sink in sinks),
-    )
-    stack.callback(spool.close)
-    return spool
-
-
-def _state_folder(state: Path | None) -> Path:
-    """Where everything is kept; made if it is not there."""
-    folder = state or Path(os.environ.get("STATE_DIRECTORY", "").split(":")[0] or _STATE)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PadimEdgeError(
-            f"cannot make the folder {folder}: {error.strerror or error}; name one that can be "
-            "written with --state"
-        ) from error
-    if state is None:
-        say(f"state: {folder}")
-    return folder
-
-
-def _deliveries(
-    spool: Spool | None, sinks: Sequence[AnySink], watching: Watch
-) -> Deliveries | None:
-    if spool is None or not sinks:
-        return None
-    from padim_edge.live.delivery import Deliveries
-
-    cameras = list(watching.statuses)
-    return Deliveries(spool, sinks, cameras, lambda message: watching.say("watch", "", message))
-
-
-def _answer(
-    stack: contextlib.ExitStack,
-    address: str,
-    watching: Watch,
-    recorder: Recorder,
-    deliveries: Deliveries | None,
-) -> None:
-    """Metrics for who asks."""
-    from padim_edge.live.metrics import Metrics
-
-    statuses = list(watching.statuses.values())
-    metrics = Metrics(statuses, deliveries.statuses if deliveries else tuple)
-    watching.observers.append(metrics)
-    recorder.told.append(metrics.said)
-    stack.callback(metrics.listen(address).close)
-
-
-def _show(
-    stack: contextlib.ExitStack,
-    address: str,
-    token: str | None,
-    watching: Watch,
-    recorder: Recorder,
-    deliveries: Deliveries | None,
-    teachers: Mapping[str, Teacher],
-) -> None:
-    """Serve the page; says where."""
-    from padim_edge.live.board import Board
-    from padim_edge.live.page.app import page
-    from padim_edge.web.server import Server, parse_listen
-
-    board = Board(
-        list(watching.statuses.values()), deliveries.statuses if deliveries else lambda: ()
-    )
-    recorder.observers.append(board)
-    recorder.told.append(board.said)
-    server = stack.enter_context(Server(page(board, teachers), *parse_listen(address), token))
-    say(f"page: {server.url}")
-    if server.made_token:
-        say(f"token: {server.token}")
-
-
 def _line(text: str) -> None:
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
-
-
-def _say_event(event: Event) -> None:
-    """An event that is no verdict, for people."""
-    camera = event.record["camera"]
-    say(f"{camera}: {event.record['message']}" if camera else event.record["message"])
 
 
 class _Signals:
@@ -497,14 +212,3 @@ class _Signals:
             say("stopped before the first frame")
             return True
         return False
-
-
-def _drain(deliveries: Deliveries, seconds: float, signals: _Signals) -> None:
-    """Let sinks take what waits for them, for a while; a second signal ends it."""
-    left: list[str] = []
-    closing = threading.Thread(target=lambda: left.extend(deliveries.close(seconds)), daemon=True)
-    closing.start()
-    while closing.is_alive() and signals.stops < 2:
-        closing.join(0.1)
-    for line in left:
-        say(f"at the end: {line}; delivered at the next start")

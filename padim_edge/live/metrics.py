@@ -7,11 +7,23 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from padim_edge.detect.detector import Result
-from padim_edge.errors import MissingDependencyError, PadimEdgeError, UsageError, first_line
+from padim_edge.errors import MissingDependencyError, UsageError
 from padim_edge.live.addresses import Address, parse
 from padim_edge.live.board import COUNTS, CameraStatus, Seen
 from padim_edge.live.event import Event
 from padim_edge.live.sinks import METRICS
+from padim_edge.web.answers import HANDLERS
+from padim_edge.web.limits import Limits
+
+try:
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.routing import Route
+
+    from padim_edge.web.server import Server
+except ModuleNotFoundError as error:
+    raise MissingDependencyError("metrics", "starlette", "live") from error
 
 try:
     from prometheus_client import (
@@ -21,7 +33,6 @@ try:
         Gauge,
         Histogram,
         generate_latest,
-        start_http_server,
     )
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
     from prometheus_client.registry import Collector
@@ -30,6 +41,11 @@ except ModuleNotFoundError as error:
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.033, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 """Bounds of the histogram of latencies; the sixth is a frame at 30 a second."""
+
+LIMITS = Limits(connections=64, body_bytes=0)
+"""Of who asks, a few programs: one that is slow, or opens many connections, holds no thread."""
+
+_PATHS = ("/metrics", "/")
 
 _WHAT = {
     "captured": "Frames that came from the source",
@@ -104,28 +120,30 @@ class Metrics:
         """Take note of an event that is no verdict: of `Recorder.told`."""
         self._events.labels(event.record["camera"], event.record["kind"]).inc()
 
-    def page(self) -> tuple[bytes, str]:
-        """What Prometheus reads, and its content type; from any thread."""
-        return generate_latest(self._registry), CONTENT_TYPE_LATEST
+    def page(self) -> Response:
+        """What Prometheus reads; from any thread."""
+        return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
 
-    def listen(self, address: str) -> Listener:
-        """Answer under an address, such as ``prometheus://0.0.0.0:9464``, in threads of its own.
+    def server(self, address: str, limits: Limits = LIMITS) -> Server:
+        """What answers under an address, such as ``prometheus://0.0.0.0:9464``, once it is started.
 
         Anybody who reaches it can read the metrics: they hold no pictures.
 
+        Args:
+            address: where.
+            limits: of clients.
+
         Raises:
             UsageError: the address makes no sense.
-            PadimEdgeError: nothing can listen there.
         """
         parsed = check(address)
-        try:
-            server, thread = start_http_server(parsed.port or 0, parsed.host, self._registry)
-        except OSError as error:
-            raise PadimEdgeError(
-                f"{parsed}: cannot listen there ({first_line(error)}); name another port, or an "
-                "address of this machine"
-            ) from error
-        return Listener(server, thread)
+
+        async def page(_: Request) -> Response:
+            return self.page()
+
+        routes = [Route(path, page) for path in _PATHS]
+        app = Starlette(routes=routes, exception_handlers=HANDLERS)
+        return Server(app, parsed.host, parsed.port or 0, limits=limits, open_paths=_PATHS)
 
 
 def check(address: str) -> Address:
@@ -139,24 +157,6 @@ def check(address: str) -> Address:
     if not parsed.host or parsed.port is None or parsed.path.strip("/"):
         raise UsageError(f"{parsed}: name where to listen, like prometheus://127.0.0.1:9464")
     return parsed
-
-
-class Listener:
-    """Answers until it is closed.
-
-    Attributes:
-        port: where.
-    """
-
-    def __init__(self, server: Any, thread: Any) -> None:
-        self._server, self._thread = server, thread
-        self.port: int = server.server_port
-
-    def close(self) -> None:
-        """Stop. Twice is harmless."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(5.0)
 
 
 class _Asked(Collector):

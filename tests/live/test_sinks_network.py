@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
@@ -26,6 +27,7 @@ from live_servers import (
     OpcuaPlc,
     Postgres,
     Receiver,
+    SlowWay,
     application,
     certificates,
     program,
@@ -272,6 +274,13 @@ def test_a_signature_is_the_one_of_the_specifications_own_libraries():
         (503, {"Retry-After": "7"}, SinkError, "answers 503"),
         (429, {"Retry-After": formatdate(time.time() + 86400, usegmt=True)}, SinkError, "429"),
         (503, {"Retry-After": "soon"}, SinkError, "answers 503"),
+        (503, {"Retry-After": "\u00b2"}, SinkError, "answers 503"),
+        (
+            302,
+            {"Location": f"http://a:b@c/{'x' * 9000}"},
+            SinkError,
+            r"http://a:\*\*\*@c/x{187}; n",
+        ),
         (401, {}, SinkError, "answers 401"),
         (404, {}, SinkError, "answers 404"),
         (400, {}, RefusedError, "answers 400"),
@@ -420,6 +429,15 @@ def test_opc_ua_values_take_the_types_of_their_nodes_encrypted_or_not(finally_, 
         sink.show(State(False, 1.25, 9, 1))
         assert plc.value("Anomalous") is False
         sink.close()
+    way = SlowWay(plc.port)
+    finally_(way.close)
+    sink = opened(f"{place.replace(str(plc.port), str(way.port))}Anomalous")
+    way.delay = 1.5  # within the time-out
+    for anomalous in (True, False, True, False):
+        sink.show(State(anomalous, 1.25, 9, 1))
+        assert plc.value("Anomalous") is anomalous
+    way.delay = 0.0
+    sink.close()
     with pytest.raises(UsageError, match="files in PEM"):
         opened(f"{place}Anomalous&cert={ours[0]}&key={ours[0]}")
     with pytest.raises(SinkError):  # it cannot read what is for the other
@@ -503,8 +521,9 @@ def test_metrics_are_what_happened(finally_):
         }
     ]
     metrics = Metrics([status], lambda: sinks)
-    listener = metrics.listen("prometheus://127.0.0.1:0")
-    finally_(listener.close)
+    server = metrics.server("prometheus://127.0.0.1:0")
+    server.start()
+    finally_(server.stop)
     nothing = Captured(ImageError("x"), 0, 1.0)
     for latency in (0.004, 0.004, 0.03, 20.0):
         result = Result.__new__(Result)
@@ -515,7 +534,8 @@ def test_metrics_are_what_happened(finally_):
     metrics.said(Event("x", {"camera": status.name, "kind": "drift"}))
 
     def ask():
-        with urllib.request.urlopen(f"http://127.0.0.1:{listener.port}/metrics") as answer:
+        with urllib.request.urlopen(f"{server.url}metrics") as answer:
+            assert answer.headers["content-type"].startswith("text/plain; version=")
             text = answer.read().decode()
         return {
             (sample.name, sample.labels.get("le", sample.labels.get("kind", ""))): sample.value
@@ -540,9 +560,35 @@ def test_metrics_are_what_happened(finally_):
     assert got["padim_edge_sink_dropped_total", ""] == 2
     status.judged = 10
     assert ask()["padim_edge_frames_judged_total", ""] == 10
-    assert metrics.page()[0].startswith(b"# HELP")
-    with pytest.raises(PadimEdgeError, match="cannot listen there"):
-        metrics.listen(f"prometheus://127.0.0.1:{listener.port}")
+    taken = server.url.removeprefix("http").rstrip("/")
+    with pytest.raises(PadimEdgeError, match=r"cannot listen on 127\.0\.0\.1"):
+        metrics.server(f"prometheus{taken}").start()
+
+
+def test_clients_that_are_slow_or_many_hold_no_thread_of_the_metrics(finally_):
+    from padim_edge.live.metrics import Metrics
+    from padim_edge.web.limits import Limits
+
+    limits = Limits(connections=4, header_seconds=1.0, idle_seconds=1)
+    server = Metrics([]).server("prometheus://0.0.0.0:0", limits)
+    server.start()
+    finally_(server.stop)
+    port = int(server.url.rstrip("/").rpartition(":")[2])
+    threads = threading.active_count()
+    clients = [socket.create_connection(("127.0.0.1", port), 60) for _ in range(40)]
+    for client in clients:
+        finally_(client.close)
+        with contextlib.suppress(OSError):  # turned away already
+            client.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\nX-")
+    answers = []
+    for client in clients:  # all are told so, and let go of
+        with contextlib.suppress(ConnectionResetError):
+            answers.append(client.recv(100).partition(b"\r\n")[0].decode())
+    assert {answer[9:12] for answer in answers if answer} <= {"503", "408"}
+    assert threading.active_count() <= threads
+    for path in ("metrics", ""):
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}") as answer:
+            assert b"padim_edge_frames_captured_total" in answer.read()
 
 
 @pytest.mark.parametrize(
