@@ -158,7 +158,7 @@ class Appearance:
     def field(self) -> tuple[tuple[str, tuple[float, ...]], ...]:
         """As `padim_edge.model.metadata.DetectorInfo` has it."""
         profiles = {
-            name: tuple(float(f"{value:.4g}") for value in profile)
+            name: tuple(float(f"{value:.7g}") for value in profile)
             for name, profile in self.profiles.items()
         }
         return (*self.values.items(), *profiles.items())

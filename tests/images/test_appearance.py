@@ -93,7 +93,25 @@ def test_the_shift_of_a_photo_is_that_against_all_others(images):
 def test_a_field_is_read_as_it_was_written(images, usual):
     again = Appearance.from_field(usual.field())
     assert again.values == usual.values
-    assert again(images[0]) == pytest.approx(usual(images[0]), abs=0.02)
+    # A profile of four digits would move the shift of a scene that is nearly plain by tenths.
+    faint = (120 + images[0] / 50).astype(np.uint8)
+    for image in (images[0], faint):
+        assert again(image) == pytest.approx(usual(image), abs=1e-4)
+
+
+def test_profiles_keep_what_a_mean_of_grey_values_has():
+    """Four digits of 131.42 leave out a twentieth of a grey level."""
+    rng = np.random.default_rng(7)
+    looks = rng.uniform(100, 200, (5, LOOK))
+    usual = Appearance.of(looks)
+    again = Appearance.from_field(usual.field())
+    for name, profile in usual.profiles.items():
+        assert again.profiles[name] == pytest.approx(profile, rel=1e-6)
+
+
+def test_a_field_of_fewer_digits_is_read_as_before(images, usual):
+    short = [(name, tuple(float(f"{v:.4g}") for v in values)) for name, values in usual.field()]
+    assert Appearance.from_field(short)(images[0]) == pytest.approx(usual(images[0]), abs=0.02)
 
 
 @pytest.mark.parametrize(
