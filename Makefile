@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo check test parts test-gpu lint docs dist release fuzz bench bench-peers bench-curves clean
+.PHONY: help demo check test parts test-gpu test-arm64 test-containers lint docs dist release fuzz bench bench-peers bench-curves clean
 
 help:                         ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.ready          ## synthetic photos -> export -> fit -> run -> eval -> bench
 	$(BIN)/padim-edge demo --folder demo
@@ -36,6 +36,13 @@ parts:                        ## programs that tests need, by apt-get where that
 # In an environment with the device's own packages: make test-gpu BIN=/path/to/bin
 test-gpu: $(if $(filter $(VENV)/bin,$(BIN)),$(VENV)/.ready)  ## on an NVIDIA GPU: parity, leaks, bandwidth
 	$(BIN)/python -m pytest -m gpu --require-gpu
+
+# Roots of Debian go to .cache/debian (2 GB). Both need root, debootstrap and what they ask for.
+test-arm64: $(VENV)/.ready    ## the device install on an emulated AArch64, against this machine (an hour)
+	$(BIN)/python tests/support/arm64.py $(ARM64)
+
+test-containers: $(VENV)/.ready  ## the images of examples/, built by podman and run (minutes)
+	$(BIN)/python tests/support/containers.py $(CONTAINERS)
 
 lint: $(VENV)/.ready          ## ruff and mypy
 	$(BIN)/ruff check .
@@ -70,7 +77,7 @@ bench-curves: $(VENV)/.ready  ## latency, size, time and memory over everything 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e ".[cpu,openvino,export,demo,eval,live,plc,postgres,serve,dev,docs]"
+	$(BIN)/python -m pip install --quiet -e ".[cpu,openvino,export,demo,eval,live,plc,postgres,ray,serve,dev,docs]"
 	touch $@
 
 clean:                        ## remove what the targets above have made
