@@ -29,7 +29,7 @@ openvino = pytest.importorskip("openvino")
 from padim_edge.runtime.cpu import openvino as engine  # noqa: E402 - needs the library
 
 TOLERANCES = {"float32": 1e-4, "float16": 1e-3, "int8": 1e-2}
-HAS_BF16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+HAS_BF16 = "BF16" in engine.CORE.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 needs_bf16 = pytest.mark.skipif(not HAS_BF16, reason="this processor has no bfloat16")
 
 # --- parity with the independent judge (tests/test_graph.py has the scoring graph alone) ------
@@ -165,7 +165,7 @@ def test_a_processor_without_bfloat16_is_told_so(model_file, monkeypatch):
             value = super().get_property(device, name)
             return [x for x in value if x != "BF16"] if isinstance(value, list) else value
 
-    monkeypatch.setattr(engine.openvino, "Core", Older)
+    monkeypatch.setattr(engine, "CORE", Older())
     with pytest.raises(PadimEdgeError, match="cannot compute in bfloat16: choose engine openvino"):
         Detector(model_file, "openvino-bf16")
     with Detector(model_file, "openvino") as detector:
@@ -180,7 +180,7 @@ def test_another_precision_than_the_one_asked_for_is_refused(model_file, monkeyp
         def compile_model(self, model, device, _):
             return super().compile_model(model, device, {})
 
-    monkeypatch.setattr(engine.openvino, "Core", Heedless)
+    monkeypatch.setattr(engine, "CORE", Heedless())
     with pytest.raises(PadimEdgeError, match=r"computes in bf16, not in f32$"):
         Detector(model_file, "openvino")
 
@@ -270,7 +270,7 @@ def test_threads(model_file, threads, monkeypatch):
             seen["threads"] = compiled.get_property("INFERENCE_NUM_THREADS")
             return compiled
 
-    monkeypatch.setattr(engine.openvino, "Core", Listening)
+    monkeypatch.setattr(engine, "CORE", Listening())
     Detector(model_file, "openvino", threads).close()
     assert seen["threads"] == threads
 
@@ -281,6 +281,26 @@ def test_closing_twice_is_harmless_and_final(model_file):
     detector.close()
     with pytest.raises(PadimEdgeError, match="OpenVINO cannot run"):
         detector.engine.infer(frames(1))
+
+
+SIGNALLED = """
+import signal, sys
+from padim_edge import Detector
+
+first, second = (Detector(sys.argv[1], "openvino", 1) for _ in range(2))
+first.close()
+second.close()
+signal.signal(signal.SIGTERM, lambda *_: print("heard"))
+signal.raise_signal(signal.SIGTERM)
+"""
+
+
+def test_a_signal_is_heard_after_two_were_closed_in_the_order_of_their_opening(model_file):
+    """With a core each, the handler's stack was gone, and SIGTERM was a segmentation fault."""
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALLED, str(model_file)], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr
 
 
 @pytest.mark.parametrize("name", ["openvino", "openvino-bf16"])

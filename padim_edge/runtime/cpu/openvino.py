@@ -34,6 +34,11 @@ finally:
 
 VERSION = openvino.get_version().split("-")[0]
 
+CORE = openvino.Core()
+"""The one of this process, for good. Each that is used gives its thread a stack for signal handlers
+and takes it away at its end; of two that end in the order in which they began, the second puts back
+the stack of the first, which is gone, and the next signal ends the process."""
+
 
 class Graph:
     """An ONNX graph compiled by OpenVINO for the CPU.
@@ -66,14 +71,13 @@ class Graph:
         self._one_at_a_time = threading.Lock()
         self._precision, self._threads = precision, threads
         try:
-            core = openvino.Core()
-            able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+            able = CORE.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
             if precision == "bf16" and "BF16" not in able:
-                name = core.get_property("CPU", "FULL_DEVICE_NAME")
+                name = CORE.get_property("CPU", "FULL_DEVICE_NAME")
                 raise ProcessorError(f"{name} cannot compute in bfloat16: choose engine openvino")
-            model = core.read_model(data)
+            model = CORE.read_model(data)
             _bind(model, constants or {})
-            compiled = core.compile_model(model, "CPU", settings)
+            compiled = CORE.compile_model(model, "CPU", settings)
             self._request: Any = compiled.create_infer_request()
             taken = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         except RuntimeError as error:
