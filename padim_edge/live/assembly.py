@@ -172,7 +172,7 @@ class Assembly:
         while closing.is_alive() and not is_hurried():
             closing.join(0.1)
         for line in left:
-            self._voice.say(f"at the end: {line}; delivered at the next start")
+            self._voice.say(f"at the end: {line}")
 
     # --- opening, in the order in which one needs the other -----------------------------------
 

@@ -392,7 +392,7 @@ class Deliveries:
         """End: what waits is delivered, for so many seconds at most.
 
         Returns:
-            What is not: in words, a line for each sink; it stays in the spool.
+            What is not, and who does not end: in words, a line for each sink.
         """
         for delivery in self._all:
             delivery.finish(drain)
@@ -402,7 +402,10 @@ class Deliveries:
             ended = delivery.join(max(0.0, deadline - time.monotonic()))
             status = delivery.status()
             if status.backlog:
-                left.append(f"{status.backlog} events wait for {status.address}")
+                left.append(
+                    f"{status.backlog} events wait for {status.address}, and are delivered at the "
+                    "next start"
+                )
             elif not ended:
                 left.append(f"{status.address} does not answer, and is left behind")
         return left

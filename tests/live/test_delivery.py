@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import subprocess
+import sys
 import threading
 import time
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from live_events import until, verdict, verdicts
-from live_servers import ModbusPlc, Mosquitto, OpcuaPlc, Postgres, Receiver
+from live_servers import ModbusPlc, Mosquitto, OpcuaPlc, Postgres, Receiver, free_port
 
 from padim_edge.errors import UsageError
 from padim_edge.live import delivery
@@ -18,6 +22,8 @@ from padim_edge.live.delivery import Deliveries, rejected_file, spooled
 from padim_edge.live.sink import RefusedError, SinkError
 from padim_edge.live.sinks import make_sink
 from padim_edge.live.spool import Spool
+
+OPCUA_SERVER = Path(__file__).parents[1] / "support" / "opcua_server.py"
 
 
 @pytest.fixture(autouse=True)
@@ -350,7 +356,9 @@ def test_at_the_end_a_sink_that_is_down_is_not_waited_for_and_its_events_stay(tm
     deliveries = Deliveries(spool, [sink], ["left"])
     deliveries.start()
     spool.append(verdicts(4))
-    assert deliveries.close(0.2) == [f"4 events wait for {sink.address}"]
+    assert deliveries.close(0.2) == [
+        f"4 events wait for {sink.address}, and are delivered at the next start"
+    ]
     until(lambda: status(deliveries)["state"] == "ended")
     spool.close()
     again = Scripted()
@@ -367,7 +375,9 @@ def test_a_sink_that_hangs_is_left_behind(watch):
     gate = threading.Event()
     spool, deliveries, _ = watch(Scripted(lambda _: gate.wait(60)))
     spool.append(verdicts(1))
-    assert deliveries.close(0.0) == ["1 events wait for scripted:"]
+    assert deliveries.close(0.0) == [
+        "1 events wait for scripted:, and are delivered at the next start"
+    ]
     gate.set()
 
 
@@ -536,3 +546,40 @@ def test_a_plc_that_stops_and_comes_back_sees_what_is_now_and_then_the_end(watch
     plc.stop()
     if kind == "opcua":
         plc.remove()
+
+
+@pytest.mark.fuzz
+def test_a_whole_opc_ua_server_that_is_killed_again_and_again_is_caught_up_with(watch):
+    pytest.importorskip("asyncua", reason="no asyncua: pip install 'padim-edge[plc]'")
+    port = free_port()
+    nodes = "node=ns=2;s=Anomalous&counter=ns=2;s=Counter"
+    spool, deliveries, _ = watch(make_sink(f"opc.tcp://127.0.0.1:{port}?{nodes}&beat=0.2"))
+    threads = files = 0
+    for number in range(1, 21):
+        spool.append([verdict(number, anomalous=False)])
+        server = subprocess.Popen(
+            [sys.executable, OPCUA_SERVER, str(port)], stdout=subprocess.PIPE, text=True
+        )
+        watchdog = threading.Timer(120, server.kill)
+        watchdog.start()
+        assert server.stdout.readline() == "listens\n"
+        while (line := server.stdout.readline()) != f"{number}\n":
+            assert line, deliveries.statuses()  # else it did not come in time
+        watchdog.cancel()
+        if number % 3 == 0:  # as a PLC that hangs before it begins anew
+            server.send_signal(signal.SIGSTOP)
+            until(lambda: status(deliveries)["state"] == "waiting")
+            server.kill()
+        server.send_signal(signal.SIGKILL if number % 2 else signal.SIGTERM)
+        server.wait(60)
+        server.stdout.close()
+        until(lambda: status(deliveries)["state"] == "waiting")
+        if number == 2:
+            threads, files = (
+                threading.active_count(),
+                sum(1 for _ in Path("/proc/self/fd").iterdir()),
+            )
+    assert threading.active_count() <= threads + 1
+    assert (
+        sum(1 for _ in Path("/proc/self/fd").iterdir()) <= files + 3
+    )  # of the connection that is tried now

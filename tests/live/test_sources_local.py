@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 import os
 import shutil
 import subprocess
@@ -340,6 +341,17 @@ def test_frames_go_through_shared_memory(ring):
         open_source(f"shm:{ring}")
 
 
+@pytest.mark.parametrize("given", [math.nan, math.inf, -1.0, 1e300])
+def test_a_time_that_there_is_not_is_that_of_arrival(ring, given):
+    writer = SharedMemoryWriter(ring, (8, 8), "grey8")
+    begun = time.time()
+    with Taken(f"shm:{ring}") as taken:
+        writer.write(np.zeros((8, 8), np.uint8), taken=given)
+        taken.until(lambda: len(taken.all) == 1)
+    assert begun <= taken.all[0].time <= time.time()
+    writer.close()
+
+
 TEARING = """
 import sys
 import numpy as np
@@ -384,6 +396,10 @@ def test_a_ring_of_something_else_is_refused(ring):
     with pytest.raises(UsageError, match="pixels in rgb are"):
         writer.write(np.zeros((8, 8), np.uint8))
     writer.close()
+    empty = SharedMemoryWriter(ring, (0, 0), "rgb")
+    with pytest.raises(UsageError, match="0x0 in rgb are 0"):
+        open_source(f"shm:{ring}")
+    empty.close()
     (FOLDER / ring).write_bytes(bytes(100))
     with pytest.raises(UsageError, match="no ring of frames"):
         open_source(f"shm:{ring}")

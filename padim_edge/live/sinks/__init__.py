@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from padim_edge.live.addresses import display, parse
+from padim_edge.live.addresses import parse
 from padim_edge.live.sink import AnySink
 from padim_edge.runtime.engines import load
 
-__all__ = ["METRICS", "SINKS", "display", "make_sink"]
+__all__ = ["METRICS", "SINKS", "make_sink"]
 
 
 class Kind(NamedTuple):

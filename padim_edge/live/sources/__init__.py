@@ -14,11 +14,11 @@ from typing import NamedTuple
 from padim_edge.errors import MissingDependencyError, UsageError
 from padim_edge.images.find import SUFFIXES
 from padim_edge.images.formats import check_pixel_format
-from padim_edge.live.addresses import Address, display, parse
+from padim_edge.live.addresses import Address, parse
 from padim_edge.live.source import Source
 from padim_edge.runtime.engines import load
 
-__all__ = ["SOURCES", "Wanted", "display", "open_source"]
+__all__ = ["SOURCES", "Wanted", "open_source"]
 
 
 class Kind(NamedTuple):

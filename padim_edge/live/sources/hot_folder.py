@@ -52,7 +52,7 @@ COARSE = 2_000_000_000
 Signature = tuple[int, int]  # mtime in ns, bytes
 
 
-@dataclass
+@dataclass(slots=True)
 class _Done:
     """A file that was given, or need not be.
 
@@ -73,7 +73,7 @@ class _Done:
         return is_same and self.signature == before.signature
 
 
-@dataclass
+@dataclass(slots=True)
 class _Waiting:
     """A file that may not be whole.
 
