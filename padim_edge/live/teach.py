@@ -9,6 +9,7 @@ would survive a kill.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import os
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,12 +37,12 @@ from padim_edge.fit.outliers import LEAST
 from padim_edge.fit.saved import SavedMoments, identity_of
 from padim_edge.fit.settings import DEFAULT_FALSE_ALARM_RATE, Settings
 from padim_edge.images.appearance import look
-from padim_edge.images.decode import load_frame
 from padim_edge.images.frames import Frame
 from padim_edge.images.preprocess import Preprocess
 from padim_edge.live.page.teaching import Lesson
 from padim_edge.live.page.teaching import Version as Listed
-from padim_edge.live.versions import MAX_BYTES, Photo, Versions
+from padim_edge.live.photos import to_image
+from padim_edge.live.versions import MAX_BYTES, Photo, Version, Versions
 from padim_edge.model.file import Model, read, write
 from padim_edge.model.pooling import with_pooled
 from padim_edge.model.threshold import images_needed, rate_interval, smallest_false_alarm_rate
@@ -64,6 +65,8 @@ the anomalous ones, which are asked for, the rest for the newest others, a misse
 
 WARNINGS = 20
 """That are kept."""
+
+Answer = TypeVar("Answer")
 
 Say = Callable[[str, str | None, str], object]
 """Told of a kind of event, a camera and a message: `Watch.say`."""
@@ -168,6 +171,7 @@ class Teacher:
         self._doing = self._failed = ""
         self._is_taking = False
         self._left: int | None = None
+        self._counting = threading.Lock()  # of these two: orders come while a frame is taken
         self._next = 0.0
         self._odd_at = LEAST
         self._looked: tuple[int, ...] = ()
@@ -202,8 +206,9 @@ class Teacher:
             on: whether to.
             count: how many, after which it ends; None for no end.
         """
-        self._left, self._next = count, 0.0
-        self._is_taking = on and count != 0
+        with self._counting:
+            self._left, self._next = count, 0.0
+            self._is_taking = on and count != 0
         if not self._is_taking:
             with contextlib.suppress(queue.Full):  # the frame that waits is not taken any more
                 self._offered.put_nowait(None)
@@ -214,10 +219,11 @@ class Teacher:
         while not self._closing:
             captured = self._offered.get()
             try:
-                if self._is_taking and captured is not None:
-                    self.take_frame(captured)
-                elif not (self._is_taking or self._closing):
-                    self._warn_of_odd_ones()
+                with self._lock:  # what was ordered while something else was done holds
+                    if self._is_taking and captured is not None:
+                        self.take_frame(captured)
+                    elif not (self._is_taking or self._closing):
+                        self._warn_of_odd_ones()
             except Exception as error:  # whatever an engine raises: the thread goes on
                 self._failed = first_line(error)
                 # A single bad frame is none; a full disk, or memory, is the end of it.
@@ -236,6 +242,7 @@ class Teacher:
             PadimEdgeError: no room, on the disk or in memory.
         """
         with self._lock:
+            self._check_open()
             taken = self._prepared(captured)
             good = self.versions.state.good
             if good and self._is_still(taken, self._taken[good[-1]]):
@@ -251,22 +258,25 @@ class Teacher:
             taken.levels = [level[0] for level in self._backbone(taken.image[None])]
             photo = self._new_photo(captured, taken, is_good=True)
             self._taken[photo.number] = taken
-            try:
-                self.versions.add_photo(photo)
-            except BaseException:
-                self.versions.discard(photo)
-                raise
+            self._add_photo(photo)
             self._failed = ""
             self._warn_if_near(photo.number)
-            if self._left is not None:
-                self._left -= 1
-                if not self._left:
-                    self._is_taking = False
+            with self._counting:
+                if self._left is not None:
+                    self._left = max(self._left - 1, 0)
+                    self._is_taking = self._is_taking and self._left > 0
             parts = self._independent()
             if parts >= self._odd_at or (parts >= LEAST and not self._is_taking):
                 self._odd_at = 2 * parts
                 self._warn_of_odd_ones()
             return True
+
+    def _add_photo(self, photo: Photo) -> None:
+        try:
+            self.versions.add_photo(photo)
+        except BaseException:
+            self.versions.discard(photo)
+            raise
 
     def _prepared(self, captured: Captured) -> _Taken:
         picture = captured.picture
@@ -295,7 +305,9 @@ class Teacher:
         files: list[Callable[[BinaryIO], object]] = [
             lambda stream: _write_png(stream, Image.fromarray(taken.image), ratio=taken.ratio)
         ]
-        whole = _whole(captured.picture)
+        picture = captured.picture
+        assert not isinstance(picture, ImageError)  # or it was not prepared
+        whole = _whole(picture)
         if whole is not None:
             files.append(lambda stream: _write_png(stream, whole))
         return self.versions.new_photo(is_good, captured.time, event, captured.name, files)
@@ -357,17 +369,22 @@ class Teacher:
     # --- fits ------------------------------------------------------------------------------------
 
     def fit(self) -> None:
-        """Fit a detector on the parts that were taken, and let it judge.
+        """Fit a detector on the parts that were taken, and let it judge; no more are taken.
+
+        Else all that comes then would be taken for good, defects that it finds among it.
 
         Raises:
             PadimEdgeError: too few parts, or they do not differ.
         """
+        with self._counting:
+            self._is_taking = False
         self._aside(self._fit)
 
     def _fit(self) -> None:
         with self._busy("fitting"):
             good = self.versions.state.good
             made = self._fitted(good, keep=True)
+            self._looked = good
             self._name_odd_ones(made)
             parts = len(made.features.firsts())
             near = len(good) - parts
@@ -389,6 +406,7 @@ class Teacher:
 
     def _learn(self, event: str) -> None:
         with self._busy("learning a good part"):
+            self._check_unsaid(event)
             captured = self._frame_of(event)
             state = self.versions.state
             if not state.version:
@@ -402,7 +420,7 @@ class Teacher:
             # One that was taken since is learnt as what it is.
             twins = (n for n in state.good if self._taken[n].digest == taken.digest)
             if (twin := next(twins, None)) is not None:
-                photo = self.versions.photos[twin]
+                photo = dataclasses.replace(self.versions.photos[twin], event=event)
             else:
                 photo = self._new_photo(captured, taken, is_good=True, event=event)
                 self._taken[photo.number] = taken
@@ -415,8 +433,10 @@ class Teacher:
                     moments = self.versions.moments(state.version)
                     earlier = SavedMoments.load(moments, self._embedding, self.settings)
                     made = self._fitted((photo.number,), keep=True, earlier=earlier)
-                what = f"1 part was good (event {event}, score {made.statistics.scores[-1]:.2f})"
-                self._let_judge(made, everyone, what, photo)
+                what = f"part {photo.number} was good (score {made.statistics.scores[-1]:.2f})"
+                self._let_judge(
+                    made, everyone, what, lambda version: self.versions.add_version(version, photo)
+                )
             except BaseException:
                 self.versions.discard(photo)
                 raise
@@ -428,12 +448,46 @@ class Teacher:
             UsageError: the frame is not held any more.
         """
         with self._busy("keeping a bad part"):
+            self._check_unsaid(event)
             captured = self._frame_of(event)
-            known = [self.versions.photos[number].event for number in self.versions.state.bad]
-            if event in known:
-                raise UsageError(f"the frame of {event} is kept already")
             photo = self._new_photo(captured, self._prepared(captured), is_good=False, event=event)
-            self.versions.add_photo(photo)
+            self._add_photo(photo)
+
+    def _check_unsaid(self, event: str) -> None:
+        """Refuse to be told of an event twice, or one thing and then the other."""
+        if photo := self.versions.said.get(event):
+            how = "learnt as good" if photo.is_good else "kept as bad"
+            raise UsageError(f"the frame of {event} is {how} already: take that back first")
+
+    def take_back(self, event: str) -> None:
+        """Take back what was said of an event, however long ago: that its part was good, or bad.
+
+        A bad one is kept no longer. Where one was learnt as good, all others that the detector
+        rests on are fitted anew, and judge; what was taken since the last fit waits for the next.
+
+        Raises:
+            UsageError: nothing was said of it that holds now.
+            PadimEdgeError: the others are too few for a detector.
+        """
+        self._aside(lambda: self._take_back(event))
+
+    def _take_back(self, event: str) -> None:
+        with self._busy("taking back what was said"):
+            photo = self.versions.said.get(event)
+            if photo is None:
+                raise UsageError(f"nothing holds now that was said of {event}: look again")
+            what = f"part {photo.number} was taken back"
+            if not photo.is_good:
+                self.versions.take_back(photo, what)
+                return
+            learnt = self.versions.versions[self.versions.state.version].photos
+            rest = [number for number in learnt if number != photo.number]
+            self._let_judge(
+                self._fitted(rest, keep=True),
+                rest,
+                what,
+                lambda version: self.versions.take_back(photo, what, version),
+            )
 
     def recall(self) -> tuple[Row, ...]:
         """Which share of the bad parts that were kept is found, by false-alarm rate.
@@ -441,6 +495,9 @@ class Teacher:
         Raises:
             UsageError: there is no detector, or no bad part was kept.
         """
+        return self._aside(self._recall)
+
+    def _recall(self) -> tuple[Row, ...]:
         with self._busy("judging the bad parts"):
             state = self.versions.state
             if not (state.version and state.bad):
@@ -495,9 +552,13 @@ class Teacher:
         )
 
     def _let_judge(
-        self, made: Made, photos: Sequence[int], what: str, photo: Photo | None = None
+        self,
+        made: Made,
+        photos: Sequence[int],
+        what: str,
+        note: Callable[[Version], None] | None = None,
     ) -> None:
-        """Keep what a fit made, and swap it in."""
+        """Keep what a fit made, swap it in, and note that (``note``; None: it is a version)."""
         info, saved = made.model.detector_info, made.saved
         if info is None or saved is None:
             raise PadimEdgeError("the fit gave no detector")
@@ -512,7 +573,7 @@ class Teacher:
         path = self.versions.folder / "versions" / f"{version.name}.onnx"
         try:
             with self._judging(path):
-                self.versions.add_version(version, photo)
+                (note or self.versions.add_version)(version)
         except BaseException:
             self.versions.discard(version)
             raise
@@ -536,13 +597,23 @@ class Teacher:
 
     # --- back ------------------------------------------------------------------------------------
 
-    def undo(self) -> None:
+    def undo(self, step: int | None = None) -> None:
         """Take back what was taught last.
 
+        Args:
+            step: of the `Lesson` that said what that is; None for whatever it is.
+
         Raises:
-            UsageError: there is nothing, or it was the first detector.
+            UsageError: there is nothing, it was the first detector, or it is another one by now:
+                of two who undo the same thing at once, or one who clicks twice, the second.
         """
         with self._busy("undoing"):
+            if step is not None and step != self.versions.steps:
+                last = self.versions.undoable
+                raise UsageError(
+                    "something was done since this was asked for"
+                    + (f"; what would be undone now is: {last}" if last else "")
+                )
             before, now = self.versions.before, self.versions.state
             judging: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
             if before.version != now.version:
@@ -566,6 +637,9 @@ class Teacher:
         """
         with self._busy("rolling back"):
             number = _number(version)
+            known, state = self.versions.versions.get(number), self.versions.state
+            if known and (state.version, state.good) == (number, known.photos):
+                return  # two asked for it at once
             with self._judging(self.versions.model(number)):
                 self.versions.roll_back(number)
             self._say("model", None, f"version {number:04} was taken back up")
@@ -602,7 +676,13 @@ class Teacher:
             odd=tuple(number for number in self._odd if number in state.good),
             doing=self._doing,
             failed=self._failed,
-            undoable=self.versions.undoable,
+            undoable=self._undoable(),
+            step=self.versions.steps,
+            bad=len(state.bad),
+            said={
+                event: "good" if photo.is_good else "bad"
+                for event, photo in self.versions.said.items()
+            },
             versions=tuple(
                 Listed(one.name, one.time, one.what, one.number == state.version)
                 for one in reversed(list(self.versions.versions.values()))
@@ -610,10 +690,18 @@ class Teacher:
             ),
         )
 
+    def _undoable(self) -> str:
+        """What `undo` would take back; it never takes away the only detector."""
+        with contextlib.suppress(UsageError):
+            if self.versions.before.version or not self.versions.state.version:
+                return self.versions.undoable
+        return ""
+
     @contextlib.contextmanager
     def _busy(self, doing: str) -> Iterator[None]:
         """Do one thing at a time, and say which."""
         with self._lock:
+            self._check_open()
             self._doing, self._failed = doing, ""
             try:
                 yield
@@ -627,26 +715,30 @@ class Teacher:
                 for number in set(self._taken) - set(good):
                     del self._taken[number]
 
+    def _check_open(self) -> None:
+        """Refuse what waited until the end: the folder may be another process's by now."""
+        if self._closing:
+            raise PadimEdgeError("the watch is ending: nothing is taught any more")
+
     def _hold(self, numbers: Sequence[int]) -> None:
         """Have photos at hand."""
         for number in numbers:
             if number not in self._taken:
                 self._taken[number] = self._stored(number)
 
-    def _aside(self, work: Callable[[], None]) -> None:
+    def _aside(self, work: Callable[[], Answer]) -> Answer:
         """Do something in a thread that leaves the cores to judging, and wait for it."""
-        done: Future[None] = Future()
+        done: Future[Answer] = Future()
 
         def run() -> None:
             _be_nice()
             try:
-                work()
-                done.set_result(None)
+                done.set_result(work())
             except BaseException as error:
                 done.set_exception(error)
 
         threading.Thread(target=run, name="padim-edge-fit", daemon=True).start()
-        done.result()
+        return done.result()
 
     def _progress(self, stage: str, done: int, total: int) -> None:
         self._doing = f"{stage} {done} of {total}"
@@ -720,14 +812,11 @@ def _bytes_of(captured: Captured) -> int:
     return int(picture.layout.nbytes) if isinstance(picture, Frame) else 4096
 
 
-def _whole(picture: Any) -> Image.Image | None:
-    """A frame in full, without loss where its format has a PNG; None where it is in a GPU."""
-    frame = load_frame(picture) if isinstance(picture, str | Path) else picture
-    if not isinstance(frame.pixels, np.ndarray):
+def _whole(picture: Frame | Path) -> Image.Image | None:
+    """A frame in full, as bright as it is judged; None where it is in a GPU."""
+    if isinstance(picture, Frame) and not isinstance(picture.pixels, np.ndarray):
         return None
-    if frame.pixels.dtype == np.uint16 and frame.pixels.squeeze().ndim == 2:
-        return Image.fromarray(np.ascontiguousarray(frame.pixels.reshape(frame.size)))
-    return Image.fromarray(Preprocess.whole(frame.size)(frame))
+    return to_image(picture)
 
 
 def _write_png(stream: BinaryIO, image: Image.Image, ratio: float | None = None) -> None:

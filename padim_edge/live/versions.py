@@ -18,6 +18,7 @@ another; "undo" goes back by one.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -110,6 +111,7 @@ class Versions:
         photos: all that the journal names, by number.
         versions: the same of detectors.
         state: what holds now.
+        steps: what was done, counted; undoing is a step as well.
         dropped: numbers of versions whose files were removed for room.
 
     Args:
@@ -132,6 +134,7 @@ class Versions:
         self.versions: dict[int, Version] = {}
         self.dropped: set[int] = set()
         self.state = State()
+        self.steps = 0
         self._before: list[State] = []
         self._files = contextlib.ExitStack()
         try:
@@ -162,6 +165,7 @@ class Versions:
         whole = data[: data.rfind(b"\n") + 1]
         if len(whole) < len(data):
             self._stream.truncate(len(whole))
+        self._length = len(whole)  # of what is whole
         # As JSON has it, so that tuples compare with lists.
         wanted = json.loads(json.dumps(dict(identity)))
         lines = whole.splitlines()
@@ -210,6 +214,7 @@ class Versions:
         if do == "dropped":
             self.dropped.add(record["version"])
             return
+        self.steps += 1
         if do == "undo":
             self.state = self._before.pop()
             return
@@ -222,11 +227,13 @@ class Versions:
             else:
                 state = replace(state, bad=(*state.bad, photo.number))
         elif do == "left out":
-            state = replace(state, good=tuple(n for n in state.good if n != record["number"]))
+            state = _without(state, record["number"])
+        elif do == "taken back":
+            state = _without(state, record["number"])
+            if record.get("version"):
+                state = replace(state, version=self._add(record["version"]).number)
         elif do == "version":
-            fields = record["version"]
-            version = Version(**{**fields, "photos": tuple(fields["photos"])})
-            self.versions[version.number] = version
+            version = self._add(record["version"])
             # A fit is of all that was taken; what one part was learnt by knows nothing of those
             # taken since the fit before, which wait for the next.
             new = [number for number in version.photos[-1:] if number not in state.good]
@@ -239,14 +246,21 @@ class Versions:
         self._before = [*self._before[1 - UNDOABLE :], self.state]
         self.state = replace(state, what=record["what"])
 
+    def _add(self, fields: dict[str, Any]) -> Version:
+        version = Version(**{**fields, "photos": tuple(fields["photos"])})
+        self.versions[version.number] = version
+        return version
+
     def _line(self, record: dict[str, Any]) -> None:
         """Write a line durably, or leave the journal as it was."""
         line = json.dumps(record, allow_nan=False).encode() + b"\n"
-        length = os.fstat(self._stream.fileno()).st_size
+        length = self._length
         try:
+            self._stream.truncate(length)  # where this failed before, half a line is there still
             if self._stream.write(line) != len(line):
-                raise OSError(0, "no room")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self._stream.fileno())
+            self._length += len(line)
         except OSError as error:
             with contextlib.suppress(OSError):
                 self._stream.truncate(length)
@@ -278,6 +292,18 @@ class Versions:
         if not self._before:
             raise UsageError("there is nothing to undo")
         return self._before[-1]
+
+    @property
+    def said(self) -> dict[str, Photo]:
+        """The photo of each event of which something was said that holds now.
+
+        That a part was good holds while a detector judges that rests on it; that one was bad, while
+        it is kept.
+        """
+        state = self.state
+        learnt = self.versions[state.version].photos if state.version else ()
+        photos = (self.photos[number] for number in (*learnt, *state.bad))
+        return {photo.event: photo for photo in photos if photo.event}
 
     def photo(self, number: int) -> Path:
         """The file of what the graph was given of a photo."""
@@ -358,6 +384,19 @@ class Versions:
         if number not in self.state.good:
             raise UsageError(f"part {number} is none of those of the next fit")
         self._do({"do": "left out", "what": f"part {number} was left out", "number": number})
+
+    def take_back(self, photo: Photo, what: str, version: Version | None = None) -> None:
+        """Let a photo be neither good nor bad; with the version that judges without it, in one go.
+
+        Args:
+            photo: one of `said`.
+            what: was done, in words.
+            version: see `new_version`; None where the detector never rested on it.
+        """
+        record: dict[str, Any] = {"do": "taken back", "what": what, "number": photo.number}
+        if version:
+            record["version"] = vars(version)
+        self._do(record)
 
     def new_version(
         self,
@@ -486,3 +525,9 @@ class Versions:
 
 Files = Sequence[Callable[[BinaryIO], object]]
 """What writes each of the files that belong together."""
+
+
+def _without(state: State, number: int) -> State:
+    """Without a photo."""
+    good, bad = (tuple(n for n in numbers if n != number) for numbers in (state.good, state.bad))
+    return replace(state, good=good, bad=bad)

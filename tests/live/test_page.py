@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
+import itertools
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ from scripted import END, Scripted, camera, pictures, wait_for, watching
 pytest.importorskip("uvicorn", reason="needs uvicorn: pip install 'padim-edge[live]'")
 pytest.importorskip("starlette", reason="needs starlette: pip install 'padim-edge[live]'")
 
+from padim_edge.detect.calibration import Row
 from padim_edge.detect.detector import Detector
 from padim_edge.detect.overlay import Scale, overlay
 from padim_edge.errors import ImageError
@@ -197,6 +201,38 @@ def test_scores_that_are_no_numbers_are_told(served, good):
     assert told["points"][0][1] is None
     assert told["newest"]["score"] is None
     assert jpeg
+
+
+def test_of_many_good_scores_the_highest_are_told_and_each_with_its_rank(served, good, monkeypatch):
+    line, url, _ = served
+    scores = line.slot.detector_info.good_scores
+    line.show(good[0])
+    with viewing(url) as viewer:
+        told, _ = viewer.part()
+    assert told["good_count"] == len(scores)
+    assert [rank for rank, _ in told["good"]] == list(range(1, len(scores) + 1))
+    assert [score for _, score in told["good"]] == pytest.approx(sorted(scores), rel=1e-6)
+    monkeypatch.setattr(channel, "GOOD", 5)
+    with viewing(url, SCRIPT) as viewer:
+        told, _ = viewer.part()
+    ranks = [rank for rank, _ in told["good"]]
+    assert (told["good_count"], len(ranks) <= 5) == (len(scores), True)
+    assert (ranks[0], ranks[-1]) == (1, len(scores))
+    assert ranks == sorted(set(ranks))
+    for rank, score in told["good"]:
+        assert score == pytest.approx(sorted(scores)[rank - 1], rel=1e-6)
+
+
+@pytest.mark.parametrize("count", [0, 1, 999, 1000, 1001, 25_000])
+def test_scores_that_are_told_are_thin_where_they_matter_least(count):
+    told = channel._ranked(tuple(float(place) for place in range(count)), 1000)
+    assert len(told) <= 1000
+    assert all(score == rank - 1 for rank, score in told)
+    if count > 1000:
+        assert [rank for rank, _ in told[-100:]] == list(range(count - 99, count + 1))
+    # What is left out between two of them is a small share of what lies above.
+    for (one, _), (other, _) in itertools.pairwise(told):
+        assert other - one <= 1 + 0.02 * (count + 1 - one)
 
 
 def test_the_chart_holds_the_last_verdicts_of_a_slow_viewer_too(served, good):
@@ -410,14 +446,17 @@ def test_what_is_asked_of_the_teacher_and_what_it_says(served, bad):
     assert isinstance(pupil, Teaching)
     versions = (Version("3", 2.0, SCRIPT, True), Version("2", 1.0, "fit"))
     pupil.now = Lesson(taken=40, promised=1 / 41, warnings=(SCRIPT,), versions=versions)
-    event = line.show(bad[0]).event.id
+    event, other = (line.show(photo).event.id for photo in bad[:2])
+    pupil.now = replace(pupil.now, said={event: "good", "e0": "bad"})
     for what, wanted in (
         ({"do": "take"}, ("take", True)),
         ({"do": "stop"}, ("take", False)),
         ({"do": "fit"}, ("fit",)),
         ({"do": "good", "event": event}, ("good", event)),
         ({"do": "bad", "event": event}, ("bad", event)),
-        ({"do": "undo"}, ("undo",)),
+        ({"do": "undo"}, ("undo", None)),
+        ({"do": "undo", "step": "7"}, ("undo", 7)),
+        ({"do": "take back", "event": event}, ("take back", event)),
         ({"do": "roll back", "version": "2"}, ("roll back", "2")),
     ):
         assert teach(url, {"camera": "top", **what}) == (200, {"done": what["do"]})
@@ -427,6 +466,12 @@ def test_what_is_asked_of_the_teacher_and_what_it_says(served, bad):
     assert told["lesson"]["promised"] == pytest.approx(1 / 41)
     assert told["lesson"]["warnings"] == [SCRIPT]
     assert [one["name"] for one in told["versions"]] == ["3", "2"]
+    assert {one["id"]: one["said"] for one in told["anomalies"]} == {event: "good", other: None}
+    row = Row(0.01, (0.002, 0.03), 12.5, 0.75, (0.4, 0.9))
+    pupil.found = [row]
+    code, told = teach(url, {"camera": "top", "do": "recall"})
+    assert (code, told["done"]) == (200, "recall")
+    assert told["rows"] == [json.loads(json.dumps(dataclasses.asdict(row)))]
     pupil.refuses = "99 parts are needed"
     assert teach(url, {"camera": "top", "do": "fit"}) == (422, {"error": "99 parts are needed"})
 
@@ -464,6 +509,8 @@ def test_while_a_model_is_taught_more_is_refused_and_all_else_answers(served):
         *([], "fit", None, 7, {"do": 7}, {"do": "everything"}, {"do": "fit", "camera": "none"}),
         {"do": "fit", "camera": SCRIPT},
         {"do": {"take": True}},
+        {"do": "undo", "step": "-1"},
+        {"do": "undo", "step": "9" * 5000},
     ],
 )
 def test_what_makes_no_sense_is_refused_in_a_line(served, asked):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import dataclasses
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 from browser import Opened, chromium
 from pages import SCRIPT, Line, Pupil
@@ -16,8 +20,10 @@ from scripted import wait_for
 pytest.importorskip("uvicorn", reason="needs uvicorn: pip install 'padim-edge[live]'")
 pytest.importorskip("starlette", reason="needs starlette: pip install 'padim-edge[live]'")
 
-from padim_edge.detect.calibration import threshold_for
+from padim_edge.detect.calibration import Row, threshold_for
+from padim_edge.errors import PadimEdgeError
 from padim_edge.images.decode import load_image
+from padim_edge.live.board import Board
 from padim_edge.live.page import channel
 from padim_edge.live.page.app import page
 from padim_edge.live.page.teaching import Lesson, Version
@@ -108,14 +114,42 @@ def test_what_is_now_is_shown_and_goes_on(opened, line, good, bad):
     line.show(None, error="the file is truncated")
     one.until("$('decision').textContent", "not judged")
     assert one.text("#why") == one.text("#nothing") == "the file is truncated"
-    line.say("drift", "the light has changed", "top")
-    one.until("$('drift').textContent.endsWith('the light has changed')")
+    for statistic, words in (("brightness", "the light has changed"), ("red", "the colour has")):
+        line.say("drift", words, "top", statistic=statistic, begins=True)
+    line.say("drift", "it does not say how its photos look", "top")  # which is no drift
+    line.say("drift", "the focus has changed", SCRIPT, statistic="sharpness", begins=True)
+    one.until(
+        "$('drift').innerText.split(/\\n+/).join('|')", "the light has changed|the colour has"
+    )
     assert one.page.locator("#drift").is_visible()
-    line.say("model", "new.onnx judges from now on", "top")
+    for _ in range(200):  # however long ago it began
+        line.say("source", "lost", "top")
+    one.until("document.querySelectorAll('#messages li').length", 30)
+    assert one.page.locator("#drift").is_visible()
+    for statistic in ("brightness", "red"):
+        line.say("drift", "as in the photos again", "top", statistic=statistic, begins=False)
     one.until("$('drift').hidden")
     status = line.board.cameras["top"].status
     status.is_connected, status.source = False, "lost: no route to host"
-    one.until("$('why').textContent", "No frames come: lost: no route to host")
+    one.until("$('why').textContent", "No frames come: lost: no route to host.")
+    assert one.text("#decision") == "no frames"  # and no green OK of before
+
+
+def test_a_camera_that_is_lost_leaves_no_decision_standing(opened, line, bad):
+    line.show(bad[0])
+    one = opened()
+    one.until("$('decision').textContent", "ANOMALY")
+    status = line.board.cameras["top"].status
+    status.is_connected, status.source = False, "lost: no route to host"
+    one.until("$('decision').textContent", "no frames")
+    assert one.text("#why").endswith(", was an anomaly.")
+    assert one.all("$('picture').dataset.kind") == "stale"
+    status.is_connected = True
+    one.until("$('decision').textContent", "ANOMALY")
+    one.all("state.fresh -= 25000")  # as if it had been half a minute ago
+    one.until("$('why').textContent.startsWith('No frame has come for 2')")
+    line.show(bad[1])
+    one.until("$('why').textContent.startsWith('No frame has come')", False)
 
 
 def test_the_heat_map_is_there_or_not_and_a_picture_can_be_held(opened, line, bad, good):
@@ -153,7 +187,7 @@ def test_names_with_scripts_are_shown_and_not_run(opened, line, bad):
     )
     line.show(bad[0], name=f"in/{SCRIPT}.png")
     line.say("source", SCRIPT)
-    line.say("drift", SCRIPT)
+    line.say("drift", SCRIPT, "top", statistic="score", begins=True)
     line.board.cameras["top"].status.source = SCRIPT
     one = opened(pupil)
     one.until("document.querySelectorAll('#anomalies li').length", 1)
@@ -184,9 +218,46 @@ def test_names_with_scripts_are_shown_and_not_run(opened, line, bad):
 
 
 def try_threshold(one: Opened, limit: float) -> None:
-    """Drag the slider there."""
-    one.all(f"$('preview').step = 'any'; $('preview').value = {limit}")
-    one.page.locator("#preview").dispatch_event("input")
+    """Drag the slider there; in one go, or a part that comes in between puts it back."""
+    one.all(
+        f"Object.assign($('preview'), {{ step: 'any', max: {2 * limit}, value: {limit} }})"
+        ".dispatchEvent(new Event('input'))"
+    )
+
+
+def rate_to_keep(one: Opened) -> float:
+    """The false-alarm rate of the command that the page names for a threshold."""
+    command = one.all("$('keep').querySelector('code').textContent").split()
+    assert command[:2] == ["padim-edge", "calibrate"]
+    assert command[2].endswith("padim.onnx")
+    return float(command[command.index("--false-alarm-rate") + 1])
+
+
+def test_of_thousands_of_good_scores_what_keeps_a_threshold_is_true(opened, line, good):
+    """Of which not all are told."""
+    scores = np.sort(np.random.default_rng(0).gamma(9.0, size=30_001))
+    info = dataclasses.replace(
+        line.slot.detector_info,
+        good_scores=tuple(scores.tolist()),
+        threshold=threshold_for(scores, 0.01),
+    )
+    with line.slot.using() as detector:
+        detector.detector_info = info
+    line.show(good[0])
+    one = opened()
+    one.until("state.goodCount", len(scores))
+    assert one.all("state.good.length") <= channel.GOOD
+    for rank in (30_001, 30_000, 29_950, 29_000, 20_000, 15_000, 2):
+        limit = float(scores[rank - 1]) + 1e-6
+        try_threshold(one, limit)
+        said = one.text("#keep")
+        kept = threshold_for(scores, rate_to_keep(one))
+        assert kept <= limit
+        # Never more than two in a hundred of what lies above is left out.
+        assert (scores > kept).sum() <= 1.02 * (scores > limit).sum() + 1
+        assert ("All 30001 good scores lie below" in said) == (rank == 30_001)
+    try_threshold(one, float(scores[0]) / 2)
+    assert one.text("#keep").startswith("Every good part of the fit scores higher")
 
 
 def test_another_threshold_is_tried_and_what_keeps_it_is_said(opened, line, good, bad):
@@ -209,11 +280,7 @@ def test_another_threshold_is_tried_and_what_keeps_it_is_said(opened, line, good
     # What it says to do gives what it says that comes of it.
     for limit in sorted(info.good_scores)[3:9:2]:
         try_threshold(one, limit + 1e-4)
-        command = one.all("$('keep').querySelector('code').textContent").split()
-        assert command[:2] == ["padim-edge", "calibrate"]
-        assert command[2].endswith("padim.onnx")
-        rate = float(command[command.index("--false-alarm-rate") + 1])
-        assert threshold_for(info.good_scores, rate) == pytest.approx(limit, rel=1e-6)
+        assert threshold_for(info.good_scores, rate_to_keep(one)) == pytest.approx(limit, rel=1e-6)
     one.page.locator("#back").click()
     assert one.text("#would").startswith(f"{were} of the last")
     assert one.focus() == "preview"
@@ -225,7 +292,8 @@ def test_everything_by_keyboard(opened, line, bad, good):
     for photo in bad[:3]:
         line.show(photo)
     line.show(good[0], SCRIPT)
-    one = opened(Pupil(Lesson(taken=5, undoable="part 5")))
+    pupil = Pupil(Lesson(taken=5, undoable="part 5"))
+    one = opened(pupil)
     one.until("document.querySelectorAll('#anomalies li').length", 3)
     reached = []
     for _ in range(18):
@@ -237,8 +305,20 @@ def test_everything_by_keyboard(opened, line, bad, good):
     one.press("Enter")
     one.until("$('viewer').open")
     first = one.text("#viewed")
+    assert one.page.locator("#previous").is_disabled()
     one.press("ArrowRight")
     assert one.text("#viewed") != first
+    # What is looked at large can be said to be bad there.
+    pupil.refuses = "there is no room"
+    one.page.get_by_role("dialog").get_by_role("button", name="This was bad").focus()
+    one.press("Enter")
+    one.until("$('refused').textContent", "there is no room")
+    pupil.refuses = ""
+    one.press("Enter")
+    one.until("$('viewer').querySelector('.chip').textContent", "kept as bad")
+    assert pupil.asked == [("bad", "e000002")]
+    assert one.focus() == "close"
+    one.expected = ("Failed to load resource: the server responded with a status of 422",)
     one.press("Escape")
     one.until("$('viewer').open", False)
     one.until("document.activeElement.closest('li')?.dataset.id", "e000002")
@@ -297,9 +377,14 @@ def test_teaching(opened, line, bad):
     wait_for(lambda: pupil.asked[1:] == [("take", False), ("fit",)])
     pupil.now = replace(pupil.now, doing="fitting on 49 parts")
     one.until("$('doing').textContent", "fitting on 49 parts \u2026")
-    one.until("$('fit').disabled")
+    one.until("$('fit').getAttribute('aria-disabled')", "true")
     versions = (Version("v2", 2.0, "fit", True), Version("v1", 1.0, "fit on 20 parts"))
     pupil.now = replace(pupil.now, doing="", versions=versions)
+    one.until("document.querySelectorAll('#versions li').length", 2)
+    one.all("$('versions').querySelector('button').dataset.mine = 'yes'")
+    line.say("source", "lost", "top")  # other lists change; what somebody presses stays
+    one.until("document.querySelector('#messages').textContent.endsWith('lost')")
+    assert one.all("$('versions').querySelector('button').dataset.mine") == "yes"
     one.page.get_by_role("button", name="Roll back to v1").click()
     wait_for(lambda: pupil.asked[-1] == ("roll back", "v1"))
     pupil.refuses = "the part of this event is not kept any more"
@@ -308,29 +393,167 @@ def test_teaching(opened, line, bad):
     one.expected = ("Failed to load resource: the server responded with a status of 422",)
     pupil.refuses = ""
     one.page.get_by_role("button", name="This was good").click()
-    one.until("document.querySelector('#anomalies .chip').textContent", "learned as good")
+    one.until("document.querySelector('#anomalies .chip').textContent", "learnt as good")
     assert pupil.asked[-1] == ("good", event)
     assert one.page.get_by_role("button", name="This was bad").count() == 0
+    pupil.now = replace(pupil.now, said={event: "good"})
+    # What is undone is what was looked at; and whether that was this part the teacher says.
+    pupil.now = replace(pupil.now, step=7)
+    one.until("state.now.lesson.step", 7)
     one.page.get_by_role("button", name="Undo: good part 49").click()
+    wait_for(lambda: pupil.asked[-1] == ("undo", 7))
+    one.until("state.now.lesson.said", None)
+    assert one.text("#anomalies .chip") == "learnt as good"
+    one.page.get_by_role("button", name="Take back").click()
+    wait_for(lambda: pupil.asked[-1] == ("take back", event))
+    pupil.now = replace(pupil.now, said={})
     one.until("document.querySelector('#anomalies .chip').textContent", "")
     one.page.get_by_role("button", name="This was bad").click()
-    wait_for(lambda: pupil.asked[-2:] == [("undo",), ("bad", event)])
+    wait_for(lambda: pupil.asked[-1] == ("bad", event))
 
 
-def test_a_lost_connection_is_said_and_found_again(browser, line, good):
+def test_what_is_said_of_a_part_is_what_the_teacher_says(opened, line, bad):
+    """To every browser, also to one that comes later."""
+    events = [line.show(photo).event.id for photo in bad[:2]]
+    pupil = Pupil(Lesson(taken=5))
+    one, other = opened(pupil), opened(pupil)
+    for page_ in (one, other):
+        page_.until("document.querySelectorAll('#anomalies li').length", 2)
+    one.page.get_by_role("button", name="This was bad").first.click()
+    wait_for(lambda: pupil.asked == [("bad", events[1])])
+    pupil.now = replace(pupil.now, said={events[1]: "bad"}, bad=1)
+    chips = "[...document.querySelectorAll('#anomalies .chip')].map((e) => e.textContent)"
+    other.page.locator("#anomalies li").first.hover()  # new cards wait, what is said does not
+    line.show(bad[2])
+    for page_ in (one, other, opened(pupil)):
+        page_.until(f"{chips}.filter((text) => text === 'kept as bad').length", 1)
+    pupil.now = replace(pupil.now, said={}, bad=0)
+    for page_ in (one, other):
+        page_.until(f"{chips}.join('')", "")
+
+
+def test_how_many_bad_parts_are_found_is_asked_by_keyboard(opened, line, bad):
+    line.show(bad[0])
+    pupil = Pupil(Lesson(taken=40, bad=4, versions=(Version("0002", 2.0, "fit", True),)))
+    now = line.slot.threshold
+    pupil.found = [
+        Row(1 / 41, (0.0, 0.1), 2 * now, 0.5, (0.07, 0.93)),
+        Row(0.05, (0.01, 0.15), now, 0.75, (0.2, 0.99)),
+    ]
+    one = opened(pupil)
+    one.until("$('recall').textContent", "How many of the 4 bad parts are found?")
+    one.page.locator("#undo").focus()
+    one.press("Tab")
+    assert one.focus() == "recall"
+    one.press("Enter")
+    wait_for(lambda: pupil.asked == [("recall",)])
+    one.until("$('recalled').textContent.startsWith('3 of 4 bad parts are found by the threshold')")
+    assert one.focus() == "recall"  # a button that waits keeps the keyboard
+    rows = [row.split("\t") for row in one.text("#found tbody").splitlines()]
+    assert [row[0] for row in rows] == ["2.4 %", "5 %"]
+    assert [row[2:] for row in rows] == [["2 of 4", "7 % to 93 %"], ["3 of 4", "20 % to 99 %"]]
+    assert one.text("#found [aria-current]").startswith("5 %")
+    # It is of what was then.
+    pupil.now = replace(pupil.now, bad=5)
+    one.until("$('found').hidden")
+    assert one.text("#recalled") == ""
+
+
+def test_a_second_click_asks_for_nothing(opened, line, bad):
+    line.show(bad[0])
+    entered, go_on = threading.Event(), threading.Event()
+    pupil = Pupil(Lesson(taken=5, undoable="part 5 was taken", step=3))
+
+    def slow(step=None):
+        entered.set()
+        assert go_on.wait(60)
+        pupil.asked.append(("undo", step))
+
+    pupil.undo = slow
+    one = opened(pupil)
+    one.until("$('undo').textContent", "Undo: part 5 was taken")
+    try:
+        one.page.locator("#undo").dblclick()
+        assert entered.wait(60)
+        one.page.locator("#fit").click(force=True)
+        one.page.get_by_role("button", name="This was good").click(force=True)
+        one.until("$('undo').getAttribute('aria-disabled')", "true")
+    finally:
+        go_on.set()
+    one.until("$('undo').getAttribute('aria-disabled')", None)
+    assert pupil.asked == [("undo", 3)]
+    assert one.text("#failed") == ""
+
+
+@contextlib.contextmanager
+def again(board: Board, port: int) -> Iterator[None]:
+    """A server of a board on a port that another had."""
+    server = Server(page(board), "127.0.0.1", port)
+
+    def started() -> bool:
+        try:
+            server.start()
+        except PadimEdgeError:  # another test has the port for a moment
+            return False
+        return True
+
+    wait_for(started)
+    try:
+        yield
+    finally:
+        server.stop()
+
+
+def test_a_lost_connection_is_said_and_found_again(browser, line, good, model_file):
     line.show(good[0])
     server = Server(page(line.board))
     server.start()
     port = urlsplit(server.url).port
     one = Opened(browser, server.url)
     one.until("$('line').textContent", "live")
+    before = one.text("#decision")
     server.stop()
     one.until("$('line').dataset.kind", "off")
     assert "trying again" in one.text("#line")
-    with Server(page(line.board), "127.0.0.1", port):
+    # What was decided last is not what is decided now.
+    assert (one.text("#decision"), one.all("$('decision').dataset.kind")) == (
+        "no connection",
+        "none",
+    )
+    assert one.text("#why").startswith("What you see is of ")
+    with again(line.board, port):
+        one.until("$('line').textContent", "live")
+        one.until("$('decision').textContent", before)
+    # Started anew with another camera: that one is shown.
+    other = Line(model_file, ("bottom",))
+    other.show(good[0])
+    with again(other.board, port):
+        one.until("state.now.camera.name", "bottom")
         one.until("$('line').textContent", "live")
         one.context.close()
-    assert all("ERR_" in text for text in one.troubles), one.troubles
+    other.slot.close()
+    known = ("ERR_", "status of 400")
+    assert all(any(part in text for part in known) for text in one.troubles), one.troubles
+
+
+def test_a_connection_on_which_nothing_comes_is_given_up(opened, line, good, monkeypatch):
+    """As where a network goes without a word: the browser would wait for ever."""
+    line.show(good[0])
+    one = opened()
+    one.until("$('line').textContent", "live")
+    with monkeypatch.context() as patch:
+
+        async def never(*_):
+            await asyncio.sleep(3600)
+
+        patch.setattr(channel.Channel, "next", never)
+        line.show(good[1])
+        one.all("state.patience = 1500")
+        one.until("$('line').dataset.kind", "off")
+        assert one.text("#decision") == "no connection"
+    one.all("state.patience = 8000")
+    one.until("$('line').textContent", "live")
+    one.until("state.now.newest.sequence", 2)
 
 
 def test_with_a_token_there_is_a_login(browser, line, good):
@@ -343,6 +566,7 @@ def test_with_a_token_there_is_a_login(browser, line, good):
         one.page.get_by_text("That was not the token.").wait_for()
         one.page.get_by_label("Token").fill(server.token)
         one.page.get_by_role("button", name="Open").click()
+        one.page.locator("#line").wait_for()
         one.until("$('line').textContent", "live")
         assert one.all("document.cookie") == ""
         assert server.token not in one.page.url

@@ -85,7 +85,7 @@ def test_from_nothing_to_a_detector_and_a_false_alarm_taught_away(
         before = kept.seen[-1].outcome
         assert before.is_anomalous
         one.page.get_by_role("button", name="This was good").click()
-        one.until("document.querySelector('#anomalies .chip').textContent", "learned as good")
+        one.until("document.querySelector('#anomalies .chip').textContent", "learnt as good")
         one.until("document.querySelectorAll('#versions li').length", 2)
         count = len(kept.seen)
         source.put(frame(odd, hole=True))

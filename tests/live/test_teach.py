@@ -5,24 +5,23 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import resource
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from lessons import captured, opened, seen, teaching
+from lessons import captured, seen, teaching
 from PIL import Image
 
-from padim_edge.cli.watch import _teachers
 from padim_edge.errors import PadimEdgeError, UsageError
 from padim_edge.fit.fit import fit_detector
 from padim_edge.fit.saved import SavedMoments
 from padim_edge.fit.settings import Settings
+from padim_edge.images.formats import BIT_DEPTHS
 from padim_edge.images.frames import Frame
 from padim_edge.images.preprocess import Preprocess
 from padim_edge.live.page.teaching import Teaching
-from padim_edge.live.swap import ModelSlot
-from padim_edge.live.teach import NICE
+from padim_edge.live.teach import NICE, Teacher
 from padim_edge.model.file import read
 from padim_edge.model.threshold import rate_interval
 
@@ -85,14 +84,30 @@ def test_from_nothing_to_a_detector_that_is_that_of_fit(embedding_file, good, tm
 
 def test_frames_are_kept_without_loss(embedding_file, good, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (70, 90, 3)).astype(np.uint8)
-    grey = np.random.default_rng(1).integers(0, 4096, (70, 90)).astype(np.uint16)
+    grey = np.random.default_rng(1).integers(0, 256, (70, 90)).astype(np.uint8)
     with teaching(tmp_path, embedding_file) as (teacher, _):
         teacher.take_frame(captured(Frame(pixels[..., ::-1], "bgr")))
-        teacher.take_frame(captured(Frame(grey, "grey12")))
+        teacher.take_frame(captured(Frame(grey, "grey8")))
         prepared = SETTINGS.preprocess(pixels)
         assert np.array_equal(np.asarray(Image.open(teacher.versions.photo(1))), prepared)
         assert np.array_equal(np.asarray(Image.open(teacher.versions.frame(1))), pixels)
         assert np.array_equal(np.asarray(Image.open(teacher.versions.frame(2))), grey)
+
+
+@pytest.mark.parametrize("bits", BIT_DEPTHS)
+def test_a_kept_frame_is_read_as_bright_as_it_was_judged(bits, embedding_file, tmp_path):
+    values = np.random.default_rng(1).integers(0, 2**bits, (70, 90)).astype(np.uint16)
+    frame = Frame(values, f"grey{bits}")
+    with teaching(tmp_path, embedding_file) as (teacher, _):
+        teacher.take_frame(captured(frame))
+        kept = teacher.versions.frame(1)
+        # Scaled without loss: each of the values can be told again.
+        white = 2**bits - 1
+        stored = np.asarray(Image.open(kept)).astype(np.int64)
+        assert np.array_equal((stored * white + 32767) // 65535, values)
+        judged = SETTINGS.preprocess(frame).astype(int)
+        assert np.abs(SETTINGS.preprocess(kept).astype(int) - judged).max() <= 1
+        assert np.array_equal(np.asarray(Image.open(teacher.versions.photo(1))), judged)
 
 
 def test_near_copies_do_not_count(embedding_file, good, tmp_path):
@@ -278,9 +293,177 @@ def test_bad_parts_set_nothing_and_tell_the_recall(embedding_file, good, bad, tm
         rows = teacher.recall()
         assert rows[0].recall == pytest.approx(found / 3)
         assert rows[0].false_alarm_rate == pytest.approx(1 / 13)
-        with pytest.raises(UsageError, match="kept already"):
+        with pytest.raises(UsageError, match="kept as bad already"):
             teacher.was_bad(frames[0].event.id)
         assert len(teacher.lesson().versions) == 1
+
+
+def test_what_was_said_of_an_event_can_be_taken_back(embedding_file, good, other, bad, tmp_path):
+    with teaching(tmp_path, embedding_file) as (teacher, slot):
+        take_all(teacher, good)
+        teacher.fit()
+        was_good, was_bad, later = (seen(slot, file) for file in (other[0], bad[0], other[1]))
+        for frame in (was_good, was_bad, later):
+            teacher(frame)
+        teacher.was_good(was_good.event.id)
+        teacher.was_bad(was_bad.event.id)
+        assert teacher.take_frame(captured(other[2]))  # waits for the next fit
+        assert teacher.lesson().bad == 1
+        assert teacher.lesson().said == {was_good.event.id: "good", was_bad.event.id: "bad"}
+        for say, event in ((teacher.was_bad, was_good), (teacher.was_good, was_bad)):
+            with pytest.raises(UsageError, match="already: take that back first"):
+                say(event.event.id)
+        with pytest.raises(UsageError, match=f"said of {later.event.id}: look again"):
+            teacher.take_back(later.event.id)
+
+        teacher.take_back(was_bad.event.id)
+        assert (teacher.lesson().bad, slot.path.stem) == (0, "0002")
+        with pytest.raises(UsageError, match="0 bad parts"):
+            teacher.recall()
+        # Though other things were done since, the detector is that of all others.
+        teacher.take_back(was_good.event.id)
+        assert slot.path.stem == "0003"
+        assert teacher.lesson().said == {}
+        assert scores_of(slot.path) == pytest.approx(scores_of(teacher.versions.model(1)), rel=1e-6)
+        assert len(teacher.versions.state.good) == 13
+        for event in (was_good.event.id, was_bad.event.id):
+            with pytest.raises(UsageError, match="nothing holds now"):
+                teacher.take_back(event)
+    with teaching(tmp_path, embedding_file) as (teacher, slot):  # and it is known after a restart
+        assert (slot.path.stem, teacher.lesson().said) == ("0003", {})
+        teacher.undo()
+        assert slot.path.stem == "0002"
+        assert teacher.lesson().said == {was_good.event.id: "good"}
+        teacher.undo()
+        assert teacher.lesson().said == {was_good.event.id: "good", was_bad.event.id: "bad"}
+        teacher.roll_back("0001")
+        assert teacher.lesson().said == {was_bad.event.id: "bad"}  # it is good in no detector now
+
+
+def test_a_part_that_was_taken_and_then_learnt_is_known_by_its_event(
+    embedding_file, good, other, tmp_path
+):
+    with teaching(tmp_path, embedding_file) as (teacher, slot):
+        take_all(teacher, good)
+        teacher.fit()
+        frame = seen(slot, other[0])
+        assert teacher.take_frame(frame.captured)
+        teacher(frame)
+        assert teacher.lesson().said == {}
+        teacher.was_good(frame.event.id)
+        assert teacher.lesson().said == {frame.event.id: "good"}
+        teacher.undo()
+        assert teacher.lesson().said == {}
+        assert teacher.lesson().taken == 13
+
+
+def test_what_cannot_be_taken_back_stays_as_it_was(embedding_file, good, other, tmp_path):
+    with teaching(tmp_path, embedding_file) as (teacher, slot):
+        take_all(teacher, good[:3])
+        teacher.fit()
+        frame = seen(slot, other[0])
+        teacher(frame)
+        teacher.was_good(frame.event.id)
+        teacher.roll_back("0001")
+        teacher.versions.undo()
+        settings = dataclasses.replace(teacher.settings, false_alarm_rate=0.22)  # needs four
+        teacher.settings = settings
+        with pytest.raises(PadimEdgeError, match="too few for a false-alarm rate"):
+            teacher.take_back(frame.event.id)
+        assert teacher.lesson().said == {frame.event.id: "good"}
+        assert sorted(path.name for path in (tmp_path / "versions").iterdir()) == [
+            *("0001.npz", "0001.onnx", "0002.npz", "0002.onnx")
+        ]
+
+
+def test_of_two_who_undo_the_same_the_second_undoes_nothing(embedding_file, good, tmp_path):
+    with teaching(tmp_path, embedding_file) as (teacher, _):
+        take_all(teacher, good[:3])
+        step = teacher.lesson().step
+        teacher.undo(step)
+        with pytest.raises(UsageError, match=r"since this was asked for.*: part 2 was taken"):
+            teacher.undo(step)
+        assert teacher.lesson().taken == 2
+        teacher.undo(teacher.lesson().step)
+        assert teacher.lesson().taken == 1
+
+
+def test_to_roll_back_twice_is_to_roll_back(embedding_file, good, tmp_path):
+    with teaching(tmp_path, embedding_file) as (teacher, slot):
+        take_all(teacher, good)
+        for _ in range(2):
+            teacher.fit()
+        for _ in range(2):
+            teacher.roll_back("0001")
+        teacher.undo()
+        assert slot.path.stem == "0002"
+
+
+def test_a_fit_ends_taking(embedding_file, good, tmp_path):
+    """Or a defect that the detector finds would be in the next one."""
+    with teaching(tmp_path, embedding_file) as (teacher, slot):
+        teacher.take()
+        take_all(teacher, good[:4])
+        teacher.fit()
+        assert not teacher.lesson().is_taking
+        teacher(seen(slot, good[5]))
+        assert teacher._offered.empty()
+
+
+def test_a_frame_that_waits_when_taking_ends_is_not_taken(embedding_file, good, tmp_path):
+    with teaching(tmp_path, embedding_file) as (teacher, slot):
+        with teacher._lock:  # as while something is fitted
+            teacher.take()
+            teacher(seen(slot, good[0]))
+            until(teacher._offered.empty)
+            teacher.take(False)
+        until(teacher._offered.empty)
+        assert teacher.lesson().taken == 0
+
+
+def test_what_waits_for_its_turn_when_the_watch_ends_is_refused(embedding_file, good, tmp_path):
+    with teaching(tmp_path, embedding_file) as (teacher, _):
+        take_all(teacher, good[:4])
+        teacher.close()
+        before = sorted((tmp_path / "photos").iterdir())
+        for do in (teacher.fit, teacher.undo, lambda: teacher.take_frame(captured(good[5]))):
+            with pytest.raises(PadimEdgeError, match="the watch is ending"):
+                do()
+        assert sorted((tmp_path / "photos").iterdir()) == before
+
+
+def test_a_full_disk_changes_nothing(embedding_file, good, other, tmp_path):
+    """The system itself refuses: files of this process may be so long and no longer."""
+
+    @contextlib.contextmanager
+    def full(most):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    with teaching(tmp_path, embedding_file) as (teacher, slot):
+        take_all(teacher, good[:4])
+        with full(20_000), pytest.raises(PadimEdgeError, match="cannot write"):
+            teacher.fit()
+        assert slot.path is None
+        assert list((tmp_path / "versions").iterdir()) == []
+        teacher.fit()
+        frame = seen(slot, other[0])
+        teacher(frame)
+        used, state = teacher.versions.bytes, teacher.versions.state
+        journal = (tmp_path / "journal.jsonl").read_bytes()
+        for most in (2000, len(journal) + 20):  # the photo is not written; then the line is not
+            for say in (teacher.was_good, teacher.was_bad):
+                with full(most), pytest.raises(PadimEdgeError, match="cannot write"):
+                    say(frame.event.id)
+                assert (teacher.versions.bytes, teacher.versions.state) == (used, state)
+                assert (tmp_path / "journal.jsonl").read_bytes() == journal
+                assert len(list((tmp_path / "photos").iterdir())) == 4
+        teacher.was_good(frame.event.id)
+        assert slot.path.stem == "0002"
 
 
 def test_undo_goes_back_step_by_step(embedding_file, good, other, tmp_path):
@@ -293,6 +476,7 @@ def test_undo_goes_back_step_by_step(embedding_file, good, other, tmp_path):
         assert not teacher.versions.photo(12).exists()
         assert teacher.lesson().taken == 11
         teacher.fit()
+        assert teacher.lesson().undoable == ""
         with pytest.raises(UsageError, match="the first detector has none before it"):
             teacher.undo()
         frame = seen(slot, other[0])
@@ -413,15 +597,22 @@ def test_a_quantised_backbone_is_taught_like_any(embedding_file, good, tmp_path)
 
 def test_watch_has_its_engine_run_the_backbone(embedding_file, tmp_path):
     pytest.importorskip("openvino", reason="needs openvino: pip install 'padim-edge[openvino]'")
-    slot = ModelSlot(opened)
-    cameras = [SimpleNamespace(name="camera", model=slot)]
-    watching = SimpleNamespace(say=lambda *_: None, observers=[])
-    paths = [embedding_file]
+    pytest.importorskip("uvicorn", reason="needs uvicorn: pip install 'padim-edge[live]'")
+    pytest.importorskip("starlette", reason="needs starlette: pip install 'padim-edge[live]'")
+    from padim_edge.live.assembly import Assembly, Plan, Voice, Wish
+
+    voice = Voice(print, print, lambda *_: None, contextlib.nullcontext)
     for engine, runs in {"openvino": "OpenVINO", "openvino-bf16": "ONNX Runtime"}.items():
-        with contextlib.ExitStack() as stack:
-            folder = tmp_path / engine
-            teachers = _teachers(stack, paths, paths, cameras, watching, folder, engine, 1)
-            assert runs in teachers["camera"]._backbone.described
+        plan = Plan(
+            [Wish(embedding_file, str(tmp_path))],
+            page="127.0.0.1:0",
+            state=tmp_path / engine,
+            engine=engine,
+            threads=1,
+        )
+        with Assembly(plan, voice) as assembly:
+            (teacher,) = (one for one in assembly.watch.observers if isinstance(one, Teacher))
+            assert runs in teacher._backbone.described
 
 
 def test_a_full_folder_drops_old_versions_and_then_refuses(embedding_file, good, tmp_path):

@@ -21,11 +21,13 @@ from padim_edge.live.versions import Versions
 from padim_edge.model.file import read
 
 CHILD = """
-import json, sys
+import itertools, json, sys
 import numpy as np
 sys.path.insert(0, sys.argv[3])
+import lessons
 from lessons import seen, teaching
 
+lessons._numbers = itertools.count(1000 * int(sys.argv[4]))  # no event of two runs is called alike
 rng = np.random.default_rng(int(sys.argv[4]))
 
 def frame():
@@ -160,6 +162,40 @@ def test_every_torn_end_of_the_journal_is_cut_off(tmp_path):
         put(again, 1)
         again.close()
         assert journal.read_bytes().count(b"\n") == done + 1
+
+
+def test_half_a_line_that_could_not_be_cut_off_is_before_the_next_one(tmp_path):
+    """A disk that fails in the middle of a line, and again when it is to be taken back."""
+    versions = versions_in(tmp_path)
+    put(versions, 1)
+    stream = versions._stream
+
+    class Failing:
+        def __init__(self):
+            self.cuts = 0
+
+        def __getattr__(self, name):
+            return getattr(stream, name)
+
+        def write(self, data):
+            stream.write(data[: len(data) // 2])
+            raise OSError(5, "Input/output error")
+
+        def truncate(self, length):
+            self.cuts += 1
+            if self.cuts > 1:  # what comes before a line has worked
+                raise OSError(5, "Input/output error")
+            return stream.truncate(length)
+
+    versions._stream = Failing()
+    with pytest.raises(PadimEdgeError, match="Input/output error"):
+        versions.leave_out(1)
+    versions._stream = stream
+    put(versions, 1)
+    versions.close()
+    again = versions_in(tmp_path)
+    assert again.state.good == (1, 2)
+    again.close()
 
 
 def test_a_damaged_journal_is_named_with_its_line(tmp_path):

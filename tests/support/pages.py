@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+from padim_edge.detect.calibration import Row
 from padim_edge.detect.detector import Detector
 from padim_edge.errors import ImageError, PadimEdgeError
 from padim_edge.images.decode import load_frame
@@ -64,9 +65,10 @@ class Line:
         self.board(seen)
         return seen
 
-    def say(self, kind: str, message: str, camera: str = "") -> None:
+    def say(self, kind: str, message: str, camera: str = "", **fields: Any) -> None:
         self.number += 1
         record = {"time": time.time(), "camera": camera, "kind": kind, "message": message}
+        record |= fields
         self.board.said(Event(f"e{self.number:06d}", record))
 
 
@@ -77,6 +79,7 @@ class Pupil:
     now: Lesson = field(default_factory=Lesson)
     asked: list[tuple[Any, ...]] = field(default_factory=list)
     refuses: str = ""
+    found: list[Row] = field(default_factory=list)
 
     def lesson(self) -> Lesson:
         return self.now
@@ -99,11 +102,18 @@ class Pupil:
     def was_bad(self, event: str) -> None:
         self._asked("bad", event)
 
+    def take_back(self, event: str) -> None:
+        self._asked("take back", event)
+
+    def recall(self) -> list[Row]:
+        self._asked("recall")
+        return self.found
+
     def leave_out(self, part: str) -> None:
         self._asked("leave out", part)
 
-    def undo(self) -> None:
-        self._asked("undo")
+    def undo(self, step: int | None = None) -> None:
+        self._asked("undo", step)
 
     def roll_back(self, version: str) -> None:
         self._asked("roll back", version)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
@@ -161,7 +162,7 @@ class Page:
         return Response(picture, media_type="image/jpeg", headers=kept)
 
     async def _teach(self, request: Request) -> Response:
-        """Do something with the model: ``{"camera", "do", "event", "version" or "part"}``."""
+        """Do something with the model: ``{"camera", "do"}`` and what it is done with."""
         try:
             asked: Any = await request.json()
         except (ValueError, RecursionError):
@@ -175,14 +176,16 @@ class Page:
                 "this camera's model is not taught here: start padim-edge watch with an embedding"
             )
         event, version, part = (asked.get(name, "") for name in ("event", "version", "part"))
-        doing: dict[str, Callable[[], None]] = {
+        doing: dict[str, Callable[[], object]] = {
             "take": lambda: teacher.take(True),
             "stop": lambda: teacher.take(False),
             "fit": teacher.fit,
             "good": lambda: teacher.was_good(event),
             "bad": lambda: teacher.was_bad(event),
             "leave out": lambda: teacher.leave_out(part),
-            "undo": teacher.undo,
+            "take back": lambda: teacher.take_back(event),
+            "recall": lambda: [dataclasses.asdict(row) for row in teacher.recall()],
+            "undo": lambda: teacher.undo(_step(asked.get("step"))),
             "roll back": lambda: teacher.roll_back(version),
         }
         wanted = doing.get(asked.get("do", ""))
@@ -196,10 +199,10 @@ class Page:
             return refusal(409, "this model is being taught already: ask again when that is done")
         self._taught.add(id(teacher))
         try:
-            await run_in_threadpool(wanted)
+            said = await run_in_threadpool(wanted)
         finally:
             self._taught.discard(id(teacher))
-        return answer({"done": asked["do"]})
+        return answer({"done": asked["do"]} | ({} if said is None else {"rows": said}))
 
     def _camera(self, name: str | None) -> str:
         """The camera of a request; the first one if none is named.
@@ -212,3 +215,16 @@ class Page:
         if name not in self._board.cameras:
             raise UsageError("there is no camera of this name")
         return name
+
+
+def _step(text: str | None) -> int | None:
+    """The step that a lesson was of; none is named by None.
+
+    Raises:
+        UsageError: it is no number.
+    """
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise UsageError(f"step {text[:40]}: give that of the lesson, or none")
+    return int(text)

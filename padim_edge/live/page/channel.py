@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import json
 import logging
 import math
@@ -18,6 +19,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+import numpy as np
 
 from padim_edge.detect.detector import Result
 from padim_edge.errors import ImageError
@@ -44,7 +47,7 @@ CHART = 600
 """Verdicts in the chart, of the last ones."""
 
 GOOD = 1000
-"""Scores of good images that are told, at most."""
+"""Scores of good images that are told, at most: of more, the more the higher they are."""
 
 SAID = 30
 """Messages that are told, of the last ones."""
@@ -226,9 +229,11 @@ class Channel:
             newest = self._now.newest
             anomalies = tuple(self._now.anomalies)
             messages = tuple(self._board.messages)
+            camera = self._now.status.name
+            drifts = [event for (name, _), event in self._board.drifts.items() if name == camera]
         new.reverse()
         lesson = self._teacher.lesson() if self._teacher else None
-        state, lists = self._told(newest, lesson), self._listed(anomalies, messages, lesson)
+        state, lists = self._told(newest, lesson), self._listed(anomalies, messages, drifts, lesson)
         pictures = dict(self._pictures) if newest is self._shown else {}
         for heat in wanted - pictures.keys():
             model = self._now.status.model
@@ -237,9 +242,9 @@ class Channel:
 
     def _told(self, newest: Seen | None, lesson: Lesson | None) -> dict[str, Any]:
         """What changes with every frame."""
-        told = dataclasses.asdict(lesson) if lesson else None
+        told = dict(vars(lesson)) if lesson else None
         if told:
-            del told["versions"]
+            del told["versions"], told["said"]
         return {
             "cameras": [
                 {
@@ -256,21 +261,44 @@ class Channel:
         }
 
     def _listed(
-        self, anomalies: tuple[Seen, ...], messages: tuple[Event, ...], lesson: Lesson | None
+        self,
+        anomalies: Sequence[Seen],
+        messages: Sequence[Event],
+        drifts: Sequence[Event],
+        lesson: Lesson | None,
     ) -> dict[str, Any]:
         """What changes now and then, newest first."""
         info = self._now.status.model.detector_info
         good = info.good_scores if info else ()
-        step = max(1, math.ceil(len(good) / GOOD))
+        said = lesson.said if lesson else {}
         return {
-            "anomalies": [_newest(one) for one in reversed(anomalies)],
+            "anomalies": [
+                {**(_newest(one) or {}), "said": said.get(one.event.id)}
+                for one in reversed(anomalies)
+            ],
             "messages": [
                 {name: event.record.get(name) for name in ("time", "camera", "kind", "message")}
                 for event in list(reversed(messages))[:SAID]
             ],
-            "good": [float(f"{score:.5g}") for score in good[::step]],
+            "drifts": [event.record["message"] for event in drifts],
+            "good": _ranked(good, GOOD),
+            "good_count": len(good),
             "versions": [dataclasses.asdict(one) for one in lesson.versions] if lesson else [],
         }
+
+
+@functools.lru_cache(16)
+def _ranked(good: Sequence[float], most: int) -> tuple[tuple[int, float], ...]:
+    """Scores of good images, ascending, each with its rank from the lowest on, which is 1.
+
+    A rank is what a false-alarm rate stands for, so a score must never be told without it. The
+    lowest and the highest are always told.
+    """
+    above = np.arange(len(good), 0, -1)
+    if len(good) > most:  # by how many score as high: few of those matter to a threshold
+        above = np.unique(np.geomspace(1, len(good), most).astype(int))[::-1]
+    ranks = (len(good) + 1 - above).tolist()
+    return tuple((rank, float(f"{good[rank - 1]:.7g}")) for rank in ranks)
 
 
 def _point(point: Point) -> tuple[float, float | None, int]:

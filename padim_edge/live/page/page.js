@@ -47,14 +47,18 @@ const state = {
   camera: null, // its name; null for the first
   now: null, // the last part
   points: [], // [time, score or null, decided], oldest first
-  good: [],
+  good: [], // [rank from the lowest on, score] of good parts of the fit, ascending; of many, some
+  goodCount: 0, // of all of them
   threshold: null,
+  version: undefined, // the name of the one that judges
   preview: null, // another threshold; null for that of now
   anomalies: [], // newest first
-  marked: new Map(), // event: what was said of it
   all: false, // not the newest few alone are listed
   held: false, // the picture stands still
+  seen: 0, // when the last part came, and when one with another frame did: milliseconds
+  fresh: 0,
   announced: null,
+  patience: 8000, // milliseconds after which a connection is given up: something comes every 2 s
 };
 const CHART = 600;
 
@@ -93,56 +97,75 @@ async function read(body, part) {
 
 /** Show a camera, again and again when the connection is lost. */
 async function watch() {
-  running?.abort();
-  const own = new AbortController();
+  running?.end();
+  const own = { ended: false, attempt: null, end: () => { own.ended = true; own.attempt?.abort(); } };
   running = own;
   let pause = 500;
-  while (!own.signal.aborted) {
+  while (!own.ended) {
+    const attempt = new AbortController();
+    own.attempt = attempt;
+    came = Date.now();
     try {
       const asked = new URLSearchParams({ heat: $("heat").checked ? "1" : "0" });
       if (state.camera !== null) asked.set("camera", state.camera);
-      const answer = await fetch(`/api/live?${asked}`, { signal: own.signal });
+      const answer = await fetch(`/api/live?${asked}`, { signal: attempt.signal });
       if (answer.status === 401) {
         location.assign("/login");
         return;
       }
-      if (!answer.ok) throw new Error((await answer.json()).error);
+      if (answer.status === 400) state.camera = null; // it has other cameras than before
+      if (!answer.ok) throw new Error(await reason(answer));
       let first = true;
       await read(answer.body, (head, bytes) => {
-        if (own.signal.aborted) return;
+        if (own.ended) return;
         if (first) state.points = [];
         first = false;
         pause = 500;
         take(head, bytes);
       });
-      throw new Error("connection lost");
+      throw new TypeError("the answer has ended");
     } catch (error) {
-      if (own.signal.aborted) return;
-      line("off", `${error instanceof TypeError ? "connection lost" : error.message}; trying again`);
+      if (own.ended) return;
+      const lost = error instanceof TypeError || error.name === "AbortError";
+      off(`${lost ? "connection lost" : error.message}; trying again`);
       await new Promise((resolve) => setTimeout(resolve, pause));
       pause = Math.min(2 * pause, 5000);
     }
   }
 }
 
-let came = 0; // when the last part came
+/** Why something was refused: in the words of the server, or by the number of a proxy before it. */
+async function reason(answer) {
+  const said = await answer.json().catch(() => null);
+  return said?.error || `the server answers ${answer.status}`;
+}
+
+let came = 0; // when the last part came, or when it was asked for
 
 function line(kind, text) {
   $("line").dataset.kind = kind;
   put($("line"), text);
 }
 
+/** Nothing is known of now: the decision of then must not look like one. */
+function off(text) {
+  line("off", text);
+  $("picture").dataset.kind = "stale";
+  decide("none", "no connection", state.seen ? `What you see is of ${clock(state.seen / 1000)}.` : "");
+}
+
 setInterval(() => {
-  if ($("line").dataset.kind === "on" && Date.now() - came > 8000) line("off", "nothing has come for a while");
+  if (running && !running.ended && Date.now() - came > state.patience) running.attempt?.abort();
 }, 1000);
 
 function take(head, bytes) {
-  came = Date.now();
+  came = state.seen = Date.now();
+  if (head.newest?.id !== state.now?.newest?.id) state.fresh = came;
   state.now = head;
   state.camera = head.camera.name;
   if (head.has_picture !== undefined && !state.held) show(head, bytes);
   state.points = state.points.concat(head.points).slice(-CHART);
-  if (head.good) state.good = head.good;
+  if (head.good) [state.good, state.goodCount] = [head.good, head.good_count];
   if (finite(head.camera.threshold)) state.threshold = head.camera.threshold;
   $("camera").hidden = false;
   document.title = `${head.camera.name} \u2013 padim-edge`;
@@ -154,6 +177,7 @@ function take(head, bytes) {
   preview();
   if (head.anomalies) anomalies(head.anomalies);
   if (head.messages) messages(head.messages);
+  if (head.drifts) drifts(head.drifts);
   if (head.versions) versions(head.versions);
   states();
 }
@@ -183,7 +207,8 @@ function tabs() {
 
 function choose(name) {
   if (name === state.camera) return;
-  Object.assign(state, { camera: name, points: [], good: [], threshold: null, preview: null, anomalies: [], announced: null });
+  Object.assign(state, { camera: name, points: [], good: [], goodCount: 0, threshold: null, preview: null, anomalies: [], announced: null, version: undefined });
+  recalled(null);
   hold(false);
   $("anomalies").replaceChildren();
   $("frame").hidden = true;
@@ -224,11 +249,17 @@ function show({ newest, has_picture }, bytes) {
   next.src = url;
 }
 
+function decide(kind, text, why) {
+  $("decision").dataset.kind = kind;
+  put($("decision"), text);
+  put($("why"), why);
+}
+
 function verdict() {
   const { newest, camera } = state.now;
   const judged = newest && newest.is_anomalous !== undefined;
   const [kind, text, why] = !newest
-    ? ["none", "waiting", camera.source]
+    ? ["none", "waiting", camera.is_connected ? camera.source : ""]
     : newest.error
       ? ["none", "not judged", newest.error]
       : !judged
@@ -236,10 +267,15 @@ function verdict() {
         : newest.is_anomalous
           ? ["anomaly", "ANOMALY", ""]
           : ["ok", "OK", ""];
-  $("decision").dataset.kind = kind;
-  put($("decision"), text);
-  put($("why"), !camera.is_connected ? `No frames come: ${camera.source}` : why ||
-    (judged && finite(newest.percentile) ? `${Math.floor(newest.percentile)} % of the good parts of the fit score no higher` : ""));
+  const waits = Math.round((Date.now() - state.fresh) / 1000);
+  if (!camera.is_connected) {
+    const last = judged ? ` The last frame, of ${moment(newest.time)}, was ${newest.is_anomalous ? "an anomaly" : "OK"}.` : "";
+    decide("none", "no frames", `No frames come: ${camera.source}.${last}`);
+  } else {
+    decide(kind, text, newest && waits >= 10 ? `No frame has come for ${waits} s. ${why}` : why ||
+      (judged && finite(newest.percentile) ? `${Math.floor(newest.percentile)} % of the good parts of the fit score no higher` : ""));
+  }
+  $("picture").dataset.kind = camera.is_connected ? "" : "stale";
   const latency = camera.latency_ms;
   const rows = [
     ["score", judged ? score(newest.score) : "\u2013"],
@@ -282,27 +318,50 @@ $("heat").addEventListener("change", () => {
 
 // --------------------------------------------------------------------------------------- teach
 
+let asking = false; // what was asked for is not done: a second click would ask for it twice
+
+/** Whether more can be asked of the teacher; taking begins and ends at any time. */
+const idle = () => !asking && !state.now?.lesson?.doing;
+
+/** Have a button be used or not. It keeps the keyboard's place, which a disabled one would lose. */
+function able(button, can) {
+  if (can) button.removeAttribute("aria-disabled");
+  else button.setAttribute("aria-disabled", "true");
+}
+
+/** A button that asks something of the teacher. */
+const asks = (text, what, more = {}) => el("button", { class: "asks", onclick: () => idle() && what(), ...more }, text);
+
+/** What the teacher answers; null if it was not done. */
 async function ask(what) {
   put($("failed"), "");
+  const quick = ["take", "stop"].includes(what.do);
+  if (!quick) asking = true;
+  teaching();
   try {
     const answer = await fetch("/api/teach", {
       method: "POST",
       headers: { "content-type": "application/json" },
       body: JSON.stringify({ camera: state.camera, ...what }),
     });
-    if (answer.ok) return true;
-    put($("failed"), (await answer.json()).error);
+    if (answer.status === 401) location.assign("/login");
+    const said = await answer.json();
+    if (answer.ok) return said;
+    put($("failed"), said.error);
   } catch {
     put($("failed"), "The connection was lost: look whether it was done.");
+  } finally {
+    if (!quick) asking = false;
+    teaching();
   }
   $("teaching").scrollIntoView({ block: "nearest" });
-  return false;
+  return null;
 }
 
 let told = null; // what the teacher last said had failed
 
 function teaching() {
-  const { lesson } = state.now;
+  const { lesson } = state.now || {};
   $("teaching").hidden = !lesson;
   if (!lesson) return;
   const parts = `${plural(lesson.taken, "good part")} taken.`;
@@ -319,32 +378,63 @@ function teaching() {
   }
   $("take").setAttribute("aria-pressed", String(lesson.is_taking));
   put($("take"), lesson.is_taking ? "Stop taking" : "Take good parts");
-  $("take").disabled = Boolean(lesson.doing) && !lesson.is_taking;
-  $("fit").disabled = Boolean(lesson.doing) || lesson.taken < lesson.needed;
-  $("undo").disabled = Boolean(lesson.doing) || !lesson.undoable;
+  able($("take"), idle() || lesson.is_taking);
+  able($("fit"), idle() && lesson.taken >= lesson.needed);
+  // While parts are taken the last step is another one each moment.
+  able($("undo"), idle() && lesson.undoable && !lesson.is_taking);
   put($("undo"), lesson.undoable ? `Undo: ${lesson.undoable}` : "Undo");
+  $("recall").hidden = !lesson.bad;
+  able($("recall"), idle() && state.version);
+  put($("recall"), lesson.bad === 1 ? "Is the bad part found?" : `How many of the ${lesson.bad} bad parts are found?`);
+  if (found !== `${state.version} ${lesson.bad}`) recalled(null);
   const list = lesson.warnings.slice(-5);
   const node = $("warnings");
   if ([...node.children].map((one) => one.textContent).join("\n") !== list.join("\n"))
     node.replaceChildren(...list.map((one) => el("li", {}, one)));
   const odd = lesson.odd.map((part) => `Leave part ${part} out`);
   if ([...$("odd").children].map((one) => one.textContent).join("\n") !== odd.join("\n"))
-    $("odd").replaceChildren(...lesson.odd.map((part, i) =>
-      el("button", { onclick: () => ask({ do: "leave out", part: String(part) }) }, odd[i])));
-  for (const one of $("odd").children) one.disabled = Boolean(lesson.doing);
+    $("odd").replaceChildren(...lesson.odd.map((part, i) => asks(odd[i], () => ask({ do: "leave out", part: String(part) }))));
+  for (const one of document.querySelectorAll("button.asks")) able(one, idle());
 }
 
-$("take").addEventListener("click", () => ask({ do: state.now.lesson.is_taking ? "stop" : "take" }));
-$("fit").addEventListener("click", () => ask({ do: "fit" }));
-$("undo").addEventListener("click", async () => {
-  if (await ask({ do: "undo" })) {
-    const last = [...state.marked.keys()].pop();
-    state.marked.delete(last);
-    anomalies(state.anomalies, true);
-  }
+const press = (id, what) => $(id).addEventListener("click", () => $(id).getAttribute("aria-disabled") || what(state.now.lesson));
+press("take", (lesson) => ask({ do: lesson.is_taking ? "stop" : "take" }));
+press("fit", () => ask({ do: "fit" }));
+// What is looked at is undone, or nothing: another browser may have been quicker.
+press("undo", (lesson) => ask({ do: "undo", step: String(lesson.step) }));
+press("recall", async () => {
+  const [version, bad] = [state.version, state.now.lesson.bad];
+  const said = await ask({ do: "recall" });
+  if (said) recalled(said.rows, version, bad);
 });
 
+let found = ""; // the version and the number of bad parts that the table is of
+
+/** How many bad parts each threshold finds; null clears it. */
+function recalled(rows, version, bad) {
+  found = rows ? `${version} ${bad}` : "";
+  $("found").hidden = !rows;
+  if (!rows) {
+    put($("recalled"), "");
+    return;
+  }
+  const hits = (row) => Math.round(row.recall * bad);
+  const near = (row) => Math.abs(row.threshold - state.threshold) <= 1e-6 * Math.abs(state.threshold);
+  const now = rows.find(near);
+  if (now) put($("recalled"), `${hits(now)} of ${plural(bad, "bad part")} ${hits(now) === 1 ? "is" : "are"} found by the threshold of now, ${score(now.threshold)}.`);
+  $("found").tBodies[0].replaceChildren(...rows.map((row) => el("tr", row === now ? { "aria-current": "true" } : {},
+    el("td", {}, percent(row.false_alarm_rate)), el("td", {}, score(row.threshold)), el("td", {}, `${hits(row)} of ${bad}`),
+    el("td", {}, row.true_recall.map(percent).join(" to ")))));
+}
+
+let listed = "";
+
+/** Drawn anew only if there is another: a button that somebody presses must not be replaced. */
 function versions(list) {
+  if (listed === JSON.stringify(list)) return;
+  listed = JSON.stringify(list);
+  const had = $("versions").contains(document.activeElement);
+  state.version = list.find((one) => one.is_current)?.name;
   $("kept").hidden = !list.length;
   $("versions").replaceChildren(...list.map((one) => el("li", {},
     el("time", {}, moment(one.time)),
@@ -352,7 +442,9 @@ function versions(list) {
     el("span", { class: "note" }, one.note),
     one.is_current
       ? el("span", { class: "is" }, "judges now")
-      : el("button", { "aria-label": `Roll back to ${one.name}`, onclick: () => ask({ do: "roll back", version: one.name }) }, "Roll back"))));
+      : asks("Roll back", () => ask({ do: "roll back", version: one.name }), { "aria-label": `Roll back to ${one.name}` }))));
+  if (had) $("versions").focus();
+  teaching();
 }
 
 // --------------------------------------------------------------------------------------- chart
@@ -388,8 +480,9 @@ function draw() {
   const pen = canvas.getContext("2d");
   pen.setTransform(ratio, 0, 0, ratio, 0, 0);
   pen.clearRect(0, 0, width, height);
-  pen.font = "12px system-ui, sans-serif";
-  const [left, right, top, bottom] = [4, width - 6, 16, height - 6];
+  const size = 0.75 * parseFloat(colours.fontSize);
+  pen.font = `${size}px system-ui, sans-serif`;
+  const [left, right, top, bottom] = [4, width - 6, size + 4, height - 6];
   const most = scale();
   const count = Math.max(60, state.points.length);
   const x = (i) => right - ((state.points.length - 1 - i) * (right - left)) / (count - 1);
@@ -408,11 +501,11 @@ function draw() {
     pen.lineTo(width, y(value));
     pen.stroke();
     pen.setLineDash([]);
-    const base = above ? y(value) - 5 : y(value) + 14;
+    const base = above ? y(value) - 5 : y(value) + size + 2;
     labels.push(() => {
       pen.fillStyle = colour("paper");
       pen.globalAlpha = 0.85;
-      pen.fillRect(0, base - 11, pen.measureText(name).width + 8, 14);
+      pen.fillRect(0, base - size + 1, pen.measureText(name).width + 8, size + 2);
       pen.globalAlpha = 1;
       pen.fillStyle = ink;
       pen.fillText(name, 4, base);
@@ -499,19 +592,20 @@ function preview() {
 
 function keep(limit) {
   const model = quoted(state.now.camera.model || "padim.onnx");
-  const count = state.good.length;
-  const below = state.good.filter((one) => one <= limit).length;
+  const count = state.goodCount;
+  const [below, nearest] = state.good.findLast(([, value]) => value <= limit) || [0, null];
   const exactly = ["To judge by exactly this one: ", el("code", {}, `padim-edge watch \u2026 --threshold ${limit.toPrecision(5)}`), "."];
   if (!below) {
     $("keep").replaceChildren("Every good part of the fit scores higher than this: nearly all good parts would raise an alarm. ", ...exactly);
     return;
   }
-  // The rate whose rank among N good scores is this one (split conformal rule), rounded up.
+  // The rate whose rank among N good scores is this one (split conformal rule), rounded up by less
+  // than a rank.
   const alpha = 1 - below / (count + 1);
-  const digits = 10 ** (3 - Math.floor(Math.log10(alpha)));
+  const digits = 10 ** Math.max(3 - Math.floor(Math.log10(alpha)), Math.ceil(Math.log10(count + 1)) + 1);
   const rate = Math.ceil(alpha * digits - 1e-9) / digits;
   $("keep").replaceChildren(
-    "Nothing is changed yet. To keep the nearest that a false-alarm rate stands for, ", `${score(state.good[below - 1])} with ${percent(alpha)} of good parts above it: `,
+    "Nothing is changed yet. To keep the nearest that a false-alarm rate stands for, ", `${score(nearest)} with ${percent(alpha)} of good parts above it: `,
     el("code", {}, `padim-edge calibrate ${model} --false-alarm-rate ${rate} --in-place`), " (it is taken while this runs). ",
     ...(below === count ? [`All ${count} good scores lie below: only more good photos (--good) can promise less. `] : []), ...exactly);
 }
@@ -533,6 +627,7 @@ $("back").addEventListener("click", () => {
 const picture = (id, size) => `/api/picture?${new URLSearchParams({ camera: state.camera, event: id, size })}`;
 
 const FEW = 12;
+let looked = null; // the event in the viewer
 
 /** New ones wait while somebody points at the list: nobody teaches the card that moved there. */
 function anomalies(list, now = false) {
@@ -541,6 +636,8 @@ function anomalies(list, now = false) {
   const at = list.findIndex((one) => one.id === newest);
   const waiting = at < 0 ? list.length : at;
   state.anomalies = list;
+  marks();
+  const cards = new Map([...node.children].map((one) => [one.dataset.id, one]));
   const busy = node.children.length && ($("list").matches(":hover") || $("list").contains(document.activeElement) || $("viewer").open);
   $("none").hidden = list.length > 0;
   $("newer").classList.toggle("away", !(busy && !now && waiting));
@@ -549,12 +646,11 @@ function anomalies(list, now = false) {
   const few = state.all ? list : list.slice(0, FEW);
   $("older").hidden = few.length === list.length;
   put($("older"), `Show ${list.length - few.length} older`);
-  const cards = new Map([...node.children].map((one) => [one.dataset.id, one]));
   const wanted = few.map((one) => cards.get(one.id) || card(one));
   const kept = new Set(wanted);
   [...node.children].forEach((one) => kept.has(one) || one.remove());
   wanted.forEach((one, i) => node.children[i] === one || node.insertBefore(one, node.children[i] || null));
-  wanted.forEach((one, i) => mark(one, few[i]));
+  marks();
 }
 
 function card(one) {
@@ -567,28 +663,38 @@ function card(one) {
     from, el("p", { class: "chip" }), el("div", { class: "buttons" }));
 }
 
-const SAID = { good: ["This was good", "learned as good"], bad: ["This was bad", "kept as bad"] };
+const SAID = { good: ["This was good", "learnt as good"], bad: ["This was bad", "kept as bad"] };
 
+/** What was said of an anomaly, and what can be; on its card, and in the viewer. */
 function mark(node, one) {
-  const said = state.marked.get(one.id);
-  put(node.querySelector(".chip"), said ? SAID[said][1] : "");
+  put(node.querySelector(".chip"), one.said ? SAID[one.said][1] : "");
   const buttons = node.querySelector(".buttons");
-  const wanted = state.now.lesson && !said;
-  buttons.hidden = !wanted;
-  if (wanted && !buttons.children.length) {
-    buttons.append(...Object.entries(SAID).map(([what, [text]]) =>
-      el("button", { onclick: () => teach(one.id, what) }, text)));
-  }
+  const wanted = !state.now.lesson ? "" : `${one.said ? "back" : "say"} ${one.id}`;
+  if (buttons.dataset.kind === wanted) return;
+  const had = buttons.contains(document.activeElement);
+  buttons.dataset.kind = wanted;
+  const offered = !wanted ? [] : one.said ? [["take back", "Take back"]] : Object.entries(SAID).map(([what, [text]]) => [what, text]);
+  buttons.replaceChildren(...offered.map(([what, text]) => asks(text, () => teach(one.id, what))));
+  if (had) node.querySelector(".look, #close").focus();
 }
 
 async function teach(event, what) {
-  const node = $("anomalies").querySelector(`[data-id="${CSS.escape(event)}"]`);
-  node.querySelectorAll(".buttons button").forEach((one) => { one.disabled = true; });
-  if (await ask({ do: what, event })) state.marked.set(event, what);
-  node.querySelectorAll(".buttons button").forEach((one) => { one.disabled = false; });
+  put($("refused"), "");
+  if (!await ask({ do: what, event })) {
+    put($("refused"), $("failed").textContent);
+    return;
+  }
   const one = state.anomalies.find((other) => other.id === event);
-  if (one) mark(node, one);
-  if (state.marked.has(event)) node.querySelector(".look").focus();
+  if (!one) return;
+  one.said = what === "take back" ? null : what; // the next part says the same
+  put($("told"), `The anomaly of ${moment(one.time)} is ${one.said ? SAID[one.said][1] : "taken back"}.`);
+  marks();
+}
+
+function marks() {
+  const all = new Map(state.anomalies.map((one) => [one.id, one]));
+  for (const node of $("anomalies").children) if (all.has(node.dataset.id)) mark(node, all.get(node.dataset.id));
+  if (all.has(looked)) mark($("viewer"), all.get(looked));
 }
 
 $("newer").addEventListener("click", () => {
@@ -606,8 +712,6 @@ $("list").addEventListener("focusout", () => setTimeout(() => anomalies(state.an
 
 // -------------------------------------------------------------------------------------- viewer
 
-let looked = null; // the event in the viewer
-
 function look(id) {
   const one = state.anomalies.find((other) => other.id === id);
   if (!one) return;
@@ -615,6 +719,10 @@ function look(id) {
   $("large").src = picture(id, "large");
   $("large").alt = `Anomaly, score ${score(one.score)}`;
   put($("viewed"), `${moment(one.time)} \u00b7 score ${score(one.score)}, threshold ${score(one.threshold)} \u00b7 ${one.name || `frame ${one.sequence}`}`);
+  put($("refused"), "");
+  mark($("viewer"), one);
+  $("previous").disabled = state.anomalies[0] === one;
+  $("next").disabled = state.anomalies.at(-1) === one;
   if (!$("viewer").open) $("viewer").showModal();
 }
 
@@ -633,6 +741,7 @@ $("viewer").addEventListener("keydown", (event) => {
   if (event.key === "ArrowRight") step(1);
 });
 $("viewer").addEventListener("close", () => {
+  anomalies(state.anomalies); // those that waited
   $("anomalies").querySelector(`[data-id="${CSS.escape(looked)}"] .look`)?.focus();
 });
 
@@ -654,15 +763,19 @@ function messages(list) {
   const here = list.filter((one) => !one.camera || one.camera === state.camera);
   $("messages").replaceChildren(...(here.length ? here.map((one) => el("li", {}, el("time", {}, moment(one.time)), one.message ?? one.kind))
     : [el("li", { class: "hint" }, "Nothing yet.")]));
-  const last = here.find((one) => one.kind === "drift" || one.kind === "model");
-  $("drift").hidden = last?.kind !== "drift";
-  put($("drift"), last?.kind === "drift" ? `${moment(last.time)}: ${last.message}` : "");
+}
+
+/** What drifts now, until it has ended. */
+function drifts(list) {
+  $("drift").hidden = !list.length;
+  if ([...$("drift").children].map((one) => one.textContent).join("\n") !== list.join("\n"))
+    $("drift").replaceChildren(...list.map((one) => el("p", {}, one)));
 }
 
 // --------------------------------------------------------------------------------------- begin
 
 document.addEventListener("visibilitychange", () => {
-  if (document.hidden) running?.abort();
+  if (document.hidden) running?.end();
   else watch();
 });
 watch();

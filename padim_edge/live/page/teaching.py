@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
+
+from padim_edge.detect.calibration import Row
 
 
 @dataclass(frozen=True)
@@ -13,7 +16,7 @@ class Version:
     Attributes:
         name: by which it is rolled back to.
         time: seconds since 1970 at which it was made.
-        note: what made it: "fit on 40 parts", "1 part was good".
+        note: what made it: "fit on 40 parts", "part 41 was good (score 12.31)".
         is_current: it judges now.
     """
 
@@ -41,6 +44,9 @@ class Lesson:
         doing: what is being done now, in words; "" if nothing.
         failed: why the last thing that was asked for was not done; "" if it was.
         undoable: what `Teaching.undo` would take back, in words; "" if nothing.
+        step: by which `Teaching.undo` knows that it is what was looked at.
+        bad: parts that were said to be bad, and are kept.
+        said: "good" or "bad", by the event of which it was said and holds now.
         versions: that were kept, newest first.
     """
 
@@ -55,6 +61,9 @@ class Lesson:
     doing: str = ""
     failed: str = ""
     undoable: str = ""
+    step: int = 0
+    bad: int = 0
+    said: Mapping[str, str] = field(default_factory=dict)
     versions: tuple[Version, ...] = field(default=())
 
 
@@ -81,11 +90,17 @@ class Teaching(Protocol):
     def was_bad(self, event: str) -> None:
         """The part of this event was bad: keep it for calibration."""
 
+    def take_back(self, event: str) -> None:
+        """What was said of this event was wrong: learn or keep its part no longer."""
+
+    def recall(self) -> Sequence[Row]:
+        """Which share of the bad parts is found, by false-alarm rate."""
+
     def leave_out(self, part: str) -> None:
         """Take a part, by its number, out of those of the next fit."""
 
-    def undo(self) -> None:
-        """Take back what was taught last."""
+    def undo(self, step: int | None = None) -> None:
+        """Take back what was taught last, if that is still the one of `Lesson.step`."""
 
     def roll_back(self, version: str) -> None:
         """Let a kept version judge again."""
