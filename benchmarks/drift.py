@@ -5,7 +5,7 @@ What comes after is of the same kind, so nothing may be said, but for a share al
 Then each change is made to what comes after, from the tenth photo on, and the photos are counted
 until it is said; and the false alarms until then.
 
-    python benchmarks/drift.py embedding.onnx DATASET --fit 60 --draws 20 --alpha 0.05
+    python benchmarks/drift.py embedding.onnx DATASET --fit 60 --after 60 --draws 20 --alpha 0.05
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("embedding", type=Path)
     parser.add_argument("data", type=Path, help="with train/good")
     parser.add_argument("--fit", type=int, default=60, help="photos of a fit")
+    parser.add_argument("--after", type=int, help="photos that come after it; all the rest if not")
     parser.add_argument("--draws", type=int, default=20)
     parser.add_argument("--alpha", type=float, default=0.05)
     parser.add_argument("--threads", type=int, default=0)
@@ -58,12 +59,13 @@ def main() -> None:
         name: {path: whole(change(image)) for path, image in images.items()}
         for name, change in CHANGES.items()
     }
+    used = len(photos) if options.after is None else options.fit + options.after
     first: dict[tuple[str, str], list[int]] = {}
     alarms: dict[str, list[float]] = {}
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(options.draws):
-            order = [photos[place] for place in rng.permutation(len(photos))]
+            order = [photos[place] for place in rng.permutation(len(photos))[:used]]
             file = Path(folder) / "padim.onnx"
             fit_detector(
                 embedding, order[: options.fit], file, Settings(whole), threads=options.threads
@@ -85,7 +87,7 @@ def main() -> None:
                     alarms.setdefault(name, []).append(float(np.mean(anomalous[CLEAN:])))
     print(
         f"{options.data.name}: {options.draws} draws, {options.fit} photos of a fit, "
-        f"{len(photos) - options.fit} after it, alpha {options.alpha:g} of all numbers together"
+        f"{used - options.fit} after it, alpha {options.alpha:g} of all numbers together"
     )
     print(f"{'change':<26}{'alarms':>8}  {'said by scores':<28}said by the images")
     for name in CHANGES:

@@ -37,11 +37,23 @@ What it rests on, and how far that holds:
 - Of a frame that is an alarm the score is not used: it may be a defect. The scores of accepted ones
   are those of the photos *below the threshold*: given that the threshold is the k-th smallest of
   independent draws, the k - 1 below it are draws from what is accepted.
+
+A scene that stands still gives no draws, and where a line waits its light may change all the same.
+But one scene can be held against itself: what moves its numbers is the light, the lens or the
+camera, not another part. So there is a second rule, without a rate. The first `LOOKS` values of a
+scene are what it was. Drift is said when all of the newest `LOOKS` lie beyond all of those by more
+than the photos' last value on that side lies from their median: parts that change as the scene has
+would look like none of the photos. And by more than the first differ among themselves, as where a
+lamp flickers. That is said once; it ends when so many in a row are less than half as far out, or as
+the drift of parts does. No chance value can bring it about, sixteen in a row must lie so; values
+that only change places would do so, however little beyond, in one of C(16, 8) = 12870 orders.
+What changes together with the scene is not told by this, but by the next parts.
 """
 
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import math
 import time
 from collections import deque
@@ -54,7 +66,7 @@ from numpy.typing import NDArray
 
 from padim_edge.detect.detector import Result
 from padim_edge.errors import ImageError, PadimEdgeError
-from padim_edge.fit.copies import STILL, small
+from padim_edge.fit.copies import GRID, STILL, small
 from padim_edge.images.appearance import Appearance
 from padim_edge.model.metadata import DetectorInfo
 
@@ -77,6 +89,15 @@ RECENT = 16
 
 ENDED = 1.5
 """Standard deviations of the rank sum within which recent values are like those of the photos."""
+
+LOOKS = 8
+"""Values of a scene that it was known by, and that it is known by now."""
+
+SAME = 0.3 * (3 * GRID**2) ** 0.5
+"""Small pictures this close are of one scene in whatever light: at half or one and a half times the
+brightness, or with red at .85, a bottle or a hazelnut lies within .25 of itself; with a camera's
+noise alone within .01 (`padim_edge.fit.copies.STILL`). Different bottles do as well: then the scene
+is the line, to which the same rule applies."""
 
 SCORE = "score"
 KINDS = {
@@ -153,6 +174,7 @@ class Change:
         since: seconds since 1970 at which it seems to have begun.
         usual: lowest, median and highest value of the fit's photos.
         now: median of the newest values.
+        before: median of the same scene before it changed; None where it is told by the parts.
     """
 
     statistic: str
@@ -160,14 +182,20 @@ class Change:
     since: float
     usual: tuple[float, float, float]
     now: float
+    before: float | None = None
 
     def __str__(self) -> str:
         low, median, high = self.usual
         clock = time.strftime("%H:%M:%S", time.localtime(self.since))
-        what = f"{self.statistic} {self.now:.4g}, in the photos {low:.4g} to {high:.4g}"
-        if not self.begins:
-            return f"{self.statistic} is as in the photos again: {what} (median {median:.4g})"
-        return f"{KINDS[self.statistic]}: {what} (median {median:.4g}), since {clock}"
+        now = f"{self.statistic} {self.now:.4g}"
+        photos = f"in the photos {low:.4g} to {high:.4g} (median {median:.4g})"
+        if self.before is not None:
+            now += f", in this scene before {self.before:.4g}"
+            if not self.begins:
+                return f"{self.statistic} is as it was in this scene again: {now}"
+        elif not self.begins:
+            return f"{self.statistic} is as in the photos again: {now}, {photos}"
+        return f"{KINDS[self.statistic]}: {now}, {photos}, since {clock}"
 
     def fields(self) -> dict[str, Any]:
         """What an event has beside the message."""
@@ -177,7 +205,49 @@ class Change:
             "since": self.since,
             "usual": list(self.usual),
             "now": self.now,
+            "before": self.before,
         }
+
+
+BEYOND, BACK = "beyond", "back"
+
+
+class _Scene:
+    """One number of one scene: where it was, where it is, and whether that is far from there."""
+
+    def __init__(self, usual: NDArray[np.float64]) -> None:
+        middle = float(np.median(usual))
+        self._room = middle - float(usual[0]), float(usual[-1]) - middle
+        self._first: list[float] = []
+        self._newest: deque[tuple[float, float]] = deque(maxlen=LOOKS)
+
+    def add(self, value: float, when: float) -> str:
+        """`BEYOND`, `BACK`, or "" in between, and as long as too little is known."""
+        if len(self._first) < LOOKS:
+            self._first.append(value)
+            return ""
+        self._newest.append((value, when))
+        if len(self._newest) < LOOKS:
+            return ""
+        low, high = min(self._first), max(self._first)
+        below, above = (max(room, high - low) for room in self._room)
+        values = [value for value, _ in self._newest]
+        if max(values) < low - below or min(values) > high + above:
+            return BEYOND
+        is_back = min(values) >= low - below / 2 and max(values) <= high + above / 2
+        return BACK if is_back else ""
+
+    @property
+    def before(self) -> float:
+        return float(np.median(self._first))
+
+    @property
+    def now(self) -> float:
+        return float(np.median([value for value, _ in self._newest]))
+
+    @property
+    def since(self) -> float:
+        return self._newest[0][1]
 
 
 class _Watched:
@@ -188,12 +258,33 @@ class _Watched:
         self._usual = np.sort(np.asarray(usual, np.float64))
         self._limit = 1 / alpha
         self._recent: deque[float] = deque(maxlen=RECENT)
+        self._scene = _Scene(self._usual)
         self._restart()
 
     def _restart(self) -> None:
         self._test = Test(self._usual.tolist())
         self.since: float | None = None
         self._after = 0
+        self._by_scene = False  # that drift was said
+
+    def look(self, value: float, when: float, is_same: bool) -> Change | None:
+        """Take a value of a scene, which is the same as that before or another."""
+        if not is_same:
+            self._scene = _Scene(self._usual)
+        moved = self._scene.add(value, when)
+        if self.since is None and moved == BEYOND:
+            self.since, self._by_scene = self._scene.since, True
+            return self._of_scene(True, self.since)
+        if self.since is not None and self._by_scene and moved == BACK:
+            change = self._of_scene(False, self.since)
+            self._restart()
+            return change
+        return None
+
+    def _of_scene(self, begins: bool, since: float) -> Change:
+        return dataclasses.replace(
+            self._change(begins, since), now=self._scene.now, before=self._scene.before
+        )
 
     def add(self, value: float, when: float) -> Change | None:
         self._recent.append(value)
@@ -213,7 +304,7 @@ class _Watched:
         usual = self._usual
         spread = float(usual[0]), float(np.median(usual)), float(usual[-1])
         # Of what came since alone: the median of more would be that of before for a while.
-        newest = list(self._recent)[-RECENT // 2 :]
+        newest = list(self._recent)[-RECENT // 2 :] or [math.nan]  # of a scene there may be none
         return Change(self.name, begins, since, spread, float(np.median(newest)))
 
     def _is_usual(self) -> bool:
@@ -261,7 +352,12 @@ class Drift:
         }
 
     def __call__(
-        self, result: Result | None, image: NDArray[np.uint8], when: float
+        self,
+        result: Result | None,
+        image: NDArray[np.uint8],
+        when: float,
+        is_new: bool = True,
+        is_same: bool = False,
     ) -> list[Change]:
         """Take a frame.
 
@@ -269,21 +365,46 @@ class Drift:
             result: what the detector says; None if it has not judged it.
             image: what it was given, uint8 [H, W, 3].
             when: seconds since 1970.
+            is_new: it shows something else than the one before, and so is a draw.
+            is_same: it is of one scene with it, in whatever light.
         """
         values: dict[str, float] = self._appearance(image) if self._appearance else {}
+        values = {name: value for name, value in values.items() if math.isfinite(value)}
+        found = [
+            self._watched[name].look(value, when, is_same)
+            for name, value in values.items()
+            if name in self._watched
+        ]
+        if not is_new:
+            return [change for change in found if change is not None]
         if result is not None and not result.is_anomalous:
             values[SCORE] = result.score
-        changes = (
+        found += [
             self._watched[name].add(value, when)
             for name, value in values.items()
             if name in self._watched and math.isfinite(value)
-        )
-        return [change for change in changes if change is not None]
+        ]
+        return [change for change in found if change is not None]
 
     @property
     def drifting(self) -> Mapping[str, float]:
         """What drifts now, and since when."""
         return {name: one.since for name, one in self._watched.items() if one.since is not None}
+
+
+@dataclass(frozen=True, eq=False)
+class _Last:
+    """What was looked at last of a camera.
+
+    Attributes:
+        when: seconds since 1970.
+        draw: the small picture of the last frame that was a draw.
+        scene: that of the first of its scene.
+    """
+
+    when: float
+    draw: NDArray[np.float32]
+    scene: NDArray[np.float32]
 
 
 class DriftWatch:
@@ -310,7 +431,7 @@ class DriftWatch:
         self._info: DetectorInfo | None = None
         self._threshold: float | None = None
         self._drifts: dict[str, Drift] = {}
-        self._last: dict[str, tuple[float, NDArray[np.float32]]] = {}
+        self._last: dict[str, _Last] = {}
 
     def __call__(self, seen: Seen) -> None:
         """Look at a frame, if it is time; some 0.3 ms then, beside that of preparing it again."""
@@ -324,26 +445,38 @@ class DriftWatch:
             return
         if info is not self._info or result.threshold != self._threshold:
             self._info, self._threshold = info, result.threshold
-            self._drifts.clear()
+            self._begin_anew()
         when = seen.captured.time
         last = self._last.get(seen.camera)
-        if last is not None and 0 <= when - last[0] < self._every:
+        if last is not None and 0 <= when - last.when < self._every:
             return
         try:
             image = info.preprocess(picture)
         except PadimEdgeError:  # a file that has gone meanwhile, a frame in a GPU
             return
         looks = small(image)
-        if last is not None and np.linalg.norm(looks - last[1]) < STILL:
-            return
-        self._last[seen.camera] = when, looks
+        is_new = last is None or np.linalg.norm(looks - last.draw) >= STILL
+        is_same = last is not None and bool(np.linalg.norm(looks - last.scene) < SAME)
+        self._last[seen.camera] = _Last(
+            when,
+            looks if is_new or last is None else last.draw,
+            last.scene if is_same and last is not None else looks,
+        )
         drift = self._drifts.get(seen.camera)
         if drift is None:
             drift = self._drifts[seen.camera] = Drift(info, self._alpha, result.threshold)
             for note in drift.notes:
                 self._say("drift", seen.camera, note)
-        for change in drift(result, image, when):
+        for change in drift(result, image, when, bool(is_new), is_same):
             self._say("drift", seen.camera, str(change), **change.fields())
+
+    def _begin_anew(self) -> None:
+        """Another detector judges: what drifted by the one before is over, and that is said."""
+        for camera, drift in self._drifts.items():
+            for name in drift.drifting:
+                message = f"{name}: another detector judges, whose photos it is held against now"
+                self._say("drift", camera, message, statistic=name, begins=False)
+        self._drifts.clear()
 
     def drifting(self, camera: str) -> Mapping[str, float]:
         """What drifts now of a camera, and since when."""

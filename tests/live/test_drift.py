@@ -11,7 +11,7 @@ from lessons import captured, opened
 from PIL import Image, ImageFilter
 
 from padim_edge.live.board import Seen
-from padim_edge.live.drift import BETS, RECENT, Drift, DriftWatch, Test
+from padim_edge.live.drift import BETS, BEYOND, RECENT, Drift, DriftWatch, Test, _Scene
 from padim_edge.live.event import Event
 from padim_edge.live.swap import ModelSlot
 from padim_edge.model.file import read
@@ -214,6 +214,137 @@ def test_a_watch_is_told_of_it_and_looks_at_one_frame_a_part(model_file, picture
         assert watch.drifting("left") == {}
     finally:
         slot.close()
+
+
+class Still:
+    """A camera that sees one scene, and what is said of it."""
+
+    def __init__(self, model_file, scene, seed=4):
+        self.slot = ModelSlot(opened, model_file)
+        self.said = []
+        self.watch = DriftWatch(
+            self.slot, lambda *words, **fields: self.said.append((words, fields))
+        )
+        self.scene, self.rng, self.looks = np.asarray(scene, float), np.random.default_rng(seed), 0
+        with self.slot.using() as detector:
+            self.result = detector(np.asarray(scene, np.uint8))
+
+    def see(self, count, change=lambda image, _: image):
+        """Frames two seconds apart, with a camera's noise."""
+        for _ in range(count):
+            image = change(self.scene, self.rng) + self.rng.normal(0, 0.3, self.scene.shape)
+            frame = np.clip(image, 0, 255).astype(np.uint8)
+            one = dataclasses.replace(captured(frame), time=1000 + 2.0 * self.looks)
+            self.looks += 1
+            self.watch(Seen("left", one, self.result, Event("1", {}), 0.0))
+
+    def of(self, statistic):
+        return [(words[2], f) for words, f in self.said if f["statistic"] == statistic]
+
+
+@pytest.fixture
+def still(model_file):
+    made = []
+
+    def still(scene):
+        made.append(Still(model_file, scene))
+        return made[-1]
+
+    yield still
+    for one in made:
+        one.slot.close()
+
+
+@pytest.fixture
+def scene():
+    """A part that waits: much darker and lighter than noise, and finely drawn."""
+    y, x = np.mgrid[:96, :96]
+    part = 40 + 110 * ((x - 50) ** 2 + (y - 44) ** 2 < 900) + 30 * np.sin(x) * np.sin(y)
+    return (part[..., None] * [1, 0.9, 0.8]).astype(np.uint8)
+
+
+@pytest.mark.parametrize("factor", [0.6, 1.25])
+def test_the_light_of_a_scene_that_stands_still_is_looked_at(factor, still, scene):
+    one = still(scene)
+    one.see(200)
+    assert one.said == []
+    one.see(40, lambda image, _: factor * image)
+    ((words, fields),) = one.of("brightness")
+    assert words.startswith("the light has changed: brightness")
+    assert "in this scene before" in words
+    assert fields["begins"]
+    assert fields["now"] == pytest.approx(factor * fields["before"], rel=0.05)
+    assert 1000 + 2 * 199 <= fields["since"] <= 1000 + 2 * 202
+    assert "brightness" in one.watch.drifting("left")
+    # Half of the way back is not the end of it, and nothing is said twice.
+    one.see(40, lambda image, _: (1 + 0.7 * (factor - 1)) * image)
+    one.see(40, lambda image, _: factor * image)
+    assert len(one.of("brightness")) == 1
+    one.see(40)
+    (_, (words, fields)) = one.of("brightness")
+    assert not fields["begins"]
+    assert words.startswith("brightness is as it was in this scene again")
+    assert one.watch.drifting("left") == {}
+
+
+def test_in_a_still_scene_a_lens_that_is_touched_is_told_from_the_light(still, scene):
+    one = still(scene)
+    one.see(30)
+    one.see(30, lambda image, _: blurred(image.astype(np.uint8)).astype(float))
+    assert one.of("sharpness")[0][0].startswith("the focus has changed: sharpness")
+    assert one.of("brightness") == []
+
+
+def flickering(image, rng):
+    """A short exposure beside a lamp of 50 Hz."""
+    return image * (1 + 0.08 * np.sin(rng.uniform(0, 2 * np.pi)))
+
+
+@pytest.mark.parametrize("change", [lambda image, _: image, flickering])
+def test_noise_flicker_and_a_place_without_a_part_are_no_change(change, info, still, scene):
+    one = still(scene)
+    brightness = dict(info.appearance)["brightness"]
+    assert scene.mean() < 0.7 * min(brightness)  # it looks like no photo, from the beginning
+    one.see(400, change)
+    assert one.said == []
+
+
+def test_parts_that_go_by_are_no_change_of_a_scene():
+    """Though they are so alike that they are taken for one scene."""
+    rng = np.random.default_rng(11)
+    usual = np.sort(rng.normal(size=30))
+    scene = _Scene(usual)
+    assert all(scene.add(value, 0.0) != BEYOND for value in rng.normal(size=100_000))
+
+
+def test_another_scene_is_held_against_itself_and_drift_ends_with_the_parts(still, scene, pictures):
+    one = still(scene)
+    one.see(20)
+    one.scene = 255.0 - scene  # brighter, and another one
+    one.see(40)
+    assert one.of("brightness") == []
+    one.see(20, lambda image, _: 0.6 * image)
+    assert len(one.of("brightness")) == 1
+    for frame in pictures(4 * RECENT):
+        one.scene = frame.astype(float)
+        one.see(1)
+    (_, (words, fields)) = one.of("brightness")
+    assert not fields["begins"]
+    assert words.startswith("brightness is as in the photos again")
+
+
+def test_another_detector_ends_what_was_said(still, scene, model_file):
+    one = still(scene)
+    one.see(20)
+    one.see(20, lambda image, _: 0.6 * image)
+    begun = {fields["statistic"] for _, fields in one.said}
+    assert "brightness" in begun
+    one.slot.swap(model_file)
+    one.see(1)
+    ended = [fields for words, fields in one.said if "another detector judges" in words[2]]
+    assert {fields["statistic"] for fields in ended} == begun
+    assert not any(fields["begins"] for fields in ended)
+    assert one.watch.drifting("left") == {}
 
 
 def test_a_file_that_knows_nothing_is_named_once(model_file, info, pictures):
