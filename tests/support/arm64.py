@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wrong: list[str] = []
     try:
         require(unshare="util-linux", chroot="coreutils")
-        with locked(), emulated() as emulator, tempfile.TemporaryDirectory() as name:
+        with locked("arm64"), emulated() as emulator, tempfile.TemporaryDirectory() as name:
             say(f"{platform.machine()}, Python {platform.python_version()}; emulator: {emulator}")
             wheel = built(Path(name))
             here = Here(Path(name) / "here")

@@ -67,14 +67,14 @@ def require(**packages: str) -> None:
 
 
 @contextlib.contextmanager
-def locked() -> Iterator[None]:
-    """One run at a time uses the roots."""
+def locked(name: str) -> Iterator[None]:
+    """One run of a name at a time."""
     CACHE.mkdir(parents=True, exist_ok=True)
-    with (CACHE / "lock").open("w") as lock:
+    with (CACHE / f"{name}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise LackingError(f"another run uses {CACHE}: wait until it has ended") from None
+            raise LackingError(f"another run of {name} is under way: wait until it ends") from None
         yield
 
 
@@ -83,7 +83,7 @@ def made(suite: str, architecture: str, *packages: str) -> Path:
     folder = CACHE / "-".join((suite, architecture, *packages))
     if not folder.exists():
         require(debootstrap="debootstrap")
-        unfinished = CACHE / "unfinished"
+        unfinished = CACHE / f"unfinished-{folder.name}"
         shutil.rmtree(unfinished, ignore_errors=True)
         print(f"debootstrap of {suite} for {architecture}, once, into {folder}", flush=True)
         included = ",".join(("ca-certificates", *packages))
