@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from padim_edge.detect.calibration import NO_PHOTOS, Photos, Row, recalibrate
-from padim_edge.detect.detector import Detector
 from padim_edge.errors import ImageError, PadimEdgeError, UsageError, first_line
 from padim_edge.fit.copies import STILL, group_near, small
 from padim_edge.fit.features import STORE_IN_MEMORY, Backbone, Features
@@ -506,7 +505,7 @@ class Teacher:
                     f"{'a' if state.version else 'no'} detector and {len(state.bad)} bad parts"
                 )
             path = self.versions.model(state.version)
-            with Detector(path, "ort", self._threads) as detector:
+            with self._slot.opener(path) as detector:  # by the engine that judges
                 images = (self._stored(number).image[None] for number in state.bad)
                 scores = np.array([detector.judge(image)[0].score for image in images])
             bad = Photos(scores, np.empty(0), (), (), 0)

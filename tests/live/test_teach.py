@@ -290,7 +290,10 @@ def test_bad_parts_set_nothing_and_tell_the_recall(embedding_file, good, bad, tm
             teacher(frame)
             teacher.was_bad(frame.event.id)
         found = sum(frame.outcome.is_anomalous for frame in frames)
+        opener, asked = slot.opener, []
+        slot.opener = lambda path: asked.append(path) or opener(path)
         rows = teacher.recall()
+        assert asked == [slot.path]  # judged by what the watch judges with
         assert rows[0].recall == pytest.approx(found / 3)
         assert rows[0].false_alarm_rate == pytest.approx(1 / 13)
         with pytest.raises(UsageError, match="kept as bad already"):
