@@ -20,7 +20,7 @@ test: lint parts              ## everything that CI runs
 # Playwright's own Chromium cannot be had from a registry of packages; the others are no Python's.
 PARTS := chromium mosquitto postgresql ffmpeg gstreamer1.0-tools gstreamer1.0-plugins-base \
   gstreamer1.0-plugins-good gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly python3-gi \
-  gir1.2-gst-rtsp-server-1.0 aravis-tools
+  gir1.2-gst-rtsp-server-1.0 aravis-tools g++ cmake libturbojpeg0-dev libpng-dev
 
 parts:                        ## programs that tests need, by apt-get where that may be; without, they skip
 	@command -v dpkg-query >/dev/null || { echo "no Debian here: get yourself $(PARTS)"; exit 0; }; \
@@ -77,7 +77,7 @@ bench-curves: $(VENV)/.ready  ## latency, size, time and memory over everything 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e ".[cpu,openvino,export,demo,eval,live,plc,postgres,ray,serve,dev,docs]"
+	$(BIN)/python -m pip install --quiet -e ".[cpu,openvino,export,demo,eval,live,plc,postgres,ray,serve,stores,dev,docs]"
 	touch $@
 
 clean:                        ## remove what the targets above have made

@@ -41,6 +41,7 @@ SLOW = (
     "runtime/nvidia/test_trt.py",
     "runtime/test_float16.py",
     "runtime/test_openvino.py",
+    "scale/",
     "serve/test_judge.py",
     "serve/test_life.py",
     "serve/test_load.py",
@@ -278,7 +279,7 @@ def report(model_file: Path) -> Report:
     from padim_edge.measure.bench import run_benchmark
     from padim_edge.measure.camera import Camera
 
-    return run_benchmark(model_file, ["ort"], (1, 4), 1, calls=10, cameras=(Camera(120, 90),))
+    return run_benchmark([model_file], ["ort"], (1, 4), 1, calls=10, cameras=(Camera(120, 90),))
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ from padim_edge.cli.options import (
     EngineName,
     MaskDirs,
     NormalDirs,
+    OnRay,
+    RayAddress,
     ReportFile,
     Strict,
     Threads,
@@ -23,6 +25,7 @@ from padim_edge.cli.options import (
 )
 from padim_edge.cli.output import (
     Skipped,
+    open_cluster,
     open_detector,
     progress_bars,
     say,
@@ -34,9 +37,10 @@ from padim_edge.cli.output import (
 from padim_edge.errors import PadimEdgeError, UsageError, listed
 
 if TYPE_CHECKING:
-    from padim_edge.detect.categories import Results
+    from padim_edge.detect.categories import AtOnce, Results
     from padim_edge.detect.metrics import Metrics
     from padim_edge.images.dataset import Folders
+    from padim_edge.scale.cluster import Cluster
 
 
 @command("eval", "padim-edge eval padim.onnx mvtec/bottle --json bottle.json")
@@ -48,10 +52,11 @@ def evaluate(
             "NAME.onnx for each."
         ),
     ],
-    dataset: Annotated[
-        Path,
+    data: Annotated[
+        str,
         typer.Argument(
-            help="Data set with test/ and ground_truth/; or a folder with one for each category."
+            metavar="DATASET",
+            help="Data set with test/ and ground_truth/; or a folder with one for each category.",
         ),
     ],
     normal_dir: NormalDirs = None,
@@ -82,15 +87,16 @@ def evaluate(
     batch: Annotated[int, typer.Option("--batch", min=1, help="Images per run of the engine.")] = 8,
     strict: Strict = False,
     threads: Threads = 0,
+    ray: OnRay = False,
+    ray_address: RayAddress = None,
 ) -> None:
     """Measure a detector on images with known defects: AUROC, PRO, F1, false alarms."""
     from padim_edge.detect.report.page import check_place
     from padim_edge.files import check_distinct
+    from padim_edge.images.stored_path import as_path
 
+    dataset = as_path(data)
     folders = folders_of(normal_dir, abnormal_dir, mask_dir)
-
-    def measured(model: Path, dataset: Path) -> Metrics:
-        return _measured(model, dataset, folders, engine, report, threshold, batch, strict, threads)
 
     if fit_from and model.exists() and not model.is_dir():
         raise UsageError(f"--fit-from is of several categories: {model} is a file, give a folder")
@@ -107,15 +113,28 @@ def evaluate(
         from padim_edge.runtime.engines import check_name
 
         check_name(engine)  # now, not for each
-        fit = functools.partial(_fit, fit_from, folders, strict, threads) if fit_from else None
-        results = evaluate_categories(model, dataset, measured, fit, json_file, resume, say)
+        with open_cluster(ray, ray_address) as cluster:
+            # In a cluster a category has a worker to itself.
+            own = threads or 1 if cluster else threads
+            measured = functools.partial(
+                _measured, folders=folders, engine=engine, report=None, threshold=None,
+                batch=batch, strict=strict, threads=own, cluster=None,
+            )  # fmt: skip
+            fit = functools.partial(_fit, fit_from, folders, strict, own) if fit_from else None
+            results = evaluate_categories(
+                model, dataset, measured, fit, json_file, resume, say,
+                _at_once(cluster, engine, threads),
+            )  # fmt: skip
         _print_categories(results)
         return
     if resume:
         raise UsageError("--resume is of several categories: give a folder with NAME.onnx for each")
     check_place(report)
     check_distinct(model=model, json=json_file, report=report)
-    metrics = measured(model, dataset)
+    with open_cluster(ray, ray_address) as cluster:
+        metrics = _measured(
+            model, dataset, folders, engine, report, threshold, batch, strict, threads, cluster
+        )
     _print(metrics)
     if json_file:
         write_json(json_file, metrics.to_json())
@@ -131,6 +150,7 @@ def _measured(
     batch: int,
     strict: bool,
     threads: int,
+    cluster: Cluster | None,
 ) -> Metrics:
     """The metrics of a detector; says what the user should know of the images, writes the page."""
     from padim_edge.detect.evaluation import judge_samples
@@ -149,9 +169,17 @@ def _measured(
         page_file = stack.enter_context(atomic_write(report)) if report else None
         detector = stack.enter_context(open_detector(model, engine, threads, threshold))
         progress = stack.enter_context(progress_bars())
+        verdicts = None
+        if cluster:
+            from padim_edge.scale.judging import judge_on
+
+            paths = [sample.path for sample in samples]
+            told = judge_on(cluster, model, paths, batch, engine, threads, threshold)
+            verdicts = (verdict for verdict, _ in told)
         judged = judge_samples(
-            detector, samples, batch, skipped, progress, lambda text: say(f"warning: {text}")
-        )
+            detector, samples, batch, skipped, progress, lambda text: say(f"warning: {text}"),
+            verdicts,
+        )  # fmt: skip
         metrics = judged.metrics()
         if page_file:
             name, unread = dataset.resolve().name, skipped.lines()
@@ -166,6 +194,17 @@ def _measured(
     skipped.summary()
     heads.summary()
     return metrics
+
+
+def _at_once(cluster: Cluster | None, engine: str, threads: int) -> AtOnce:
+    """What does the work of several categories: this process, or a cluster."""
+    if cluster is None:
+        from padim_edge.detect.categories import one_by_one
+
+        return one_by_one
+    from padim_edge.scale.categories import spread_out
+
+    return functools.partial(spread_out, cluster, engine, threads, say)
 
 
 def _print(metrics: Metrics) -> None:

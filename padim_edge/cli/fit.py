@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +18,8 @@ from padim_edge.cli.options import (
     FalseAlarmRate,
     MaskDirs,
     NormalDirs,
+    OnRay,
+    RayAddress,
     ReportFile,
     Resize,
     Strict,
@@ -27,6 +30,7 @@ from padim_edge.cli.options import (
 from padim_edge.cli.output import (
     Skipped,
     good_images,
+    open_cluster,
     print_threshold,
     progress_bars,
     say,
@@ -38,7 +42,9 @@ from padim_edge.cli.output import (
 from padim_edge.errors import PadimEdgeError, UsageError, listed
 
 if TYPE_CHECKING:
+    from padim_edge.fit.features import Extract
     from padim_edge.fit.fit import Fitted
+    from padim_edge.scale.cluster import Cluster
 
 
 @command("fit", "padim-edge fit embedding.onnx photos/ --false-alarm-rate 0.05 -o padim.onnx")
@@ -193,6 +199,8 @@ def fit(
         ),
     ] = "auto",
     threads: Threads = 0,
+    ray: OnRay = False,
+    ray_address: RayAddress = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="File to write.")] = Path(
         "padim.onnx"
     ),
@@ -249,6 +257,7 @@ def fit(
     skipped = Skipped(strict)
     with contextlib.ExitStack() as stack:
         page_file = stack.enter_context(atomic_write(report)) if report else None
+        cluster = stack.enter_context(open_cluster(ray, ray_address))
         progress = stack.enter_context(progress_bars())
         if precision:
             from padim_edge.fit.quantised import quantise_embedding
@@ -272,6 +281,7 @@ def fit(
             threads=threads,
             on_error=skipped,
             progress=progress,
+            extract=extract_on(cluster),
         )
         if page_file:
             title = Path(images[0]).resolve().name if len(images) == 1 else f"{len(paths)} photos"
@@ -283,6 +293,17 @@ def fit(
     if precision:
         typer.echo(f"int8: {made.described()}")
     _print_fit(output, done)
+
+
+def extract_on(cluster: Cluster | None) -> Extract:
+    """What runs photos through the backbone: this process, or a cluster."""
+    if cluster is None:
+        from padim_edge.fit.features import extract
+
+        return extract
+    from padim_edge.scale.features import extract as spread
+
+    return functools.partial(spread, cluster)
 
 
 def say_fitted(done: Fitted, default_rate: bool) -> None:

@@ -86,6 +86,23 @@ FalseAlarmRate = Annotated[
 
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first unreadable image.")]
 
+OnRay = Annotated[
+    bool,
+    typer.Option(
+        "--ray",
+        help="Spread the work over a Ray cluster: the one of --ray-address or RAY_ADDRESS, else "
+        "one that is started on this machine. Never faster on one machine.",
+    ),
+]
+
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray-address",
+        help="HOST:PORT of a running Ray cluster, ray://HOST:PORT, or auto; implies --ray.",
+    ),
+]
+
 
 def folders_of(
     normal: list[str] | None,

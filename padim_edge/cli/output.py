@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from padim_edge.detect.detector import Detector
     from padim_edge.images.dataset import Folders
     from padim_edge.model.metadata import DetectorInfo
+    from padim_edge.scale.cluster import Cluster
 
 
 def say(text: str) -> None:
@@ -80,6 +81,19 @@ def open_detector(
         say_skipped(detector.skipped, detector.engine.name)
         say_if_float32(detector.engine.name, detector.backbone_info.precision)
         yield detector
+
+
+@contextlib.contextmanager
+def open_cluster(wanted: bool, address: str | None) -> Iterator[Cluster | None]:
+    """A Ray cluster, if --ray or --ray-address asks for one; which it is, is said."""
+    if not wanted and address is None:
+        yield None
+        return
+    from padim_edge.scale.cluster import connected
+
+    with connected(address) as cluster:
+        say(str(cluster))
+        yield cluster
 
 
 def say_skipped(reasons: Sequence[str], chosen: str) -> None:

@@ -16,12 +16,14 @@ from padim_edge.cli.command import ANOMALIES, command
 from padim_edge.cli.options import (
     EngineName,
     ModelFile,
+    OnRay,
+    RayAddress,
     ReportFile,
     Strict,
     Threads,
     Threshold,
 )
-from padim_edge.cli.output import Skipped, open_detector, say, visible
+from padim_edge.cli.output import Skipped, open_cluster, open_detector, say, visible
 from padim_edge.errors import PadimEdgeError, UsageError
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from padim_edge.detect.judging import Verdict
     from padim_edge.detect.line_file import LineFile
     from padim_edge.detect.overlay_folder import OverlayFolder
+    from padim_edge.images.decode import Head
     from padim_edge.images.find import Found
 
 
@@ -74,16 +77,16 @@ def run(
     batch: Annotated[int, typer.Option("--batch", min=1, help="Images per run of the engine.")] = 8,
     strict: Strict = False,
     threads: Threads = 0,
+    ray: OnRay = False,
+    ray_address: RayAddress = None,
 ) -> None:
     """Judge images: score, threshold, decision, and percentile among good images."""
     from padim_edge.detect.heads import Heads
-    from padim_edge.detect.judging import judge
     from padim_edge.detect.overlay_folder import OverlayFolder
     from padim_edge.detect.report.judged import JudgedReport
     from padim_edge.detect.report.page import check_place, page
     from padim_edge.errors import ImageError
     from padim_edge.files import atomic_write, check_distinct
-    from padim_edge.images.frames import files
 
     found = _found(sources or [], files_from)
     on_stdout = jsonl is not None and str(jsonl) == "-"
@@ -101,6 +104,7 @@ def run(
         detector = stack.enter_context(open_detector(model, engine, threads, threshold))
         if lines:
             _check_same(detector, lines)
+        cluster = stack.enter_context(open_cluster(ray, ray_address))
         paths = _left(found.images, lines)
         heads = Heads(detector.detector_info, say)
         overlays = (
@@ -111,10 +115,17 @@ def run(
             tally.add(record)
         if not on_stdout:
             typer.echo(f"{'score':>10}  {'threshold':>10}  {'percentile':>10}  decision   image")
-        for path, verdict in zip(paths, judge(detector, files(paths), batch), strict=True):
+        if cluster:
+            from padim_edge.scale.judging import judge_on
+
+            maps = bool(save_maps or report)
+            judged = judge_on(cluster, model, paths, batch, engine, threads, threshold, maps)
+        else:
+            judged = _judged(detector, paths, batch)
+        for path, (verdict, head) in zip(paths, judged, strict=True):
             if isinstance(verdict.outcome, ImageError):
                 skipped(path, verdict.outcome)
-            heads(path)
+            heads.take(path, head)
             record = verdict.to_json()
             if overlays:
                 _save_overlay(overlays, verdict, strict)
@@ -135,6 +146,18 @@ def run(
         say(f"not judged, for they are no images: {found}")
     say(f"{tally.ok} ok, {tally.anomalous} anomalous, {tally.unreadable} unreadable")
     tally.conclude(fail_on_anomaly)
+
+
+def _judged(
+    detector: Detector, paths: Sequence[Path], batch: int
+) -> Iterator[tuple[Verdict, Head | None]]:
+    """Verdicts of files, and what their heads say."""
+    from padim_edge.detect.judging import judge
+    from padim_edge.images.decode import read_head
+    from padim_edge.images.frames import files
+
+    for path, verdict in zip(paths, judge(detector, files(paths), batch), strict=True):
+        yield verdict, read_head(path)
 
 
 def _save_overlay(overlays: OverlayFolder, verdict: Verdict, strict: bool) -> None:
@@ -194,6 +217,8 @@ def _check_same(detector: Detector, lines: LineFile) -> None:
     Raises:
         UsageError: they do.
     """
+    from padim_edge.images.stored_path import as_path
+
     judged = lines.records.values()
     for record in judged:
         if record["threshold"] != detector.threshold:
@@ -202,7 +227,7 @@ def _check_same(detector: Detector, lines: LineFile) -> None:
                 f"this one has {detector.threshold}: go on with that one, or remove the file"
             )
     again = next((one for one in reversed(judged) if one["score"] is not None), None)
-    if again is None or not Path(again["path"]).exists():
+    if again is None or not as_path(again["path"]).exists():
         return
     score = detector(again["path"]).score
     # Engines differ by up to 1.3 % of a score.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,20 @@ Measure = Callable[[Path, Path], Metrics]
 
 Fit = Callable[[Path, Path], None]
 """From a data set to the file of a detector, which is written."""
+
+Work = Callable[[str, dict[str, Any]], dict[str, Any]]
+"""From a category's name, and what is known of it from an earlier run, to what `Results` holds."""
+
+AtOnce = Callable[[Work, Sequence[tuple[str, dict[str, Any]]]], Iterable[dict[str, Any]]]
+"""Does the work for each category, and gives what comes of it in order."""
+
+
+def one_by_one(
+    work: Work, pieces: Sequence[tuple[str, dict[str, Any]]]
+) -> Iterator[dict[str, Any]]:
+    """In this process, one after another: an `AtOnce`."""
+    for piece in pieces:
+        yield work(*piece)
 
 
 @dataclass(frozen=True)
@@ -93,8 +108,9 @@ def evaluate_categories(
     json_file: Path | None,
     resume: bool,
     tell: Callable[[str], None] = lambda _: None,
+    at_once: AtOnce = one_by_one,
 ) -> Results:
-    """Measure a detector on each folder of a folder; one at a time, and none stops the rest.
+    """Measure a detector on each folder of a folder; none stops the rest.
 
     Args:
         detectors: a folder with ``NAME.onnx`` or ``NAME/padim.onnx`` for each category.
@@ -104,6 +120,7 @@ def evaluate_categories(
         json_file: where results are kept as they come.
         resume: whether categories in that file, of the same detector, are taken from it.
         tell: takes a line as work goes on.
+        at_once: does the work; others do it on other machines (`padim_edge.scale`).
 
     Raises:
         PadimEdgeError: there is no category, or the file cannot be written.
@@ -120,23 +137,37 @@ def evaluate_categories(
     for other in results.categories.keys() - set(names):
         del results.categories[other]
     results.keep(complete=False)  # and a file that cannot be written is told of before the work
-    for name in names:
-        tell(f"{name}:")
-        try:
-            model = _detector(detectors, name, datasets / name, fit, tell)
-            of = {"detector": str(model), "sha256": _sha256(model)}
-            known = results.categories.get(name, {})
-            if known.get("sha256") == of["sha256"] and "error" not in known:
-                tell("  as in the earlier run")
-            else:
-                results.categories[name] = of | measure(model, datasets / name).to_json()
-        except (PadimEdgeError, OSError, MemoryError) as error:
-            reason = str(error) or type(error).__name__
-            tell(f"warning: {name} is left out: {reason}")
-            results.categories[name] = {"error": reason}
+    work = functools.partial(_one, detectors, datasets, measure, fit, tell)
+    pieces = [(name, results.categories.get(name, {})) for name in names]
+    for name, found in zip(names, at_once(work, pieces), strict=True):
+        results.categories[name] = found
         results.keep(complete=False)
     results.keep(complete=True)
     return results
+
+
+def _one(
+    detectors: Path,
+    datasets: Path,
+    measure: Measure,
+    fit: Fit | None,
+    tell: Callable[[str], None],
+    name: str,
+    known: dict[str, Any],
+) -> dict[str, Any]:
+    """What becomes of a category."""
+    tell(f"{name}:")
+    try:
+        model = _detector(detectors, name, datasets / name, fit, tell)
+        of = {"detector": str(model), "sha256": _sha256(model)}
+        if known.get("sha256") == of["sha256"] and "error" not in known:
+            tell("  as in the earlier run")
+            return known
+        return of | measure(model, datasets / name).to_json()
+    except (PadimEdgeError, OSError, MemoryError) as error:
+        reason = str(error) or type(error).__name__
+        tell(f"warning: {name} is left out: {reason}")
+        return {"error": reason}
 
 
 def _detector(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from padim_edge.detect.detector import Detector
-from padim_edge.detect.judging import judge
+from padim_edge.detect.judging import Verdict, judge
 from padim_edge.detect.metrics import Metrics, compute_metrics, require_eval_extra
 from padim_edge.errors import ImageError, PadimEdgeError, listed
 from padim_edge.images.batches import OnError
@@ -68,6 +68,7 @@ def judge_samples(
     on_error: OnError,
     progress: Progress = silent,
     warn: Callable[[str], None] = lambda _: None,
+    verdicts: Iterable[Verdict] | None = None,
 ) -> Judged:
     """Judge a test set, and bring its masks to the pixels of the maps.
 
@@ -81,6 +82,8 @@ def judge_samples(
         on_error: told of each file that cannot be used; may raise to stop.
         progress: called as work goes on.
         warn: takes a sentence about masks that seem to be wrong.
+        verdicts: of the samples, in their order, where others judge them; the detector is not
+            asked then.
 
     Raises:
         PadimEdgeError: no image is left, or the mask of a good image marks something.
@@ -89,7 +92,8 @@ def judge_samples(
     require_eval_extra()  # now, not after the last image
     kept, scores, maps, masks = [], [], [], []
     checks = _MaskChecks()
-    verdicts = judge(detector, files(sample.path for sample in samples), batch)
+    if verdicts is None:
+        verdicts = judge(detector, files(sample.path for sample in samples), batch)
     for done, (sample, verdict) in enumerate(zip(samples, verdicts, strict=True), start=1):
         progress("images", done, len(samples))
         if isinstance(verdict.outcome, ImageError):

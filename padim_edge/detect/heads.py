@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from padim_edge.images.decode import read_head
+from padim_edge.images.decode import Head, read_head
 from padim_edge.model.metadata import DetectorInfo
 
 TOLERANCE = 0.02
@@ -41,7 +41,10 @@ class Heads:
 
     def __call__(self, path: Path) -> None:
         """Look at a file; the first of another shape than the fit's is told of at once."""
-        head = read_head(path)
+        self.take(path, read_head(path))
+
+    def take(self, path: Path, head: Head | None) -> None:
+        """The same of a file that was looked at elsewhere."""
         if head is None:  # whoever reads it says why
             return
         width, height, pictures = head

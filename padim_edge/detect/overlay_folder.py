@@ -17,6 +17,7 @@ from padim_edge.detect.overlay import Scale, overlay
 from padim_edge.errors import PadimEdgeError, UsageError
 from padim_edge.files import atomic_write
 from padim_edge.images.decode import load_image
+from padim_edge.images.stored_path import StoredPath, as_path
 
 LONGEST_NAME = 255
 """Bytes of a file's name, at most: what Linux's file systems take."""
@@ -40,7 +41,7 @@ class OverlayFolder:
         self, detector: Detector, folder: Path, paths: Sequence[Path], sources: Sequence[str] = ()
     ) -> None:
         self._detector = detector
-        self._targets = _targets(paths, folder, [Path(source) for source in sources])
+        self._targets = _targets(paths, folder, [as_path(source) for source in sources])
 
     def save(self, verdict: Verdict) -> None:
         """Draw a verdict, if there is a result in it.
@@ -110,7 +111,7 @@ def _targets(paths: Sequence[Path], folder: Path, sources: Sequence[Path]) -> di
     ):
         relative = {path: path.relative_to(sources[0]) for path in paths}
     else:  # below the folder that all have in common
-        whole = {path: Path(os.path.abspath(path)) for path in paths}  # noqa: PTH100 - keeps links
+        whole = {path: _absolute(path) for path in paths}
         base = Path(os.path.commonpath([path.parent for path in whole.values()]))
         relative = {path: one.relative_to(base) for path, one in whole.items()}
     plain = {path: name.with_suffix(".png") for path, name in relative.items()}
@@ -121,6 +122,13 @@ def _targets(paths: Sequence[Path], folder: Path, sources: Sequence[Path]) -> di
         path: folder / _fitting(plain[path] if count[plain[path]] == 1 else suffixed[path])
         for path in paths
     }
+
+
+def _absolute(path: Path) -> Path:
+    """A path from the root, links kept; of an address, its parts."""
+    if isinstance(path, StoredPath):
+        return Path("/", *path.parts)
+    return Path(os.path.abspath(path))  # noqa: PTH100 - keeps links
 
 
 def _fitting(path: Path) -> Path:

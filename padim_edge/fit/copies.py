@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,24 @@ ROWS = 256
 """Photos that are compared with all later ones at a time."""
 
 
+@dataclass(frozen=True)
+class Signature:
+    """By what a prepared photo is known again.
+
+    Attributes:
+        digest: of its pixels.
+        small: its small picture, float32 [3 x GRID x GRID].
+    """
+
+    digest: bytes
+    small: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, image: NDArray[np.uint8]) -> Signature:
+        """That of a photo, uint8 [H, W, 3]."""
+        return cls(hashlib.sha256(image.tobytes()).digest(), small(image))
+
+
 class Copies:
     """Takes prepared photos as they come, and says which of them are there already.
 
@@ -64,15 +83,19 @@ class Copies:
 
     def new(self, paths: Sequence[Path], images: NDArray[np.uint8]) -> list[int]:
         """Which of some photos, uint8 [n, H, W, 3], are no copies: their places, in order."""
+        return self.take(paths, map(Signature.of, images))
+
+    def take(self, paths: Sequence[Path], signatures: Iterable[Signature]) -> list[int]:
+        """The same of photos that were looked at elsewhere."""
         places = []
-        for place, (path, image) in enumerate(zip(paths, images, strict=True)):
-            digest = hashlib.sha256(image.tobytes()).digest()
+        for place, (path, signature) in enumerate(zip(paths, signatures, strict=True)):
+            digest = signature.digest
             if digest in self._first or shortened(digest) in self._known:
                 self.found.append((path, self._first.get(digest)))
                 continue
             self._first[digest] = path
             self.digests.append(digest)
-            self._small.append(small(image))
+            self._small.append(signature.small)
             places.append(place)
         return places
 

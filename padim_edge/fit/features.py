@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import tempfile
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from padim_edge.errors import PadimEdgeError
-from padim_edge.fit.copies import Copies
+from padim_edge.fit.copies import Copies, Signature
 from padim_edge.fit.moments import Array
 from padim_edge.images.appearance import look
 from padim_edge.images.batches import OnError, read_batches, refuse
@@ -48,6 +49,8 @@ class Features:
         brightest: value of all that the backbone was given, 0 to 255.
         looks: of each image (`padim_edge.images.appearance`), [N, values].
         ratios: the smallest and the largest width / height of the frames, where no files tell.
+        file_ratios: width / height of each file, [N], None where its head does not say; empty where
+            the files have not been asked yet.
     """
 
     pyramid: Pyramid
@@ -62,6 +65,7 @@ class Features:
     brightest: int = 255
     looks: Array = field(default_factory=lambda: np.zeros((0, 0)))
     ratios: tuple[float, ...] = ()
+    file_ratios: tuple[float | None, ...] = ()
 
     def described(self) -> str:
         """How many there are, in words."""
@@ -71,7 +75,8 @@ class Features:
 
     def aspect_ratios(self, earlier: Sequence[float] = ()) -> tuple[float, ...]:
         """The smallest and the largest width / height of the files, and of ``earlier`` ones."""
-        return aspect_ratios(() if self.ratios else self.paths, (*self.ratios, *earlier))
+        known = (*self.ratios, *(ratio for ratio in self.file_ratios if ratio), *earlier)
+        return aspect_ratios(() if self.ratios or self.file_ratios else self.paths, known)
 
     def firsts(self) -> NDArray[np.intp]:
         """The first image of each group."""
@@ -101,6 +106,9 @@ class Features:
             groups=np.unique(self.groups[kept], return_inverse=True)[1].astype(np.intp),
             digests=tuple(self.digests[place] for place in kept),
             looks=self.looks[kept],
+            file_ratios=tuple(self.file_ratios[place] for place in kept)
+            if self.file_ratios
+            else (),
         )
 
     def chunks(self) -> Iterator[slice]:
@@ -151,10 +159,7 @@ def extract(
         PadimEdgeError: an image cannot be read and ``on_error`` does not forgive it, or the
             features are not finite.
     """
-    count = read = brightest = 0
-    paths: list[Path] = []
-    looks: list[Array] = []
-    copies = Copies(earlier)
+    read = 0
     progress("features", 0, len(images))
     reasons: list[str] = []
     with Backbone(
@@ -164,32 +169,115 @@ def extract(
         progress=progress,
         skipped=lambda name, error: reasons.append(f"{name}: {error}"),
     ) as backbone:
-        levels = store([(len(images), *shape) for shape in backbone.shapes])
+        gathered = Gathered(embedding, len(images), earlier)
         for files, whole in read_batches(images, preprocess, BATCH, on_error):
             read += len(files)
-            brightest = max(brightest, int(whole.max()))
             progress("features", read, len(images))
-            new = copies.new(files, whole)
-            if not new:
-                continue
-            paths += (files[place] for place in new)
-            looks += (look(whole[place]) for place in new)
-            for level, own in zip(levels, backbone(whole[new]), strict=True):
-                level[count : count + len(new)] = own
-            count += len(new)
-    return Features(
-        backbone.pyramid,
-        levels,
-        count,
-        tuple(paths),
-        copies.groups(),
-        tuple(copies.digests),
-        tuple(copies.found),
-        backbone.described,
-        tuple(reasons),
-        brightest,
-        np.array(looks),
-    )
+            # Of copies the backbone is not asked.
+            gathered(files, Seen.of(whole), functools.partial(_of_some, backbone, whole))
+    return gathered.features(backbone.described, reasons)
+
+
+def _of_some(
+    backbone: Backbone, images: NDArray[np.uint8], places: list[int]
+) -> list[NDArray[np.float32]]:
+    return backbone(images[places])
+
+
+Extract = Callable[
+    [Model, Sequence[Path], Preprocess, str, int, OnError, Progress, Sequence[bytes]], Features
+]
+"""`extract`, or what does the same elsewhere."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is kept of prepared images themselves.
+
+    Attributes:
+        signatures: by which copies are found, [n].
+        looks: `padim_edge.images.appearance`, [n].
+        brightest: value of all, 0 to 255.
+    """
+
+    signatures: list[Signature]
+    looks: list[Array]
+    brightest: int
+
+    @classmethod
+    def of(cls, images: NDArray[np.uint8]) -> Seen:
+        """Look at images, uint8 [n, H, W, 3]."""
+        return cls(list(map(Signature.of, images)), list(map(look, images)), int(images.max()))
+
+
+class Gathered:
+    """Takes images with their features in order, and leaves out copies.
+
+    Args:
+        embedding: the backbone.
+        most: images that may come.
+        earlier: digests of images that an earlier fit had.
+    """
+
+    def __init__(self, embedding: Model, most: int, earlier: Sequence[bytes] = ()) -> None:
+        self._pyramid = Pyramid.coarse_to_fine(embedding.backbone_info.pyramid_layers())
+        self._levels = store([(most, *shape) for shape in shapes_of(self._pyramid)])
+        self._copies = Copies(earlier)
+        self._paths: list[Path] = []
+        self._looks: list[Array] = []
+        self._ratios: list[float | None] = []
+        self._brightest = 0
+
+    def __call__(
+        self,
+        paths: Sequence[Path],
+        seen: Seen,
+        maps: Callable[[list[int]], Sequence[NDArray[np.float32]]],
+        ratios: Sequence[float | None] = (),
+    ) -> None:
+        """Take some.
+
+        Args:
+            paths: their files, [n].
+            seen: what is kept of them.
+            maps: gives the selected maps of those at some places, per level [places, ...].
+            ratios: width / height of the files, [n], where these are known already.
+        """
+        self._brightest = max(self._brightest, seen.brightest)
+        new = self._copies.take(paths, seen.signatures)
+        if not new:
+            return
+        count = len(self._paths)
+        for level, own in zip(self._levels, maps(new), strict=True):
+            level[count : count + len(new)] = own
+        self._paths += (paths[place] for place in new)
+        self._looks += (seen.looks[place] for place in new)
+        self._ratios += (ratios[place] for place in new) if ratios else ()
+
+    def features(self, engine: str, skipped: Sequence[str]) -> Features:
+        """Those of all; arguments as `Features` has them."""
+        return Features(
+            self._pyramid,
+            self._levels,
+            len(self._paths),
+            tuple(self._paths),
+            self._copies.groups(),
+            tuple(self._copies.digests),
+            tuple(self._copies.found),
+            engine,
+            tuple(skipped),
+            self._brightest,
+            np.array(self._looks),
+            file_ratios=tuple(self._ratios),
+        )
+
+
+def shapes_of(pyramid: Pyramid) -> list[tuple[int, int]]:
+    """Per level (cells, values per cell) of an image."""
+    return [
+        (pyramid.cells, pyramid.positions_per_cell(index) * level.channels)
+        for index, level in enumerate(pyramid.levels)
+    ]
 
 
 class Backbone:
@@ -218,10 +306,7 @@ class Backbone:
         skipped: Callable[[str, PadimEdgeError], None] | None = None,
     ) -> None:
         self.pyramid = Pyramid.coarse_to_fine(embedding.backbone_info.pyramid_layers())
-        self.shapes = [
-            (self.pyramid.cells, self.pyramid.positions_per_cell(index) * level.channels)
-            for index, level in enumerate(self.pyramid.levels)
-        ]
+        self.shapes = shapes_of(self.pyramid)
         self._names = embedding.feature_names()
         data = graph.subgraph(embedding.proto, ["image"], self._names).SerializeToString()
         self._runner = open_graph(data, engine, threads, progress=progress, skipped=skipped)

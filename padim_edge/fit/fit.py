@@ -31,7 +31,7 @@ from padim_edge.fit.assemble import assemble
 from padim_edge.fit.basis import Basis, find_basis, images_for
 from padim_edge.fit.calibrate import calibrate
 from padim_edge.fit.chosen import check_whole, with_chosen
-from padim_edge.fit.features import Features, extract
+from padim_edge.fit.features import Extract, Features, extract
 from padim_edge.fit.held_out import ScoreMaps
 from padim_edge.fit.ledoit_wolf import estimator, ledoit_wolf_statistics
 from padim_edge.fit.moments import Array
@@ -103,6 +103,7 @@ def fit_detector(
     threads: int = 0,
     on_error: OnError = refuse,
     progress: Progress = silent,
+    extract: Extract = extract,
 ) -> Fitted:
     """Fit a detector on good images and write it.
 
@@ -121,6 +122,8 @@ def fit_detector(
         on_error: called for each image that cannot be read, which is then left out; it may
             raise, and does unless told otherwise.
         progress: called as work goes on.
+        extract: what runs images through the backbone; others do it on other machines
+            (`padim_edge.scale`).
 
     Raises:
         PadimEdgeError: too few images, unreadable files, features that are not finite, ...;

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from padim_edge.errors import ImageError, UsageError
 from padim_edge.images.frames import Picture, Shot, files
 from padim_edge.images.preprocess import Preprocess
+from padim_edge.images.stored_path import as_path
 from padim_edge.system import available_cores
 
 WORKERS = 4
@@ -118,7 +119,7 @@ def read_batches(
         names: list[Path] = []
         images: list[NDArray[np.uint8]] = []
         for shot, outcome in taken:
-            path = Path(shot.name)
+            path = as_path(shot.name)
             if isinstance(outcome, ImageError):
                 on_error(path, outcome)
             else:

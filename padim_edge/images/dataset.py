@@ -21,6 +21,7 @@ from pathlib import Path
 from padim_edge.errors import PadimEdgeError, UsageError
 from padim_edge.images.find import find_images, images_under, reading_folders
 from padim_edge.images.masks import image_of, masks_by_image
+from padim_edge.images.stored_path import as_path
 
 GOOD = "good"
 _GOOD = {GOOD, "normal", "ok", "okay", "io"}
@@ -91,7 +92,7 @@ def train_images(source: str | Path, folders: Folders | None = None) -> list[Pat
             below the images, or masks among them.
     """
     folders = folders or Folders()
-    root = Path(source)
+    root = as_path(source)
     if folders.normal:
         chosen = {path for name in folders.normal for path in find_images(_named(root, name))}
         return sorted(chosen)
@@ -179,7 +180,7 @@ def has_test(source: str | Path, folders: Folders | None = None) -> bool:
     """Whether a source is meant to be tested with: a folder test, or folders named for it."""
     if folders and folders.abnormal:
         return True
-    return _child(Path(source), {"test", "testing"}) is not None
+    return _child(as_path(source), {"test", "testing"}) is not None
 
 
 @reading_folders()
@@ -202,7 +203,7 @@ def test_samples(
         PadimEdgeError: there is no such folder, good or defective images are missing, one lies in
             ``test`` itself, so that its class is unknown, or two claim the same mask.
     """
-    root = Path(source)
+    root = as_path(source)
     classes = list(_classes(root, folders or Folders()))
     samples = sorted(
         (sample for one in classes for sample in _samples(*one)), key=lambda sample: sample.path
@@ -233,7 +234,7 @@ def stray_masks(
     used = {path for sample in samples for path in (sample.path, *sample.masks)}
     found = {
         path
-        for folder in _truths(Path(source), folders or Folders())
+        for folder in _truths(as_path(source), folders or Folders())
         for path in images_under(folder)
     }
     return sorted(found - used)
@@ -366,4 +367,4 @@ def _named(root: Path, name: str) -> Path:
 
 def _common(paths: Sequence[Path]) -> Path:
     """The deepest folder that holds all."""
-    return Path(os.path.commonpath([path.parent for path in paths]))
+    return as_path(os.path.commonpath([path.parent for path in paths]))

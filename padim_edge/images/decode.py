@@ -24,6 +24,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from padim_edge.errors import ImageError
 from padim_edge.images.frames import Frame
+from padim_edge.images.stored_path import as_path
 
 Shrink = Callable[[int, int], int]
 """Given the (h, w) of an upright JPEG, the factor to decode it smaller by: 1, 2, 4 or 8."""
@@ -156,7 +157,7 @@ def check_head(encoded: bytes, most: int) -> None:
 def _opened(path: str | Path | bytes) -> Iterator[BinaryIO]:
     said = "" if isinstance(path, bytes) else f"{path}: "
     try:
-        with io.BytesIO(path) if isinstance(path, bytes) else Path(path).open("rb") as stream:
+        with io.BytesIO(path) if isinstance(path, bytes) else as_path(path).open("rb") as stream:
             yield stream
     except ImageError as error:
         raise ImageError(f"{said}{error}") from error
@@ -169,7 +170,11 @@ def _opened(path: str | Path | bytes) -> Iterator[BinaryIO]:
         ) from error
 
 
-def read_head(path: str | Path) -> tuple[int, int, int] | None:
+Head = tuple[int, int, int]
+"""Width and height of an image file, upright, in pixels, and how many pictures it holds."""
+
+
+def read_head(path: str | Path) -> Head | None:
     """What the head of an image file says, without decoding it.
 
     Returns:
@@ -177,7 +182,7 @@ def read_head(path: str | Path) -> tuple[int, int, int] | None:
         where it is none that `load_image` reads.
     """
     try:
-        with Path(path).open("rb") as stream:
+        with as_path(path).open("rb") as stream:
             image = _reader(stream)(stream)
             pictures = getattr(image, "n_frames", 1)
             # The reader of PNG decodes all pixels to look for an orientation after them.
@@ -192,7 +197,7 @@ def read_head(path: str | Path) -> tuple[int, int, int] | None:
 def is_lossy(path: str | Path) -> bool:
     """Whether an image file was compressed with loss: JPEG, also within TIFF, or lossy WebP."""
     try:
-        with Path(path).open("rb") as stream:
+        with as_path(path).open("rb") as stream:
             image = _reader(stream)(stream)
             if isinstance(image, WebPImageFile):
                 return b"VP8 " in _chunks_of_webp(stream)

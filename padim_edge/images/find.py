@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from padim_edge.errors import PadimEdgeError
+from padim_edge.images.stored_path import StoredPath, as_path
 
 #: Files in a folder that are taken for images, in any case.
 SUFFIXES = frozenset(
@@ -59,7 +60,8 @@ def find_images(source: str | Path) -> list[Path]:
     Args:
         source: a file, of any name; a folder, searched with all folders below it; or a pattern
             with ``*``, ``?``, ``[...]`` and ``**`` (any depth). In folders and patterns only
-            names with one of ``SUFFIXES`` count, and hidden files and folders do not.
+            names with one of ``SUFFIXES`` count, and hidden files and folders do not. Also by the
+            address of an object store (`padim_edge.images.stored_path`).
 
     Returns:
         The paths, sorted, at least one.
@@ -97,11 +99,13 @@ def look(sources: Sequence[str | Path]) -> Found:
 
 
 def _look(source: str | Path) -> Found:
-    path = Path(source)
+    path = as_path(source)
     if path.is_file() or (path.is_symlink() and not path.exists()):
         return Found([path], Counter())
     if path.is_dir():
         return _sorted_out(_below(path))
+    if isinstance(path, StoredPath) and re.search(r"[*?[]", str(source)):
+        return _sorted_out(path.matches())
     if re.search(r"[*?[]", str(source)):
         matches = map(Path, glob.glob(str(source), recursive=True))  # noqa: PTH207 - skips hidden
         # A pattern with ** matches each folder that it looks into.
@@ -115,7 +119,7 @@ def read_list(text: bytes) -> list[Path]:
     """The paths of a list, one a line, or with NUL between them as ``find -print0`` writes it."""
     separator = b"\0" if b"\0" in text else b"\n"
     lines = text.removeprefix(codecs.BOM_UTF8).split(separator)
-    return [Path(os.fsdecode(line.rstrip(b"\r"))) for line in lines if line.strip()]
+    return [as_path(os.fsdecode(line.rstrip(b"\r"))) for line in lines if line.strip()]
 
 
 @reading_folders()
@@ -132,7 +136,11 @@ def images_under(folder: Path) -> list[Path]:
 def beside(paths: Iterable[Path]) -> Found:
     """What is no image, in the folders that images lie in."""
     folders = sorted({path.parent for path in paths})
-    found = _sorted_out(path for folder in folders for path in folder.iterdir())
+    found = _sorted_out(
+        path
+        for folder in folders
+        for path in (folder.files() if isinstance(folder, StoredPath) else folder.iterdir())
+    )
     del found.others["folder"]  # which are searched, or were not meant
     return Found([], found.others)
 
@@ -147,6 +155,9 @@ def places(paths: Iterable[Path]) -> str:
 
 def _below(folder: Path) -> Iterator[Path]:
     """Every file below a folder, and hidden folders, which are not searched."""
+    if isinstance(folder, StoredPath):
+        yield from dict.fromkeys(_until_hidden(folder, path) for path in folder.below())
+        return
     visited: set[str] = set()
     for root, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
         real = os.path.realpath(root)
@@ -158,6 +169,13 @@ def _below(folder: Path) -> Iterator[Path]:
         # In place, for os.walk to follow. Sorted: which of two links to a folder comes first.
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(root, name) for name in files)
+
+
+def _until_hidden(folder: Path, path: Path) -> Path:
+    """A path below a folder, or the hidden folder that it lies in."""
+    parts = path.relative_to(folder).parts
+    depths = (depth for depth, part in enumerate(parts, 1) if part.startswith("."))
+    return folder.joinpath(*parts[: next(depths, None)])
 
 
 def _sorted_out(paths: Iterable[Path]) -> Found:
@@ -176,11 +194,12 @@ def _other_kind(path: Path) -> str | None:
     """What a path is if it is no image."""
     if path.name.startswith("."):
         return "hidden"
-    if path.is_dir():
+    stored = isinstance(path, StoredPath)  # and listed as a file, of which it need not be asked
+    if not stored and path.is_dir():
         return "folder"
     if path.suffix.lower() not in SUFFIXES:
         return path.suffix.lower() or "without a suffix"
-    return None if path.is_file() or not path.exists() else "device or pipe"
+    return None if stored or path.is_file() or not path.exists() else "device or pipe"
 
 
 def _raise(error: OSError) -> NoReturn:

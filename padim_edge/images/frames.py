@@ -15,6 +15,7 @@ from PIL import Image
 from padim_edge.errors import UsageError
 from padim_edge.images.device_arrays import DeviceArray, device_array
 from padim_edge.images.formats import PIXEL_FORMATS, PixelFormat, check_pixel_format, refusal
+from padim_edge.images.stored_path import as_path
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,4 +96,4 @@ class Shot:
 def files(paths: Iterable[Path]) -> Iterator[Shot]:
     """Image files as a source, in their order; each is decoded when it is prepared."""
     for path in paths:
-        yield Shot(path, functools.partial(Path, path))
+        yield Shot(path, functools.partial(as_path, path))

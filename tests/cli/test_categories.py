@@ -81,7 +81,7 @@ def test_an_interrupted_one_keeps_what_there_was(tmp_path, three, monkeypatch):
     (three[0] / "cap" / "padim.onnx").write_bytes(OLD)  # of which nothing is known then
     before = json.loads(file.read_text())["categories"]
 
-    def stop(*_: object) -> None:
+    def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("padim_edge.cli.eval._measured", stop)

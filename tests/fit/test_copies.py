@@ -112,7 +112,7 @@ def test_a_fit_that_cannot_work_is_refused(tmp_path, embedding_file, cloth, cova
 def test_features_that_do_not_differ_are_refused(tmp_path, embedding_file, cloth, monkeypatch):
     from padim_edge.fit import features
 
-    monkeypatch.setattr(features.Copies, "new", lambda _, paths, __: list(range(len(paths))))
+    monkeypatch.setattr(features.Copies, "take", lambda _, paths, __: list(range(len(paths))))
     monkeypatch.setattr(features.Copies, "groups", lambda _: np.arange(5))
     with pytest.raises(PadimEdgeError, match="threshold would be 0 and every frame an anomaly"):
         fit_detector(embedding_file, cloth[:1] * 5, tmp_path / "p.onnx", Settings(WHOLE))

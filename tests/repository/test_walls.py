@@ -18,9 +18,11 @@ TORCH = ("torch", "torchvision", "onnxscript", "timm", "huggingface_hub", "safet
 ENGINES = ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "pycuda", "cuda")
 PLOT = ("matplotlib",)
 METRICS = ("sklearn", "scipy")
-WEB = ("starlette", "uvicorn", "multipart", "prometheus_client", "mlserver")
+WEB = ("starlette", "uvicorn", "multipart", "prometheus_client", "mlserver", "msgspec")
+SCALE = ("ray",)
+STORES = ("fsspec",)
 LIVE = ("av", "paho", "sqlalchemy", "psycopg", "urllib3", "pymodbus", "asyncua")
-OPTIONAL = (*TORCH, *ENGINES, *PLOT, *METRICS, *WEB, *LIVE)
+OPTIONAL = (*TORCH, *ENGINES, *PLOT, *METRICS, *WEB, *LIVE, *SCALE, *STORES)
 
 FACE = "face"
 """The files beside the rooms: errors, progress, files, system, processes."""
@@ -29,7 +31,7 @@ FACE = "face"
 # the packages that stand beside it. The face is everybody's.
 WALLS: dict[str, tuple[str, ...]] = {
     FACE: (),
-    "images": (),
+    "images": STORES,
     "model": (),
     "runtime": ENGINES,
     "export": TORCH,
@@ -39,6 +41,7 @@ WALLS: dict[str, tuple[str, ...]] = {
     "web": WEB,
     "live": (*WEB, *LIVE),
     "serve": WEB,
+    "scale": SCALE,
     "cli": (),
 }
 # Rooms within a room: they may not import one another, nor may other rooms import them: engines are
@@ -48,7 +51,9 @@ WINGS = ("runtime/cpu", "runtime/nvidia")
 GUARDED = {
     "matplotlib": "measure/plots.py",
     "mlserver": "serve/mlserver_runtime.py",
+    "msgspec": "serve/v2.py",
     "openvino": "runtime/cpu/openvino.py",
+    "fsspec": "images/stored_path.py",
 }
 
 # --- statically -------------------------------------------------------------------------------
@@ -192,7 +197,7 @@ def test_no_import_goes_through_the_links_or_is_relative():
 # (with our own error) and what export/ is made of. Without whole groups, every module is imported
 # and every help is shown. Without a single package, the modules that name it: nobody else can
 # notice, since help loads none of them (test_help_loads_nothing_heavy).
-GROUPS = (TORCH, ENGINES, PLOT + METRICS, WEB + LIVE, OPTIONAL)
+GROUPS = (TORCH, ENGINES, PLOT + METRICS, WEB + LIVE + SCALE, OPTIONAL)
 EVERYTHING = f"""
 import importlib, pkgutil, sys
 import padim_edge
@@ -203,7 +208,7 @@ def load(names):
         try:
             importlib.import_module(name)
         except MissingDependencyError as error:
-            rooms = ("runtime", "web", "live", "serve")
+            rooms = ("runtime", "web", "live", "serve", "scale")
             assert name.split(".")[1] in rooms or name.endswith(".plots"), name
             assert "pip install 'padim-edge[" in str(error), error
         except (PadimEdgeError, ImportError) as error:  # torch brings cuda-bindings

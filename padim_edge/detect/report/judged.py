@@ -27,6 +27,7 @@ from padim_edge.detect.report.contents import (
 )
 from padim_edge.detect.report.pictures import layers
 from padim_edge.errors import ImageError
+from padim_edge.images.stored_path import as_path
 
 
 class JudgedReport:
@@ -53,7 +54,7 @@ class JudgedReport:
 
     def __call__(self, verdict: Verdict) -> None:
         """Take one, of a file. One that has gone since it was judged is named, and not shown."""
-        path, result = Path(verdict.name), verdict.outcome
+        path, result = as_path(verdict.name), verdict.outcome
         if not isinstance(result, Result):
             self._unread += 1
             if len(self._unreadable) < NAMED:

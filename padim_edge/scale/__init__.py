@@ -1,0 +1,1 @@
+"""Scale: the work of fit, run and eval spread over the machines of a Ray cluster."""

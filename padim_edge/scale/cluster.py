@@ -1,0 +1,313 @@
+"""Cluster: pieces of work for the workers of Ray, and their answers in the order of the pieces.
+
+Ray Data hands the pieces out, starts and restarts the workers, and gives the pieces of one that
+died to others; what is done with a piece is ours, and depends on nothing but the piece.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pickle
+import platform
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from padim_edge import __version__
+from padim_edge.errors import MissingDependencyError, PadimEdgeError, first_line
+from padim_edge.runtime.engines import NVIDIA
+from padim_edge.system import available_cores
+
+try:
+    import ray
+    import ray.data
+    from ray._private import services
+    from ray.data import ActorPoolStrategy, DataContext
+except ImportError as error:
+    raise MissingDependencyError("--ray", "ray", "ray") from error
+
+STORE_BYTES = 256 * 2**20
+"""Of shared memory for answers that wait, in a Ray of our own; what does not fit goes to its
+folder."""
+
+ATTEMPTS = 3
+"""To start one. Ray gives its helpers 15 seconds to begin, whatever else the machine is doing."""
+
+WAITING = 1000
+"""Blocks of pieces that Ray Data is given, at most: it keeps books of each."""
+
+Answer = TypeVar("Answer")
+Piece = TypeVar("Piece")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A Ray that answers.
+
+    Attributes:
+        where: it is, in words.
+        cpus: of all its machines, those that Ray may use.
+        gpus: the same.
+        machines: how many there are.
+    """
+
+    where: str
+    cpus: int
+    gpus: int
+    machines: int
+
+    def workers(self, engine: str = "auto", threads: int = 0) -> int:
+        """How many workers fit in, if each takes ``threads`` CPUs (0 for one), or a GPU.
+
+        Raises:
+            PadimEdgeError: none does.
+        """
+        if engine in NVIDIA and not self.gpus:
+            raise PadimEdgeError(
+                f"--engine {engine}: no machine of {self} has a GPU that Ray knows of; leave "
+                "--engine out, or add such machines"
+            )
+        count = self.gpus if engine in NVIDIA else self.cpus // max(threads, 1)
+        if not count:
+            raise PadimEdgeError(
+                f"--threads {threads}: {self} has {self.cpus} CPUs in all; choose fewer threads"
+            )
+        return count
+
+    def __str__(self) -> str:
+        machines = f"{self.machines} machine{'s' * (self.machines != 1)}"
+        return f"Ray {self.where}, {self.cpus} CPUs on {machines}"
+
+    def spread(
+        self,
+        open_worker: Callable[[], Callable[[Piece], Answer]],
+        pieces: Sequence[Piece],
+        engine: str = "auto",
+        threads: int = 0,
+    ) -> Iterator[Answer]:
+        """Have pieces of work done.
+
+        Args:
+            open_worker: makes a worker, in its own process; pickled, with all that it holds.
+            pieces: of the work, each pickled and small.
+            engine: of the workers; one on a GPU takes one of them for each.
+            threads: CPUs of a worker; 0 for one.
+
+        Yields:
+            The answers, in the order of the pieces, as they come.
+
+        Raises:
+            PadimEdgeError: what a worker raised, or the cluster is of no use.
+        """
+        if not pieces:
+            return
+        count = min(self.workers(engine, threads), len(pieces))
+        rows = [{"piece": pickle.dumps(piece)} for piece in pieces]
+        # Ray keeps what the workers are made of for those that take the place of the dead.
+        recipe = ray.put(pickle.dumps(open_worker))
+        with _quiet():
+            data = ray.data.from_items(rows, override_num_blocks=min(len(rows), WAITING))
+            done = data.map_batches(
+                _Asked,
+                fn_constructor_args=(recipe,),
+                batch_size=1,
+                compute=ActorPoolStrategy(size=count),
+                num_cpus=max(threads, 1),
+                num_gpus=1 if engine in NVIDIA else None,
+            )
+            try:
+                for row in done.iter_rows():
+                    answer = pickle.loads(row["answer"])
+                    if isinstance(answer, _Refused):
+                        raise PadimEdgeError(answer.reason)
+                    yield answer
+            except ray.exceptions.RayError as error:
+                raise PadimEdgeError(
+                    f"{self} did not do the work ({_told(error)}); padim_edge {__version__} with "
+                    "the same extras is needed on all of its machines"
+                ) from error
+
+
+@dataclass(frozen=True)
+class _Refused:
+    """Why a worker cannot go on: an error that is no fault of the cluster."""
+
+    reason: str
+
+
+class _Asked:
+    """A worker within Ray: unpickles, asks, pickles."""
+
+    def __init__(self, recipe: Any) -> None:
+        self._recipe = recipe
+        self._worker: Callable[[Any], Any] | None = None
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
+        answers = []
+        for piece in batch["piece"]:
+            try:
+                # Not earlier: Ray tells nobody well of what is raised in a constructor.
+                if self._worker is None:
+                    self._worker = pickle.loads(ray.get(self._recipe))()
+                answer = self._worker(pickle.loads(piece))
+            except (PadimEdgeError, OSError, MemoryError) as error:
+                answer = _Refused(f"{error or type(error).__name__} (on {platform.node()})")
+            answers.append(pickle.dumps(answer, protocol=5))
+        return {"answer": answers}
+
+
+@contextlib.contextmanager
+def connected(address: str | None = None) -> Iterator[Cluster]:
+    """A cluster to work with; one of our own ends with the context.
+
+    Args:
+        address: of a running one, as Ray has it: HOST:PORT, ray://HOST:PORT, or auto for the
+            latest that runs here. None for that of the environment's RAY_ADDRESS; where there is
+            none either, or it is "local", one is started, for this machine alone.
+
+    Raises:
+        PadimEdgeError: it does not answer, or Ray does not start.
+    """
+    if ray.is_initialized():  # by a program of the user's
+        yield _cluster("of this program")
+        return
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    with contextlib.ExitStack() as stack:
+        stack.callback(ray.shutdown)
+        options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+        if address == "local":
+            # Sessions of Ray leave their logs, and answers that found no room, in its folder.
+            folder = stack.enter_context(
+                tempfile.TemporaryDirectory(prefix="pe-ray-", ignore_cleanup_errors=True)
+            )
+            stack.callback(ray.shutdown)  # before the folder goes
+            options |= {
+                "num_cpus": available_cores(),
+                "include_dashboard": False,
+                "object_store_memory": STORE_BYTES,
+                "_node_ip_address": "127.0.0.1",
+                "_temp_dir": folder,
+            }
+        try:
+            _start(address, options, ATTEMPTS if address == "local" else 1)
+        except Exception as error:  # ConnectionError, ValueError, RuntimeError, OSError, ...
+            if address == "local":
+                raise PadimEdgeError(
+                    f"Ray does not start here: {_told(error)}; without --ray nothing of it is "
+                    "needed"
+                ) from error
+            raise PadimEdgeError(
+                f"no Ray cluster answers at {address} ({_told(error)}): give the address of one, "
+                "HOST:PORT, or neither --ray-address nor RAY_ADDRESS to have one started here"
+            ) from error
+        yield _cluster("started here" if address == "local" else f"at {address}")
+
+
+def _start(address: str, options: dict[str, Any], attempts: int) -> None:
+    """Start Ray or join it, in silence."""
+    # What Ray's C++ side says of itself on stderr; faults come as exceptions.
+    quiet = _environment(RAY_USAGE_STATS_ENABLED="0", RAY_BACKEND_LOG_LEVEL="fatal")
+    with quiet, _mute(), _own_signals(), _loopback():
+        for left in reversed(range(attempts)):
+            try:
+                ray.init(address=address, **options)
+                return
+            except Exception:
+                ray.shutdown()
+                if not left:
+                    raise
+
+
+def _cluster(where: str) -> Cluster:
+    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    machines = sum(bool(node["Alive"]) for node in ray.nodes())  # type: ignore[no-untyped-call]
+    return Cluster(
+        where, int(resources.get("CPU", 0)), int(resources.get("GPU", 0)), max(machines, 1)
+    )
+
+
+def _told(error: BaseException) -> str:
+    """What an error of Ray's says in the end: it shows whole tracebacks of workers."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else first_line(error)
+
+
+@contextlib.contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """Variables for child processes, for a while."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Ray takes SIGTERM for itself where it may; who had it gets it back."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _loopback() -> Iterator[None]:
+    """127.0.0.1 stays what it is.
+
+    Ray would put this machine's address in a network in its place, and listen there.
+    """
+    resolve = services.resolve_ip_for_localhost
+    services.resolve_ip_for_localhost = lambda host: host
+    try:
+        yield
+    finally:
+        services.resolve_ip_for_localhost = resolve
+
+
+@contextlib.contextmanager
+def _mute() -> Iterator[None]:
+    """Nothing on stderr: Ray's C++ side tells there that it has been told to be quiet."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - a device
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Ray Data in order, and without bars and logs of its own; as it was afterwards."""
+    context = DataContext.get_current()
+    options = context.execution_options
+    before = (context.enable_progress_bars, options.preserve_order)
+    context.enable_progress_bars, options.preserve_order = False, True
+    loggers = [logging.getLogger(name) for name in ("ray", "ray.data")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        context.enable_progress_bars, options.preserve_order = before
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
