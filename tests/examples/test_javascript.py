@@ -9,10 +9,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from browser import chromium
-from helpers import link, padim_edge
 from node import example
 from PIL import Image
 
@@ -24,33 +22,6 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def folder() -> Path:
     return example()
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory, embedding_file, photos) -> Path:
-    """A detector whose graph takes frames."""
-    path = tmp_path_factory.mktemp("javascript") / "padim.onnx"
-    padim_edge("fit", embedding_file, photos / "train", "--frame-input", "-o", path).worked()
-    return path
-
-
-@pytest.fixture(scope="module")
-def frames(tmp_path_factory, photos) -> list[Path]:
-    """Photos without loss, of odd sizes, one grey, one with alpha, one anomalous."""
-    made = tmp_path_factory.mktemp("frames")
-    image = Image.open(min((photos / "test").rglob("*.png"))).convert("RGB")
-    stained = np.array(image.resize((301, 203)))
-    stained[40:120, 60:160] = (255, 0, 255)
-    grey = image.resize((97, 130)).convert("L")
-    for name, one in {
-        "plain.png": image,
-        "stained.png": Image.fromarray(stained),
-        "grey.png": grey,
-        "alpha.png": image.resize((80, 80)).convert("RGBA"),
-        "a <b> name.png": image.resize((66, 70)),
-    }.items():
-        one.save(made / name)
-    return sorted(made.iterdir())
 
 
 def judged(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -97,22 +68,12 @@ def test_node_refuses_other_files_in_a_line(folder, model_file, embedding_file, 
     assert judged(folder, model_file).returncode == 2
 
 
-def test_real_photos_in_node(folder, data, real_embedding, tmp_path):
+def test_real_photos_in_node(folder, bottle_model, bottles):
     """As PNG, which all decoders read alike; a JPEG padim-edge decodes smaller than others do."""
-    bottle = data / "data" / "mvtec-256" / "bottle"
-    model = tmp_path / "padim.onnx"
-    good = link(sorted((bottle / "train" / "good").iterdir()), tmp_path / "good", 12)
-    padim_edge(
-        *("fit", real_embedding, good, "--frame-input", "--false-alarm-rate", 0.2, "-o", model)
-    ).worked()
-    pngs = []
-    for kind in sorted((bottle / "test").iterdir()):
-        pngs.append(tmp_path / f"{kind.name}.png")
-        Image.open(min(kind.iterdir())).convert("RGB").save(pngs[-1])
-    done = judged(folder, model, *pngs)
+    done = judged(folder, bottle_model, *bottles)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    with Detector(model, engine="ort") as detector:
-        for path, line in zip(pngs, lines, strict=True):
+    with Detector(bottle_model, engine="ort") as detector:
+        for path, line in zip(bottles, lines, strict=True):
             assert math.isclose(line["score"], detector(path).score, rel_tol=1e-5), path
     assert {line["isAnomalous"] for line in lines} == {True, False}
 

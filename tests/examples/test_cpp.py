@@ -1,0 +1,228 @@
+"""The example in C++ judges as Python does: built here, run on photos, JPEG files among them."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import cpp
+import numpy as np
+import onnx
+import pytest
+from helpers import names, padim_edge
+from PIL import Image
+
+from padim_edge import Detector
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def program(once: Callable[..., Path]) -> Path:
+    return once("cpp", cpp.build) / "padim-judge"
+
+
+def judged(program: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = list(map(str, [program, *arguments]))
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def check(program: Path, model: Path, photos: list[Path]) -> list[dict[str, object]]:
+    """Judge photos in C++ and in Python, and compare; returns the lines of C++."""
+    done = judged(program, "--threads", 1, model, *photos)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    with Detector(model, engine="ort") as detector:
+        for path, line in zip(photos, lines, strict=True):
+            result = detector(path)
+            assert line["path"] == str(path)
+            assert "error" not in line, line
+            assert math.isclose(line["score"], result.score, rel_tol=1e-5), line
+            assert line["threshold"] == result.threshold
+            assert line["decision"] == ("anomaly" if result.is_anomalous else "ok")
+            assert math.isclose(line["percentile"], result.percentile)
+    anomalies = sum(line["decision"] == "anomaly" for line in lines)
+    assert done.returncode == (3 if anomalies else 0), done.stderr
+    assert f"{len(photos)} judged by ONNX Runtime 1." in done.stderr
+    assert done.stderr.count("\n") == 1
+    return lines
+
+
+def test_it_says_what_python_says(program, model, frames):
+    lines = check(program, model, frames)
+    decisions = {Path(line["path"]).name: line["decision"] for line in lines}
+    assert decisions["stained.png"] == "anomaly"
+    assert "ok" in decisions.values()
+
+
+def test_every_kind_of_file_is_decoded_as_python_does_it(program, model, frames, tmp_path):
+    """JPEG files so large that they are decoded smaller, turned ones, PNG of every kind."""
+    rng = np.random.default_rng(0)
+    image = Image.open(frames[-1])
+    image.putpixel((0, 0), (0, 0, 0))
+    large = image.resize((640, 512), Image.Resampling.BICUBIC)  # decoded 8 times smaller
+    large.save(tmp_path / "large.jpg", quality=92)
+    image.resize((516, 388)).save(tmp_path / "progressive.jpg", progressive=True, subsampling=2)
+    image.save(tmp_path / "odd.jpg", subsampling=0)
+    large.convert("L").save(tmp_path / "grey.jpg")
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        image.save(tmp_path / f"turned-{orientation}.jpg", exif=exif)
+        image.save(tmp_path / f"turned-{orientation}.png", exif=exif)
+    image.quantize(60).save(tmp_path / "palette.png")
+    image.convert("L").point(lambda value: 255 * (value > 120), "1").save(tmp_path / "bits.png")
+    image.convert("LA").save(tmp_path / "grey-alpha.png")
+    alpha = image.convert("RGBA")
+    alpha.putalpha(Image.fromarray(rng.integers(0, 256, (image.height, image.width), np.uint8)))
+    alpha.save(tmp_path / "alpha.png")
+    paths = sorted(tmp_path.iterdir())
+    lines = check(program, model, paths)
+    # A turn that was not made would change the score.
+    turned = {line["score"] for line in lines if "turned" in str(line["path"])}
+    assert len(turned) >= 8
+
+    # The graph takes 8 bits: what Python averages in 16 is rounded before.
+    wide = tmp_path / "wide.png"
+    grey = np.asarray(image.convert("L"), np.uint16) * 256 + 77
+    Image.fromarray(grey).save(wide)
+    (line,) = [json.loads(one) for one in judged(program, model, wide).stdout.splitlines()]
+    with Detector(model, engine="ort") as detector:
+        assert math.isclose(line["score"], detector(wide).score, rel_tol=2e-2)
+
+
+def test_real_photos(program, bottle_model, bottles, data, tmp_path):
+    """As PNG, and in the camera's size as JPEG, decoded by a factor where that suffices."""
+    jpegs = []
+    for path in sorted((data / "data" / "full-size" / "bottle" / "test").rglob("*.png")):
+        photo = Image.open(path).convert("RGB")
+        for side in (photo.width, 896):
+            jpegs.append(tmp_path / f"{path.parent.name}-{side}.jpg")
+            photo.resize((side, side)).save(jpegs[-1], quality=95)
+    lines = check(program, bottle_model, [*bottles, *jpegs])
+    assert {line["decision"] for line in lines} == {"anomaly", "ok"}
+
+
+@pytest.mark.parametrize("crop", [False, True])
+def test_the_heat_is_where_the_defect_is(
+    program, model, crop, embedding_file, photos, frames, tmp_path
+):
+    if crop:
+        model = tmp_path / "crop.onnx"
+        padim_edge(
+            *("fit", embedding_file, photos / "train", "--frame-input", "--resize", "96x80"),
+            *("-o", model),
+        ).worked()
+    stained = frames[-1]
+    plain = next(path for path in frames if path.name == "plain.png")
+    done = judged(program, "--maps", tmp_path / "maps" / "deep", model, stained, plain)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    for path, line in zip((stained, plain), lines, strict=True):
+        before = np.asarray(Image.open(path).convert("RGB")).astype(int)
+        after = np.asarray(Image.open(line["map"])).astype(int)
+        assert line["map"] == str(tmp_path / "maps" / "deep" / path.name)
+        assert after.shape == before.shape
+        with Detector(model, engine="ort") as detector:
+            result = detector(path)
+            left, top, right, bottom = result.seen
+        # Half of the threshold is where colour begins; from the map's pixels to the photo's.
+        rows, columns = result.score_map.shape
+        y = np.clip(((np.arange(before.shape[0]) + 0.5 - top) / (bottom - top) * rows), 0, rows - 1)
+        x = np.clip(
+            ((np.arange(before.shape[1]) + 0.5 - left) / (right - left) * columns), 0, columns - 1
+        )
+        share = result.score_map[y.astype(int)][:, x.astype(int)] / result.threshold - 0.5
+        inside = np.zeros(share.shape, bool)
+        inside[round(top) + 1 : round(bottom) - 1, round(left) + 1 : round(right) - 1] = True
+        changed = (after != before).any(axis=2)
+        assert changed[inside & (share > 0.15)].all()
+        assert not changed[inside & (share < -0.15)].any()
+        outside = np.ones(share.shape, bool)
+        outside[
+            max(0, round(top) - 1) : round(bottom) + 1, max(0, round(left) - 1) : round(right) + 1
+        ] = False
+        assert outside.any() == crop
+        assert not changed[outside].any()
+
+
+def test_what_cannot_be_judged_is_said_in_its_line(program, model, frames, tmp_path):
+    whole = {path: path.read_bytes() for path in frames}
+    photo = Image.open(frames[-1])
+    photo.save(tmp_path / "whole.jpg")
+    (tmp_path / "half.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:-900])
+    (tmp_path / "half.png").write_bytes(whole[frames[-1]][:-200])
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "empty.jpg").touch()
+    photo.convert("CMYK").save(tmp_path / "print.jpg")
+    header = whole[frames[0]]
+    huge = header[:16] + (60000).to_bytes(4, "big") * 2 + header[24:29]
+    huge += zlib.crc32(huge[12:29]).to_bytes(4, "big") + header[33:]
+    (tmp_path / "huge.png").write_bytes(huge)
+    said = {
+        "absent.png": "No such file",
+        "half.jpg": "damaged or truncated",
+        "half.png": "damaged or truncated",
+        "text.png": "no JPEG or PNG",
+        "empty.jpg": "is empty",
+        "print.jpg": "CMYK",
+        "huge.png": "too many pixels",
+        "": "cannot be",  # a folder
+    }
+    plain = next(path for path in frames if path.name == "plain.png")
+    done = judged(program, model, *(tmp_path / name for name in said), plain)
+    *lines, good = [json.loads(line) for line in done.stdout.splitlines()]
+    for (name, words), line in zip(said.items(), lines, strict=True):
+        assert line["path"] == str(tmp_path / name)
+        assert words in line["error"], line
+        assert set(line) == {"path", "error"}
+    assert good["decision"] == "ok"
+    assert done.returncode == 1
+
+
+def test_other_files_and_wrong_arguments_are_refused_in_a_line(
+    program, model, model_file, embedding_file, frames, tmp_path
+):
+    photo = frames[0]
+    (tmp_path / "half.onnx").write_bytes(model_file.read_bytes()[:5000])
+    later = onnx.load(model)
+    for entry in later.metadata_props:
+        if entry.key == "padim_edge.format":
+            entry.value = "3"
+    onnx.save(later, tmp_path / "later.onnx")
+    for path, said in (
+        (model_file, "--frame-input"),
+        (embedding_file, "is no detector"),
+        (photo, "no whole ONNX file"),
+        (tmp_path / "half.onnx", "no whole ONNX file"),
+        (tmp_path / "absent.onnx", "no such file"),
+        (tmp_path / "later.onnx", "version 3"),
+    ):
+        done = judged(program, path, photo)
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"error: {path}: ")
+        assert said in done.stderr
+        assert done.stderr.count("\n") == 1
+        assert not done.stdout
+    (tmp_path / "other").mkdir()
+    other = tmp_path / "other" / photo.name
+    other.write_bytes(photo.read_bytes())
+    for arguments, said in (
+        ([model], "one photo at least"),
+        (["--maps"], "--maps needs a value"),
+        (["--threads", "many", model, photo], "--threads many"),
+        (["--heat", model, photo], "no option --heat"),
+        (["--maps", tmp_path, model, photo, other], "would both be"),
+        (["--maps", tmp_path / "other", model, other], "write over"),
+    ):
+        done = judged(program, *arguments)
+        assert done.returncode == 2
+        first, usage, *_ = done.stderr.splitlines()
+        assert first.startswith("error: ")
+        assert said in first
+        assert usage.startswith("usage: padim-judge ")
+    assert other.read_bytes() == photo.read_bytes()
+    assert names(tmp_path / "other") == [photo.name]
+    assert judged(program, "--help").stdout.startswith("usage: padim-judge ")
