@@ -44,10 +44,10 @@ camera, not another part. So there is a second rule, without a rate. The first `
 scene are what it was. Drift is said when all of the newest `LOOKS` lie beyond all of those by more
 than the photos' last value on that side lies from their median: parts that change as the scene has
 would look like none of the photos. And by more than the first differ among themselves, as where a
-lamp flickers. That is said once; it ends when so many in a row are less than half as far out, or as
-the drift of parts does. No chance value can bring it about, sixteen in a row must lie so; values
-that only change places would do so, however little beyond, in one of C(16, 8) = 12870 orders.
-What changes together with the scene is not told by this, but by the next parts.
+lamp flickers. That is said once; it ends when so many of the same scene in a row are less than half
+as far out, or as the drift of parts does. No chance value can bring it about, sixteen in a row must
+lie so; values that only change places would do so, however little beyond, in one of
+C(16, 8) = 12870 orders. What changes together with the scene is told by the next parts alone.
 """
 
 from __future__ import annotations
@@ -265,12 +265,13 @@ class _Watched:
         self._test = Test(self._usual.tolist())
         self.since: float | None = None
         self._after = 0
-        self._by_scene = False  # that drift was said
+        self._by_scene = False  # drift was said of the scene that is seen still
 
     def look(self, value: float, when: float, is_same: bool) -> Change | None:
         """Take a value of a scene, which is the same as that before or another."""
         if not is_same:
-            self._scene = _Scene(self._usual)
+            # Of another scene nobody knows how it was before: only parts can tell of the end now.
+            self._scene, self._by_scene = _Scene(self._usual), False
         moved = self._scene.add(value, when)
         if self.since is None and moved == BEYOND:
             self.since, self._by_scene = self._scene.since, True

@@ -325,6 +325,9 @@ def test_another_scene_is_held_against_itself_and_drift_ends_with_the_parts(stil
     assert one.of("brightness") == []
     one.see(20, lambda image, _: 0.6 * image)
     assert len(one.of("brightness")) == 1
+    one.scene = scene[::-1, ::-1] * [0.6, 0.5, 0.6]  # a third one, in the same wrong light
+    one.see(40)
+    assert len(one.of("brightness")) == 1
     for frame in pictures(4 * RECENT):
         one.scene = frame.astype(float)
         one.see(1)
