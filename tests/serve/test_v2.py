@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -16,7 +19,10 @@ import urllib3
 from tritonclient.utils import InferenceServerException
 
 from padim_edge import Detector
+from padim_edge.errors import UsageError
 from padim_edge.serve import v2
+
+HTTP = urllib3.PoolManager(timeout=60.0, retries=False)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +114,7 @@ def test_a_batch_goes_through_the_engine_at_once(serve, model, images, tmp_path)
         expected = detector.judge(images)
     assert answer.as_numpy("score").tolist() == [one.score for one in expected]
     assert np.array_equal(answer.as_numpy("score_map"), [one.score_map for one in expected])
-    counted = urllib3.request("GET", service.url + "metrics").data.decode()
+    counted = HTTP.request("GET", service.url + "metrics").data.decode()
     assert 'padim_edge_batch_images_sum{model="bottle"} 3.0' in counted
     assert 'padim_edge_batch_images_count{model="bottle"} 1.0' in counted
     with pytest.raises(InferenceServerException, match="with N from 1 to 8"):
@@ -131,28 +137,39 @@ ZEROS = [0] * (64 * 64 * 3)
 @pytest.mark.parametrize(
     ("request_", "words"),
     [
-        ([], "the request must be an object"),
-        ({}, "'inputs' must be a list of one"),
-        ({"inputs": [GOOD, GOOD]}, "'inputs' must be a list of one"),
-        ({"inputs": [3]}, "the input must be an object of JSON; 3 was given"),
+        ([], "does not fit the model (Expected `object`, got `array`)"),
+        ({}, "missing required field `inputs`"),
+        ({"inputs": [GOOD, GOOD]}, "Expected `array` of length 1"),
+        ({"inputs": []}, "Expected `array` of length 1"),
+        ({"inputs": [3]}, "Expected `object`, got `int` - at `$.inputs[0]`"),
         ({"inputs": [{**GOOD, "name": "x"}]}, "the input is 'x' of 'UINT8'"),
         ({"inputs": [{**GOOD, "datatype": "FP32"}]}, "of 'FP32'"),
         ({"inputs": [{**GOOD, "shape": [1, 3, 64, 64]}]}, "[N, 64, 64, 3] is needed"),
+        (
+            {"inputs": [{**GOOD, "shape": [64, 64, 3]}]},
+            "of length 4 - at `$.inputs[0].shape`",
+        ),
+        ({"inputs": [{**GOOD, "shape": [1] * 90}]}, "of length 4"),
         ({"inputs": [{**GOOD, "shape": [2, 64, 64, 3]}]}, "with N from 1 to 1"),
-        ({"inputs": [{**GOOD, "shape": [True, 64, 64, 3]}]}, "[N, 64, 64, 3] is needed"),
+        ({"inputs": [{**GOOD, "shape": [True, 64, 64, 3]}]}, "Expected `int`, got `bool`"),
         ({"inputs": [{**GOOD, "shape": [0, 64, 64, 3]}]}, "[N, 64, 64, 3] is needed"),
-        ({"inputs": [GOOD]}, "'data' must be a list; None"),
+        ({"inputs": [GOOD]}, "'data' must be a list; nothing was given"),
         ({"inputs": [{**GOOD, "data": ZEROS[1:]}]}, "has 12287 values, and its shape 12288"),
         ({"inputs": [{**GOOD, "data": [256, *ZEROS[1:]]}]}, "integers from 0 to 255"),
         ({"inputs": [{**GOOD, "data": [-1, *ZEROS[1:]]}]}, "integers from 0 to 255"),
         ({"inputs": [{**GOOD, "data": [0.5, *ZEROS[1:]]}]}, "integers from 0 to 255"),
-        ({"inputs": [{**GOOD, "data": [10**400]}]}, "integers from 0 to 255"),
+        ({"inputs": [{**GOOD, "data": [10**400, *ZEROS[1:]]}]}, "integers from 0 to 255"),
         ({"inputs": [{**GOOD, "data": ["0"]}]}, "integers from 0 to 255"),
-        ({"inputs": [{**GOOD, "data": [[0], [0, 0]]}]}, "differ in length"),
-        ({"inputs": [{**GOOD, "data": []}]}, "integers from 0 to 255"),
+        ({"inputs": [{**GOOD, "data": [2**64, *ZEROS[1:]]}]}, "integers from 0 to 255"),
+        ({"inputs": [{**GOOD, "data": [None, *ZEROS[1:]]}]}, "integers from 0 to 255"),
+        ({"inputs": [{**GOOD, "data": {"a\nb": 1}}]}, "must be a list; {"),
+        ({"inputs": [{**GOOD, "data": [[0], ZEROS[1:]]}]}, "are neither flat nor [1, 64, 64, 3]"),
+        ({"inputs": [{**GOOD, "data": [ZEROS]}]}, "are neither flat nor [1, 64, 64, 3]"),
+        ({"inputs": [{**GOOD, "data": [[]]}]}, "has 0 values, and its shape 12288"),
+        ({"inputs": [{**GOOD, "data": []}]}, "has 0 values, and its shape 12288"),
         (
             {"inputs": [{**GOOD, "data": ZEROS}], "outputs": [{"name": "x"}]},
-            "there is no output 'x': score and score_map are",
+            "Invalid enum value 'x' - at `$.outputs[0].name`): its metadata say what does",
         ),
         (
             {
@@ -163,9 +180,12 @@ ZEROS = [0] * (64 * 64 * 3)
         ),
         (
             {"inputs": [{**GOOD, "data": ZEROS}], "parameters": {"binary_data_output": 1}},
-            "must be true or false; 1",
+            "Expected `bool | null`, got `int` - at `$.parameters.binary_data_output`",
         ),
-        ({"inputs": [{**GOOD, "data": ZEROS}], "id": 7}, "'id' must be a text"),
+        (
+            {"inputs": [{**GOOD, "data": ZEROS}], "id": 7},
+            "Expected `str | null`, got `int` - at `$.id`",
+        ),
         (
             {"inputs": [{**GOOD, "parameters": {"binary_data_size": 12288}}]},
             "is 12288, and 0 bytes come after",
@@ -174,10 +194,11 @@ ZEROS = [0] * (64 * 64 * 3)
 )
 def test_a_request_that_is_none_gets_one_line(service, request_, words):
     body = json.dumps(request_).encode()
-    given = urllib3.request("POST", service.url + "v2/models/bottle/infer", body=body)
+    given = HTTP.request("POST", service.url + "v2/models/bottle/infer", body=body)
     assert given.status == 400, given.data
     assert words in given.json()["error"]
     assert len(given.json()["error"]) < 300
+    assert "\n" not in given.json()["error"]
 
 
 @pytest.mark.parametrize(
@@ -186,7 +207,7 @@ def test_a_request_that_is_none_gets_one_line(service, request_, words):
         (b"", {}, 400, "the body is no JSON"),
         (b"{", {}, 400, "the body is no JSON"),
         (b"\xff\xfe", {}, 400, "the body is no JSON"),
-        (b"[" * 60_000, {}, 400, "the body is no JSON"),
+        (b'{"x":' + b"[" * 60_000, {}, 400, "the body is no JSON"),
         (b"{}", {v2.LENGTH: "x"}, 400, "must be a number of bytes; 'x'"),
         (b"{}", {v2.LENGTH: "3"}, 400, "is 3, and the body has 2 bytes"),
         (b"{}", {v2.LENGTH: "-1"}, 400, "must be a number of bytes"),
@@ -195,9 +216,7 @@ def test_a_request_that_is_none_gets_one_line(service, request_, words):
     ],
 )
 def test_bodies_that_lie(service, body, headers, status, words):
-    given = urllib3.request(
-        "POST", service.url + "v2/models/bottle/infer", body=body, headers=headers
-    )
+    given = HTTP.request("POST", service.url + "v2/models/bottle/infer", body=body, headers=headers)
     assert given.status == status, given.data
     assert words in given.json()["error"]
 
@@ -207,7 +226,7 @@ def test_binary_data_that_are_not_what_they_say(service):
         head = json.dumps(
             {"inputs": [{**GOOD, **more, "parameters": {"binary_data_size": said}}]}
         ).encode()
-        return urllib3.request(
+        return HTTP.request(
             *("POST", service.url + "v2/models/bottle/infer"),
             body=head + b"\0" * sent,
             headers={v2.LENGTH: str(len(head))},
@@ -217,6 +236,87 @@ def test_binary_data_that_are_not_what_they_say(service):
     for said, sent in ((12288, 12287), (12287, 12287), (12288, 12289), (-1, 12288), (True, 1)):
         assert asked(said, sent).status == 400
     assert "one of them" in asked(12288, 12288, data=ZEROS).json()["error"]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": "), ("\r\n ,\t", " :\n")])
+def test_values_in_json_are_the_same_however_they_are_written(images, nested, separators):
+    data = images.tolist() if nested else images.ravel().tolist()
+    tensor = {"name": "image", "datatype": "UINT8", "shape": [3, 64, 64, 3], "data": data}
+    text = json.dumps({"data": [7], "inputs": [tensor], "x": {"data": 1}}, separators=separators)
+    assert np.array_equal(v2.parse(text.encode(), None, (64, 64), 3).images, images)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[01,{rest}]",
+        "[1,,{rest}]",
+        "[,1{rest}]",
+        "[1 2,{rest}]",
+        "[{rest},1,]",
+        "[+1,{rest}]",
+        "[{rest}",
+    ],
+)
+def test_numbers_that_are_no_json(text):
+    text = text.format(rest="0," * 12286 + "0")
+    tensor = json.dumps({**GOOD, "data": None}).replace("null", text)
+    with pytest.raises(UsageError, match="the body is no JSON"):
+        v2.parse(f'{{"inputs": [{tensor}]}}'.encode(), None, (64, 64), 3)
+
+
+def test_json_takes_a_few_times_its_bytes_whatever_is_in_it():
+    """In a process of its own, whose largest size is that of one request after the other."""
+    code = """
+import json, sys
+from pathlib import Path
+from padim_edge.errors import UsageError
+from padim_edge.serve import v2
+
+def most():
+    return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+
+v2.parse(b'{"inputs":[{"name":"image","datatype":"UINT8","shape":[1,1,1,3],"data":[1,2,3]}]}',
+         None, (1, 1), 1)
+for begin, piece, end, size in json.loads(sys.argv[1]):
+    begin, piece, end = (text.encode() for text in (begin, piece, end))
+    body = begin + piece * (6_000_000 // len(piece) - 1) + end
+    Path("/proc/self/clear_refs").write_text("5")
+    before = most()
+    try:
+        v2.parse(body, None, tuple(size), 8)
+        done = True
+    except UsageError:
+        done = False
+    print(json.dumps([(most() - before) / len(body), done]))
+"""
+    tensor = '{"inputs":[{"name":"image","datatype":"UINT8",'
+    flat, square = tensor + '"shape":[4,500,500,3],"data":[', [500, 500]
+    cases = [
+        (flat, "0,", "0]}]}", square),
+        (tensor + '"shape":[1,600000,1,3],"data":[[', "[[0,0,0]],", "[[0,0,0]]]]}]}", [600_000, 1]),
+        (flat, "[],", "0]}]}", square),
+        (flat, "{},", "0]}]}", square),
+        (flat, "[[[257]]],", "0]}]}", square),
+        (flat, '"é",', "0]}]}", square),
+        ('{"inputs":[{"name":"', "é", '"}]}', square),
+        ('{"inputs":[{"shape":[', "257,", "0]}]}", square),
+        ('{"inputs":[{"parameters":{', '"a":[],', '"b":1}}]}', square),
+        ('{"outputs":[', '{"name":"score"},', '{"name":"score"}]}', square),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(cases)],
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "100000"},  # what is freed is given back
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [was_read for _, was_read in found] == [True, True, *[False] * 8]
+    assert all(factor < 6 for factor, _ in found), found
+    assert found[0][0] > 1, found  # or it would not be measured
 
 
 def test_versions_and_models_that_are_not_there(client):
