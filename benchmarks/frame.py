@@ -56,7 +56,8 @@ def main() -> None:
             model = folder / f"{constants}.onnx"
             settings = Settings(Preprocess.whole((224, 224)), constants=constants)
             fit_detector(folder / "embedding.onnx", good, model, settings)
-            report = run_benchmark(model, ["ort"], batches, calls=arguments.calls, cameras=cameras)
+            calls = arguments.calls
+            report = run_benchmark([model], ["ort"], batches, calls=calls, cameras=cameras)
             if not reports:
                 print(f"{report.machine.processor}, {report.machine.cores} cores, ", end="")
                 print(f"{report.engines[0].description}, {report.date}\n")
@@ -84,7 +85,7 @@ def prepared(constants: str, report: Report) -> None:
         print(
             f"| {constants} | {one.batch} | {one.bare.p50:.2f} | {one.graph.p50:.2f} "
             f"| {one.ratio:.3f} | {one.stages['distances'].p50:.2f} "
-            f"| {one.stages['smoothing'].p50:.2f} | {report.file_bytes / 1e6:.1f} "
+            f"| {one.stages['smoothing'].p50:.2f} | {report.models[0].file_bytes / 1e6:.1f} "
             f"| {engine.peak_memory_bytes / 1e6:.0f} | {engine.cold_start_seconds:.2f} |",
             flush=True,
         )

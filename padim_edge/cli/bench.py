@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from padim_edge.cli.command import command
-from padim_edge.cli.options import ModelFile, Threads, integers, names_of
+from padim_edge.cli.options import Threads, integers, names_of
 from padim_edge.cli.output import (
     json_bytes,
     progress_bars,
@@ -25,15 +25,20 @@ if TYPE_CHECKING:
     from padim_edge.measure.report import BatchResult, Latency, Report
 
 
-@command("bench", "padim-edge bench padim.onnx --batch 1,32 --json bench.json")
+@command("bench", "padim-edge bench padim.onnx int8.onnx --engine ort,openvino-bf16")
 def bench(
-    model: ModelFile = Path("padim.onnx"),
+    models: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="MODEL...", help="Detectors made by 'padim-edge fit', compared in one run."
+        ),
+    ] = [Path("padim.onnx")],  # noqa: B006  # typer makes a new one
     engine: Annotated[
         str,
         typer.Option(
             "--engine",
-            help="auto, or engines to compare in one run, as ort,trt. Also trt/graph: TensorRT "
-            "without our kernels.",
+            help="auto, or engines to compare in one run, as ort,trt: each model in each. Also "
+            "trt/graph: TensorRT without our kernels.",
         ),
     ] = "auto",
     batch: Annotated[str, typer.Option("--batch", help="Batch sizes: 1 or 1,8,32.")] = "1",
@@ -100,7 +105,7 @@ def bench(
     from padim_edge.measure.against import load as load_earlier
     from padim_edge.measure.bench import check_cameras, check_engines, run_benchmark
     from padim_edge.measure.camera import parse_camera
-    from padim_edge.measure.report import announce
+    from padim_edge.measure.report import announce, check_models
     from padim_edge.runtime.engines import NVIDIA
 
     engines = names_of(engine) or ()
@@ -109,12 +114,13 @@ def bench(
     cameras = [parse_camera(size, pixel_format) for size in sizes]
     check_engines(engines)
     check_cameras(cameras)
+    check_models(models)
     if tolerance is not None and (against is None or not 0 <= tolerance < float("inf")):
         raise UsageError(f"--tolerance {tolerance}: give a share from 0 up, with --against")
     # All that can be wrong with a file is said now, not after minutes of measuring.
     old = load_earlier(against) if against else None
     if old:
-        check(old, announce(model, threads), engines, batches)
+        check(old, announce(models, threads), engines, batches)
     if plot:
         from padim_edge.measure.plots import draw, kind_of
 
@@ -125,13 +131,16 @@ def bench(
             json_stream = files.enter_context(atomic_write(json_file)) if json_file else None
             with progress_bars() as progress:
                 report = run_benchmark(
-                    model, engines, batches, threads, calls, cameras, progress, roofline
+                    models, engines, batches, threads, calls, cameras, progress, roofline
                 )
             if json_stream:
                 json_stream.write(json_bytes(report.to_json()))
-        say_skipped(report.engines[0].skipped, report.engines[0].name)
-        on_gpu = [one.name for one in report.engines if one.name in NVIDIA]
-        say_if_float32((*on_gpu, "none")[0], report.model.precision)
+        for skipped, name in dict.fromkeys((one.skipped, one.name) for one in report.engines):
+            say_skipped(skipped, name)
+        precisions = {model.file: model.precision for model in report.models}
+        on_gpu = [one for one in report.engines if one.name in NVIDIA]
+        slow = [one.name for one in on_gpu if precisions[one.model] == "float32"]
+        say_if_float32((*slow, "none")[0], "float32")
         _print_bench(report)
         worse = _print_changes(old, report, 0.1 if tolerance is None else tolerance) if old else ""
         # Last: whatever goes wrong with a picture, the figures are there.
@@ -143,26 +152,40 @@ def bench(
 
 def _print_bench(report: Report) -> None:
     machine = report.machine
-    typer.echo(f"{report.model.file} on {machine.processor}, {machine.cores} cores, {report.date}")
+    files = ", ".join(model.file for model in report.models)
+    typer.echo(f"{files} on {machine.processor}, {machine.cores} cores, {report.date}")
+    several = len(report.models) > 1
+    if several:
+        for model in report.models:
+            typer.echo(f"{model.file}: {model}")
+    for line in dict.fromkeys(f"{one.name}: {one.description}" for one in report.engines):
+        typer.echo(line)
     for one in report.engines:
-        typer.echo(f"{one.name}: {one.description}")
         if one.name == "ort" and not one.results[0].bare:
-            say("no bare backbone, no ratio: a layer without a chosen channel is not in the file")
+            whose = f"{one.model}: " if several else ""
+            say(
+                f"{whose}no bare backbone, no ratio: a layer without a chosen channel is not in "
+                "the file"
+            )
     for results in zip(*(one.results for one in report.engines), strict=True):
         typer.echo("")
-        _print_batch({one.name: of for one, of in zip(report.engines, results, strict=True)})
+        rows = zip(report.engines, results, strict=True)
+        _print_batch({report.label(one): of for one, of in rows}, several)
     typer.echo("")
     for one in report.engines:
+        label = report.label(one)
         if one.device:
             typer.echo(
-                f"{one.name}: device memory {one.device.memory_bytes / 1e6:.0f} MB, copy on the "
+                f"{label}: device memory {one.device.memory_bytes / 1e6:.0f} MB, copy on the "
                 f"device {one.device.copy_bandwidth / 1e9:.1f} GB/s (read + written)"
             )
         typer.echo(
-            f"{one.name}: peak memory {one.peak_memory_bytes / 1e6:.0f} MB, process start to "
+            f"{label}: peak memory {one.peak_memory_bytes / 1e6:.0f} MB, process start to "
             f"first score {one.cold_start_seconds:.2f} s"
         )
-    typer.echo(f"file {report.file_bytes / 1e6:.1f} MB")
+    for model in report.models:
+        whose = f"{model.file}: " if several else ""
+        typer.echo(f"{whose}file {model.file_bytes / 1e6:.1f} MB")
     if report.roofline:
         from padim_edge.measure.roofline import render
 
@@ -170,8 +193,8 @@ def _print_bench(report: Report) -> None:
             typer.echo("\n" + "\n".join(render(prediction)))
 
 
-def _print_batch(results: dict[str, BatchResult]) -> None:
-    """The table of one batch size, engines below each other."""
+def _print_batch(results: dict[str, BatchResult], several: bool) -> None:
+    """The table of one batch size, rows of a report below each other; whether of several models."""
     first, result = next(iter(results.items()))
     whose = {name: f"{name}: " if len(results) > 1 else "" for name in results}
     latencies: dict[str, Latency] = {}
@@ -180,7 +203,7 @@ def _print_batch(results: dict[str, BatchResult]) -> None:
         latencies |= {of + stage: latency for stage, latency in result.stages.items()}
         latencies[f"{of}graph: image to score"] = result.graph
         if result.bare:
-            latencies["bare backbone"] = result.bare
+            latencies[f"{of if several else ''}bare backbone"] = result.bare
         for one in result.frames:
             of = f"{whose[name]}{one.camera}: "
             latencies[f"{of}prepare"] = one.prepare

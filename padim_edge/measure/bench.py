@@ -1,4 +1,4 @@
-"""Latency of a frame by stage, of one engine or of several in one interleaved run.
+"""Latency of a frame by stage, of models in engines, all in one interleaved run.
 
 What is measured how stands in docs/bench.md; what comes of it in `padim_edge.measure.report`.
 """
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,11 +52,17 @@ REST_SECONDS = 0.05
 
 FULL_HD = Camera(1920, 1080, "bgr")
 
-Contender = tuple[str, str]  # the engine, and what is measured
+Row = tuple[str, str]
+"""A model, by what its report calls it, and an engine."""
+
+Contender = tuple[Row, str]
+"""A row, and what is measured of it."""
+
+Who = TypeVar("Who")
 
 
 def run_benchmark(
-    path: Path,
+    paths: Sequence[Path],
     engines: Sequence[str] = ("auto",),
     batches: Sequence[int] = (1,),
     threads: int = 0,
@@ -65,10 +71,10 @@ def run_benchmark(
     progress: Progress = silent,
     roofline: bool = False,
 ) -> Report:
-    """Measure a model in one engine or more, all in one interleaved run.
+    """Measure models in engines, each in each, all in one interleaved run.
 
     Args:
-        path: a padim.onnx.
+        paths: one padim.onnx or more, each once; their inputs may have different sizes.
         engines: names of `padim_edge.runtime.engines.ENGINES`, each once; or "auto" alone.
         batches: batch sizes, each once.
         threads: of the engines and of the bare backbone; 0 for all cores.
@@ -79,31 +85,41 @@ def run_benchmark(
             measured right after the latencies.
 
     Raises:
-        UsageError: no such engine, batch size or number of calls, or one of them or a camera twice.
-        PadimEdgeError: the file is no detector, or an engine does not run here.
+        UsageError: no such engine, batch size or number of calls, or one of them, a model or a
+            camera twice.
+        PadimEdgeError: a file is no detector, or an engine does not run here.
     """
     check_engines(engines)
     _check_numbers(batches, calls)
     check_cameras(cameras)
-    report = announce(path, threads)
+    report = announce(paths, threads)
+    models = {facts.file: path for facts, path in zip(report.models, paths, strict=True)}
     if roofline:
-        check_roofline(read(path, "padim"))
+        for path in paths:
+            check_roofline(read(path, "padim"))
     # Each alone, one after another: nobody else's memory is in its figures.
-    alone = [_alone(path, name, max(batches), threads, progress) for name in engines]
-    together = _together(path, alone, batches, threads, calls, cameras, progress)
+    alone = [
+        _alone(models, (file, name), max(batches), threads, progress)
+        for file, name in itertools.product(models, engines)
+    ]
+    together = _together(models, alone, batches, threads, calls, cameras, progress)
     report = replace(report, engines=together)
-    return replace(report, roofline=_roofline(path, report)) if roofline else report
+    return replace(report, roofline=_roofline(models, report)) if roofline else report
 
 
-def _roofline(path: Path, report: Report) -> tuple[Prediction, ...]:
-    """Floors for each batch size, beside what engine ``ort`` took if it was measured."""
-    model = read(path, "padim")
+def _roofline(models: Mapping[str, Path], report: Report) -> tuple[Prediction, ...]:
+    """Floors of each model and batch size, beside what engine ``ort`` took if it was measured."""
     here = measure_machine(report.threads)
-    ort = next((one for one in report.engines if one.name == "ort"), None)
-    return tuple(
-        predict(model, here, result.batch, result.graph.p50 if ort else None)
-        for result in (ort or report.engines[0]).results
-    )
+    found = []
+    for file, path in models.items():
+        model = read(path, "padim")
+        rows = {one.name: one for one in report.engines if one.model == file}
+        ort = rows.get("ort")
+        found += [
+            predict(model, here, result.batch, result.graph.p50 if ort else None, file)
+            for result in (ort or next(iter(rows.values()))).results
+        ]
+    return tuple(found)
 
 
 def _check_numbers(batches: Sequence[int], calls: int) -> None:
@@ -152,23 +168,30 @@ def _open_bare(path: Path, threads: int) -> Graph | None:
 
 
 @contextlib.contextmanager
-def _naming(name: str) -> Iterator[None]:
+def _naming(models: Mapping[str, Path], row: Row) -> Iterator[None]:
     """Say in an error whose it is; "auto" names the engines that it tried itself."""
     try:
         yield
     except PadimEdgeError as error:
-        if name != "auto":
-            error.args = (f"engine {name}: {error}",)
+        file, name = row
+        whose = [file] if len(models) > 1 else []
+        whose += [f"engine {name}"] if name != "auto" else []
+        if whose:
+            error.args = (f"{', '.join(whose)}: {error}",)
         raise
 
 
-def _alone(path: Path, name: str, batch: int, threads: int, progress: Progress) -> EngineReport:
-    """An engine with nobody beside it: its memory and its starts, and what "auto" chose.
+def _alone(
+    models: Mapping[str, Path], row: Row, batch: int, threads: int, progress: Progress
+) -> EngineReport:
+    """A row with nobody beside it: its memory and its starts, and what "auto" chose.
 
     It also builds what is built once, a plan or kernels, which is no part of a start; and whoever
     does not run here says so before minutes of measuring.
     """
-    with _naming(name):
+    file, name = row
+    path = models[file]
+    with _naming(models, row):
         with Detector(path, name, threads, progress) as detector:
             images = np.zeros((batch, *detector.backbone_info.image_size, 3), np.uint8)
             for _ in range(3):  # what is recorded, is with the second
@@ -178,6 +201,7 @@ def _alone(path: Path, name: str, batch: int, threads: int, progress: Progress) 
             device = detector.engine.figures()
         starts = [measure_start(path, chosen, threads) for _ in range(STARTS)]
     return EngineReport(
+        model=file,
         name=chosen,
         description=description,
         skipped=detector.skipped,
@@ -189,7 +213,7 @@ def _alone(path: Path, name: str, batch: int, threads: int, progress: Progress) 
 
 
 def _together(
-    path: Path,
+    models: Mapping[str, Path],
     alone: Sequence[EngineReport],
     batches: Sequence[int],
     threads: int,
@@ -197,15 +221,18 @@ def _together(
     cameras: Sequence[Camera],
     progress: Progress,
 ) -> tuple[EngineReport, ...]:
-    """All engines open at once and taking turns: the results that their reports lack."""
+    """All rows open at once and taking turns: the results that their reports lack."""
     with contextlib.ExitStack() as stack:
-        detectors = {}
-        for name in (one.name for one in alone):
-            with _naming(name):
-                detectors[name] = stack.enter_context(Detector(path, name, threads, progress))
-        bare = _open_bare(path, threads) if "ort" in detectors else None
-        if bare is not None:
-            stack.enter_context(bare)
+        detectors: dict[Row, Detector] = {}
+        bare: dict[Row, Graph] = {}
+        for row in ((one.model, one.name) for one in alone):
+            file, name = row
+            with _naming(models, row):
+                detector = Detector(models[file], name, threads, progress)
+                detectors[row] = stack.enter_context(detector)
+                graph = _open_bare(models[file], threads) if name == "ort" else None
+            if graph is not None:
+                bare[row] = stack.enter_context(graph)
         frames = {camera: camera.frames() for camera in cameras}
         measured = [
             # At least three blocks, or nothing would be interleaved.
@@ -215,10 +242,11 @@ def _together(
         finished = []
         for one in alone:
             # The bandwidth of a device that is as warm as the kernel had it.
-            device = detectors[one.name].engine.figures()
+            row = one.model, one.name
+            device = detectors[row].engine.figures()
             if device and one.device:
                 device = replace(device, memory_bytes=one.device.memory_bytes)
-            results = tuple(_with_kernel(of[one.name], device) for of in measured)
+            results = tuple(_with_kernel(of[row], device) for of in measured)
             finished.append(replace(one, device=device, results=results))
     return tuple(finished)
 
@@ -289,34 +317,34 @@ def _on_device(
 
 
 def _measure(
-    detectors: Mapping[str, Detector],
-    bare: Graph | None,
+    detectors: Mapping[Row, Detector],
+    bare: Mapping[Row, Graph],
     batch: int,
     calls: int,
     frames: Mapping[Camera, Sequence[NDArray[Any]]],
     progress: Progress,
-) -> dict[str, BatchResult]:
-    """Each engine's results at one batch size."""
-    first, detector = next(iter(detectors.items()))
-    generator = np.random.default_rng(0)
-    height, width = detector.backbone_info.image_size
-    images = generator.integers(0, 256, (batch, height, width, 3), dtype=np.uint8)
-    normalised = generator.standard_normal((batch, 3, height, width)).astype(np.float32)
-    stages: dict[str, list[dict[str, float]]] = {name: [] for name in detectors}
-    calls_on: dict[tuple[str, Camera], _FrameCalls] = {}
+) -> dict[Row, BatchResult]:
+    """Each row's results at one batch size."""
+    first = next(iter(detectors))
+    stages: dict[Row, list[dict[str, float]]] = {row: [] for row in detectors}
+    calls_on: dict[tuple[Row, Camera], _FrameCalls] = {}
 
-    def by_stage(name: str) -> None:
-        stages[name].append(detectors[name].engine.stages(images))
+    def by_stage(row: Row, images: NDArray[np.uint8]) -> None:
+        stages[row].append(detectors[row].engine.stages(images))
 
     contenders: dict[Contender, Callable[[], object]] = {}
-    for name, detector in detectors.items():
-        contenders[name, "stages"] = functools.partial(by_stage, name)
-        contenders[name, "graph"] = functools.partial(detector.engine.infer, images)
+    for row, detector in detectors.items():
+        generator = np.random.default_rng(0)
+        size = detector.backbone_info.image_size
+        images = generator.integers(0, 256, (batch, *size, 3), dtype=np.uint8)
+        contenders[row, "stages"] = functools.partial(by_stage, row, images)
+        contenders[row, "graph"] = functools.partial(detector.engine.infer, images)
         for camera, pixels in frames.items():
-            calls_on[name, camera] = _FrameCalls(detector, pixels, camera)
-            contenders[name, str(camera)] = functools.partial(calls_on[name, camera], batch)
-    if bare is not None:
-        contenders["ort", "bare"] = functools.partial(bare.run, {NORMALISED: normalised})
+            calls_on[row, camera] = _FrameCalls(detector, pixels, camera)
+            contenders[row, str(camera)] = functools.partial(calls_on[row, camera], batch)
+        if row in bare:
+            normalised = generator.standard_normal((batch, 3, *size)).astype(np.float32)
+            contenders[row, "bare"] = functools.partial(bare[row].run, {NORMALISED: normalised})
     seconds = interleave(contenders, calls, lambda done: progress(f"batch {batch}", done, calls))
     latencies = {who: Latency.of(values, batch) for who, values in seconds.items()}
 
@@ -325,28 +353,28 @@ def _measure(
         counted = [row for place, row in enumerate(rows) if place % (BLOCK + 1)]
         return {part: Latency.of([row[part] for row in counted], batch) for part in counted[0]}
 
-    def from_frames(name: str, camera: Camera, alone: Latency | None) -> FrameResult:
-        parts = by_part(calls_on[name, camera].rows)
+    def from_frames(row: Row, camera: Camera, alone: Latency | None) -> FrameResult:
+        parts = by_part(calls_on[row, camera].rows)
         ratio = parts["whole"].p50 / alone.p50 if alone else None
-        device = _on_device(detectors[name].engine, camera, frames[camera], batch)
+        device = _on_device(detectors[row].engine, camera, frames[camera], batch)
         return FrameResult(camera, ratio=ratio, on_device=device, **parts)
 
-    def result(name: str) -> BatchResult:
-        graph, alone = latencies[name, "graph"], latencies.get((name, "bare"))
+    def result(row: Row) -> BatchResult:
+        graph, alone = latencies[row, "graph"], latencies.get((row, "bare"))
         return BatchResult(
             batch=batch,
-            calls=len(seconds[name, "graph"]),
-            stages=by_part(stages[name]),
+            calls=len(seconds[row, "graph"]),
+            stages=by_part(stages[row]),
             graph=graph,
             bare=alone,
             ratio=graph.p50 / alone.p50 if alone else None,
-            to_first=None if name == first else graph.p50 / latencies[first, "graph"].p50,
-            frames=tuple(from_frames(name, camera, alone) for camera in frames),
+            to_first=None if row == first else graph.p50 / latencies[first, "graph"].p50,
+            frames=tuple(from_frames(row, camera, alone) for camera in frames),
             kernel=None,
-            power=measure_power(contenders[name, "graph"], batch),
+            power=measure_power(contenders[row, "graph"], batch),
         )
 
-    return {name: result(name) for name in detectors}
+    return {row: result(row) for row in detectors}
 
 
 def _with_kernel(result: BatchResult, device: DeviceFigures | None) -> BatchResult:
@@ -360,12 +388,12 @@ def _with_kernel(result: BatchResult, device: DeviceFigures | None) -> BatchResu
 
 
 def interleave(
-    contenders: Mapping[Contender, Callable[[], object]],
+    contenders: Mapping[Who, Callable[[], object]],
     calls: int,
     progress: Callable[[int], None],
-) -> dict[Contender, list[float]]:
+) -> dict[Who, list[float]]:
     """Seconds of each counted call, blocks of the contenders taking turns."""
-    seconds: dict[Contender, list[float]] = {name: [] for name in contenders}
+    seconds: dict[Who, list[float]] = {name: [] for name in contenders}
     progress(0)
     for done in range(BLOCK, calls + BLOCK, BLOCK):
         for name, call in contenders.items():

@@ -2,13 +2,16 @@
 
 Counted: 2 operations per multiplication of Conv, MatMul and Gemm. Elementwise nodes are fused into
 their neighbours by every runtime: no operations and no bytes but their constants and their second
-operand. Reshapes are free; other nodes (pooling, transposes) read and write maps. A batch reads
-weights and constants once per call (our distance kernel does so for up to 8 frames).
+operand. Q/DQ nodes are fused, too, and cost nothing: what is dequantised has the bytes that it is
+kept in, and so has a map that is read in int8 alone; a product of two such is one in int8. Reshapes
+are free; other nodes (pooling, transposes) read and write maps. A batch reads weights and constants
+once per call (our distance kernel does so for up to 8 frames).
 """
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -28,6 +31,10 @@ ELEMENTWISE = (
     "Sigmoid", "Sqrt", "Sub", "Where",
 )  # fmt: skip
 BYTES = {"float32": 4, "float16": 2, "int8": 1}
+QUANTISERS = ("QuantizeLinear", "DequantizeLinear")
+STORED: dict[int, int] = {TensorProto.UINT8: 1, TensorProto.INT8: 1, TensorProto.INT32: 4}
+"""Bytes of what DequantizeLinear reads; biases are int32."""
+
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 SMALL = 64
 """Elements up to which an initializer may hold shapes or scales that shape inference needs."""
@@ -38,7 +45,8 @@ class Storage:
     """How a runtime keeps what the file holds.
 
     Attributes:
-        backbone: "float32" or "float16": its weights, maps and arithmetic.
+        backbone: "float32" or "float16": its weights, maps and arithmetic; "int8": of what the
+            file quantises, the rest is float32.
         constants: "float32", "float16" or "int8": of the whitening. Arithmetic is float32.
         kernels: distances and smoothing are our CUDA kernels, which read packed triangles; else
             they are the graph's own nodes, with the zeros above the diagonal.
@@ -48,12 +56,23 @@ class Storage:
     constants: str
     kernels: bool = True
 
+    @property
+    def floats(self) -> str:
+        """What the backbone's maps leave it in, and what is not quantised in it."""
+        return "float32" if self.backbone == "int8" else self.backbone
+
 
 CPU = Storage("float32", "float32", kernels=False)
-"""On the CPU, whatever the file holds: `runtime.cpu` widens it once, calls read float32."""
+"""On the CPU, whatever a float file holds: `runtime.cpu` widens it once, calls read float32."""
+
+CPU_INT8 = Storage("int8", "float32", kernels=False)
+"""The same with an int8 backbone."""
 
 GPU = (Storage("float32", "float32"), Storage("float16", "float16"), Storage("float16", "int8"))
 """What export and fit can make for a GPU."""
+
+GPU_INT8 = (Storage("int8", "float16"), Storage("int8", "int8"))
+"""The same of an int8 embedding."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +84,7 @@ class Work:
         stage: one of `padim_edge.runtime.engines.STAGES`.
         operator: of ONNX; "Input" and "Output" for what always crosses memory.
         operations: 2 x multiplications.
-        arithmetic: "float32" or "float16".
+        arithmetic: "float32", "float16" or "int8".
         constants: bytes of weights and constants.
         read: bytes of maps.
         written: bytes of maps.
@@ -81,8 +100,14 @@ class Work:
     written: int
 
     def seconds(self, machine: Device, through_memory: bool) -> tuple[float, float]:
-        """(arithmetic, memory): what each alone takes."""
-        rate = machine.float16 if self.arithmetic == "float16" else machine.float32
+        """(arithmetic, memory): what each alone takes.
+
+        Raises:
+            UsageError: no rate of the machine for this arithmetic is known.
+        """
+        rate: float | None = getattr(machine, self.arithmetic)
+        if rate is None:
+            raise UsageError(f"no {self.arithmetic} rate of {machine.name} is known")
         maps = self.read + self.written
         crossing = maps if through_memory or self.operator in ("Input", "Output") else 0
         return self.operations / rate, (self.constants + crossing) / machine.bandwidth
@@ -94,16 +119,20 @@ def count(model: Model, batch: int = 1, storage: Storage = CPU) -> list[Work]:
     Args:
         model: a detector.
         batch: frames of the call.
-        storage: how weights and constants are kept; the file's own types play no part.
+        storage: how weights and constants are kept; of the file's own types, only which layers
+            are quantised plays a part, and only for an int8 backbone.
 
     Raises:
-        UsageError: an embedding.onnx, or no frames.
+        UsageError: an embedding.onnx, a float backbone to be counted as int8, or no frames.
         ModelError: the shapes of the graph cannot be inferred.
     """
     if model.detector_info is None:
         raise UsageError("the roofline is for a detector (padim.onnx, made by padim-edge fit)")
-    if model.backbone_info.precision == "int8":
-        raise UsageError("the roofline has no rates for an int8 backbone: give a float one")
+    if storage.backbone == "int8" != model.backbone_info.precision:
+        raise UsageError(
+            f"a backbone in {model.backbone_info.precision} cannot be counted as int8, for which "
+            "layers would be quantised is not in it: padim-edge quantize, or fit --precision int8"
+        )
     if batch < 1:
         raise UsageError(f"a batch of {batch} frames: a number of at least 1 is needed")
     height, width = model.backbone_info.image_size
@@ -124,22 +153,28 @@ def _nodes(model: Model, batch: int, storage: Storage) -> Iterator[Work]:
     shapes = _shapes(model, batch)
     stages = _stages(model)
     constant = {tensor.name for tensor in model.proto.graph.initializer}
+    dequantised, narrow = _quantised(model, shapes) if storage.backbone == "int8" else ({}, set())
     for node in model.proto.graph.node:
         sources = [name for name in node.input if name]
         if constant.issuperset(sources):  # folded when the graph is loaded
             constant.update(node.output)
             continue
+        if node.op_type in QUANTISERS:
+            continue
         stage = stages.get(node.output[0], "smoothing")
-        precision = storage.backbone if stage == "backbone" else "float32"
+        precision = storage.floats if stage == "backbone" else "float32"
 
         def size(name: str, precision: str = precision) -> int:
             shape, kind = shapes[name]
-            return math.prod(shape) * (BYTES[precision] if kind in FLOATS else 1)
+            wide = BYTES[precision] if kind in FLOATS else 1
+            return math.prod(shape) * (1 if name in narrow else dequantised.get(name, wide))
 
         maps = [size(name) for name in sources if name not in constant]
         read, written, operations = sum(maps), sum(map(size, node.output)), 0
         if node.op_type in PRODUCTS:
             operations = 2 * _multiplications(node, shapes)
+            if dequantised.keys() >= set(node.input[:2]):
+                precision = "int8"
         elif node.op_type in VIEWS:
             read = written = 0
         elif node.op_type in ELEMENTWISE:
@@ -150,6 +185,30 @@ def _nodes(model: Model, batch: int, storage: Storage) -> Iterator[Work]:
             yield Work(
                 node.name, stage, node.op_type, operations, precision, constants, read, written
             )
+
+
+def _quantised(model: Model, shapes: Shapes) -> tuple[dict[str, int], set[str]]:
+    """Of an int8 graph: bytes an element by dequantised tensor, and the maps read in int8 alone.
+
+    A map is read in int8 alone if all its readers quantise it, at once or behind elementwise nodes,
+    which are fused: a runtime writes it in int8.
+    """
+    readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+    dequantised: dict[str, int] = {}
+    narrow: set[str] = set()
+    for node in reversed(model.proto.graph.node):  # readers stand behind what they read
+        name = node.output[0]
+        if node.op_type == "DequantizeLinear":
+            dequantised[name] = STORED[shapes[node.input[0]][1]]
+        elif readers[name] and all(
+            reader.op_type == "QuantizeLinear"
+            or (reader.op_type in ELEMENTWISE and reader.output[0] in narrow)
+            for reader in readers[name]
+        ):
+            narrow.add(name)
+        for source in node.input:
+            readers[source].append(node)
+    return dequantised, narrow
 
 
 Shapes = dict[str, tuple[tuple[int, ...], int]]
@@ -230,7 +289,7 @@ def _kernels(model: Model, batch: int, storage: Storage) -> Iterator[Work]:
             2 * batch * products,
             "float32",
             constants,
-            BYTES[storage.backbone] * batch * maps,
+            BYTES[storage.floats] * batch * maps,
             4 * batch * level.positions,
         )
         columns += level.channels

@@ -9,11 +9,15 @@ summed with the DLA's, which runs nothing of ours.
             = 8 x float32               Xavier: a tensor core (64 x 2 a clock) to 8 CUDA cores;
                                         Orin: one (256 x 2 a clock) to 32
             = 32 x float32              Thor
+    int8    = 2 x float16               Xavier, Orin: the same tensor cores
+
+Nano and TX2 have no int8 products (DP4A came with another Pascal, sm_61). Of Thor, FP4 and FP8 are
+printed, and no int8 rate was found: it has none here.
 
 They meet what is printed for the GPU alone. Float32: 1.28, 2.08 TFLOPS (Orin Nano 8GB, Super).
-Float16: 0.472 (Nano), 1.33 (TX2), 11 (AGX Xavier). Dense int8, twice float16: 20, 33 TOPS (Orin
-Nano 8GB, Super). Sparse int8, 4 times: 108, 170 (AGX Orin 32GB, 64GB). Sparse FP4, 8 times: 1200,
-2070 (Thor T4000, T5000).
+Float16: 0.472 (Nano), 1.33 (TX2), 11 (AGX Xavier). Int8: 22 TOPS (AGX Xavier); dense 20, 33 (Orin
+Nano 8GB, Super); sparse, twice as much, 108, 170 (AGX Orin 32GB, 64GB). Sparse FP4, 8 times
+float16: 1200, 2070 (Thor T4000, T5000).
 """
 
 from __future__ import annotations
@@ -47,6 +51,7 @@ class Device:
         bandwidth: of that RAM, bytes per second.
         float32: operations per second.
         float16: operations per second.
+        int8: operations per second; None if it has none, or none is known.
         source: title and address of the document.
         runs: whether our GPU engines can: they need TensorRT 10, that is JetPack 6.1 or later.
         note: what makes a measured rate doubtful, if anything does.
@@ -57,6 +62,7 @@ class Device:
     bandwidth: float
     float32: float
     float16: float
+    int8: float | None
     source: str
     runs: bool = True
     note: str | None = None
@@ -74,7 +80,8 @@ def _device(
 ) -> Device:
     """A device from GiB, GB/s, CUDA cores, GHz and float16 / float32."""
     rate = cores * 2 * ghz * 1e9
-    return Device(name, ram * GIB, bandwidth * GB, rate, ratio * rate, source, runs)
+    int8 = 2 * ratio * rate if ratio == 8 else None  # Xavier and Orin
+    return Device(name, ram * GIB, bandwidth * GB, rate, ratio * rate, int8, source, runs)
 
 
 DEVICES = (

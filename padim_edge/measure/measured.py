@@ -92,16 +92,19 @@ def _row(one: dict[str, Any], name: str, stage: str, side: int, batch: int) -> s
 
 
 def _floors(name: str, stage: str, side: int, batch: int) -> Iterator[float | None]:
-    """Of each device in `BESIDE`; None where the roofline has no rates (int8 backbones)."""
+    """Of each device in `BESIDE`; None where it has no rate, or nothing is made to be counted."""
     engine, detector = name.split(" ", 1)
     spec = Spec.parse(detector)
-    if spec.network not in NETWORKS or spec.backbone == "int8":
+    if spec.network not in NETWORKS:
         yield from (None for _ in BESIDE)
         return
     storage = Storage(spec.backbone, spec.constants, kernels=engine != "trt/graph")
     work = _work(spec.network, spec.preset, side, batch, storage)
     devices = {device.name: device for device in DEVICES}
     for other in BESIDE:
+        if getattr(devices[other], spec.backbone) is None:
+            yield None
+            continue
         found = estimate(work, batch, devices[other], storage)
         yield found.floor if stage == "graph" else _of(found, stage)
 
@@ -112,10 +115,15 @@ def _of(found: Estimate, name: str) -> float:
 
 @functools.cache
 def _work(network: str, preset: str, side: int, batch: int, storage: Storage) -> list[Work]:
-    return count(_shapes(network, preset, side), batch, storage)
+    int8 = storage.backbone == "int8"
+    return count(_shapes(network, preset, "int8" if int8 else "float32", side), batch, storage)
 
 
-@functools.lru_cache(1)
-def _shapes(network: str, preset: str, side: int) -> Model:
-    """A detector for its shapes alone: the storage says what it is counted in."""
-    return make(Spec(network, preset, "float32", "none"), side)
+@functools.lru_cache(4)
+def _shapes(network: str, preset: str, backbone: str, side: int) -> Model:
+    """A detector for its shapes alone: the storage says what it is counted in.
+
+    Raises:
+        MissingDependencyError: an int8 backbone needs onnxruntime.
+    """
+    return make(Spec(network, preset, backbone, "none"), side)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,7 +39,9 @@ COLOURS = {
     "rest": "#9070a0",
 }
 BARE = "#b03030"
-BARE_LABEL = "bare backbone (ort)"
+BARE_LABEL = "bare backbone"
+LINES = ("--", ":", "-.")
+"""Of bare backbones, a model each."""
 
 
 def kind_of(path: Path) -> str:
@@ -56,8 +59,8 @@ def kind_of(path: Path) -> str:
 def draw(report: Report, stream: BinaryIO, kind: str) -> None:
     """Draw a panel for each batch size, all in ms per frame.
 
-    An engine has a bar of its stages; below it the whole graph's median with a whisker up to p95;
-    then a bar for each camera: preparing, graph and rest.
+    A row (a model in an engine) has a bar of its stages; below it the whole graph's median with a
+    whisker up to p95; then a bar for each camera: preparing, graph and rest.
 
     Args:
         report: at least one engine and batch size.
@@ -72,14 +75,14 @@ def draw(report: Report, stream: BinaryIO, kind: str) -> None:
         figure = Figure(figsize=(9, 1.8 + batches * (0.8 + 0.38 * bars)), layout="constrained")
         panels = figure.subplots(batches, 1, squeeze=False)[:, 0]
         for index, panel in enumerate(panels):
-            _panel(panel, [(one.name, one.results[index]) for one in report.engines])
+            _panel(panel, [(report.label(one), one.results[index]) for one in report.engines])
         panels[-1].set_xlabel("ms per frame (median; whisker: 95th percentile)")
         labels = {
             label: handle
             for panel in panels
             for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
         }
-        order = sorted(labels, key=BARE_LABEL.__eq__)  # the line after the bars
+        order = sorted(labels, key=lambda label: label.startswith(BARE_LABEL))  # after the bars
         figure.legend(
             [labels[label] for label in order],
             order,
@@ -165,7 +168,7 @@ def draw_front(tuned: Tuned, metric: str, under: float | None, stream: BinaryIO,
 
 
 def _panel(panel: Any, results: list[tuple[str, BatchResult]]) -> None:
-    """The bars of one batch size, the first engine on top."""
+    """The bars of one batch size, the first row on top."""
     batch = results[0][1].batch
     ticks: list[tuple[float, str]] = []
     place = 0.0
@@ -184,9 +187,10 @@ def _panel(panel: Any, results: list[tuple[str, BatchResult]]) -> None:
             _whiskered(panel, place, parts, one.whole, batch)
             ticks.append((place, str(one.camera)))
         place += 0.6
-        if result.bare:
-            bare = result.bare.p50 / batch
-            panel.axvline(bare, color=BARE, linestyle="--", linewidth=1, label=BARE_LABEL)
+    bares = [(name, result.bare) for name, result in results if result.bare]
+    for (name, bare), style in zip(bares, itertools.cycle(LINES)):
+        label = f"{BARE_LABEL} ({name})"
+        panel.axvline(bare.p50 / batch, color=BARE, linestyle=style, linewidth=1, label=label)
     panel.set_yticks(*zip(*ticks, strict=True))
     panel.set_ylim(place - 0.25, -0.35)
     panel.set_title(f"batch {batch}", loc="left", fontsize=9, fontweight="bold")
@@ -219,13 +223,12 @@ def _whiskered(
 
 
 def _title(report: Report) -> str:
-    model, machine = report.model, report.machine
+    machine = report.machine
     lines = [
-        f"{model.file}: {model.backbone}, {model.channels} channels, "
-        f"{model.image_size[0]} x {model.image_size[1]}, {model.constants} constants",
+        *(f"{model.file}: {model}" for model in report.models),
         f"{machine.processor}, {machine.cores} cores; {report.date}",
         ", ".join(f"{name} {version}" for name, version in machine.versions.items()),
-        *(f"{one.name}: {one.description}" for one in report.engines),
+        *dict.fromkeys(f"{one.name}: {one.description}" for one in report.engines),
     ]
     return "\n".join(lines)
 

@@ -151,7 +151,7 @@ def speed(sizes: Sizes, folder: Path, engine: str, network: str) -> Iterator[Lin
 def _timed(sizes: Sizes, path: Path, engine: str, spec: Spec) -> Line:
     write_detector(spec, sizes.image, path)
     camera = Camera(*sizes.camera)
-    report = run_benchmark(path, (engine,), sizes.batches, 0, sizes.calls, (camera,))
+    report = run_benchmark([path], (engine,), sizes.batches, 0, sizes.calls, (camera,))
     (found,) = report.engines
     memory = found.device.memory_bytes if found.device else 0
     rates = ", ".join(f"{one.graph.throughput:.0f}" for one in found.results)

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 
 from padim_edge import __version__
-from padim_edge.errors import ModelError
+from padim_edge.errors import ModelError, UsageError
 from padim_edge.measure.camera import Camera
 from padim_edge.measure.doctor_device import power_mode
 from padim_edge.measure.power import Power
@@ -25,7 +25,7 @@ from padim_edge.model.file import read
 from padim_edge.runtime.engines import DeviceFigures
 from padim_edge.system import available_cores, processor
 
-SCHEMA = 4
+SCHEMA = 5
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class FrameResult:
 
 @dataclass(frozen=True)
 class BatchResult:
-    """Latencies of an engine at one batch size, in ms per call.
+    """Latencies of a model in an engine at one batch size, in ms per call.
 
     Attributes:
         batch: frames per call.
@@ -109,7 +109,7 @@ class BatchResult:
         bare: the truncated backbone alone with all its channels, float32 in, layer maps out;
             engine ``ort`` only, and only where the file holds that backbone.
         ratio: graph / bare, of medians.
-        to_first: graph / that of the first engine, of medians; None for the first.
+        to_first: graph / that of the first row (model in an engine), of medians; None for it.
         frames: from the pixels of each camera, in the order asked for.
         kernel: how near the distance kernel comes to its floor.
         power: while prepared frames went through without a pause.
@@ -129,9 +129,10 @@ class BatchResult:
 
 @dataclass(frozen=True)
 class EngineReport:
-    """What one engine did.
+    """What one model did in one engine.
 
     Attributes:
+        model: which, as `ModelFacts.file` says.
         name: of `padim_edge.runtime.engines.ENGINES`.
         description: libraries with their versions, and the device.
         skipped: why engines before this one do not run here, where "auto" chose it.
@@ -141,6 +142,7 @@ class EngineReport:
         results: one for each batch size, in the order asked for.
     """
 
+    model: str
     name: str
     description: str
     skipped: tuple[str, ...]
@@ -171,15 +173,34 @@ class Machine:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """Which model; ``precision`` is the backbone's, ``image_size`` (h, w) in pixels."""
+    """Which model.
+
+    Attributes:
+        file: its name; of several of the same name in one report, the path as it was given.
+        file_bytes: its size.
+        sha256: of the file.
+        backbone: name of the network.
+        precision: of the backbone.
+        channels: of the embedding.
+        image_size: (h, w) of the graph's input, pixels.
+        constants: how the whitening is stored.
+    """
 
     file: str
+    file_bytes: int
     sha256: str
     backbone: str
     precision: str
     channels: int
     image_size: tuple[int, int]
     constants: str
+
+    def __str__(self) -> str:
+        height, width = self.image_size
+        return (
+            f"{self.backbone} in {self.precision}, {self.channels} channels, {height} x {width}, "
+            f"{self.constants} constants, {self.file_bytes / 1e6:.1f} MB"
+        )
 
 
 @dataclass(frozen=True)
@@ -189,18 +210,16 @@ class Report:
     Attributes:
         date: when it began; ISO 8601, UTC.
         machine: where.
-        model: what.
-        file_bytes: size of the model's file.
+        models: what, in the order asked for.
         threads: as asked for; 0 is all cores.
-        engines: in the order asked for.
-        roofline: floors for each batch size, here and on known devices: predictions. None where
-            they were not asked for.
+        engines: each model in each engine, in the order asked for.
+        roofline: floors of each model for each batch size, here and on known devices: predictions.
+            None where they were not asked for.
     """
 
     date: str
     machine: Machine
-    model: ModelFacts
-    file_bytes: int
+    models: tuple[ModelFacts, ...]
     threads: int
     engines: tuple[EngineReport, ...]
     roofline: tuple[Prediction, ...] | None = None
@@ -209,28 +228,68 @@ class Report:
         """Plain values, with the version of the schema."""
         return {"schema": SCHEMA, **asdict(self)}
 
+    def label(self, one: EngineReport) -> str:
+        """What a row is called: its engine; of several models, the model's file before it."""
+        return row_label(one.model if len(self.models) > 1 else None, one.name)
 
-def announce(path: Path, threads: int) -> Report:
-    """What is known before anything is measured: a report without engines."""
+
+def row_label(file: str | None, engine: str) -> str:
+    """A model in an engine, in words; the engine alone without a file."""
+    return f"{file}, {engine}" if file else engine
+
+
+def check_models(paths: Sequence[Path]) -> None:
+    """Refuse a list of models that `announce` would refuse, before any work.
+
+    Raises:
+        UsageError: none, or a file twice.
+    """
+    if not paths:
+        raise UsageError("no model was given: name one padim.onnx or more")
+    seen: dict[Path, Path] = {}
+    for path in paths:
+        before = seen.setdefault(path.resolve(), path)
+        if before is not path:
+            raise UsageError(
+                f"{path} is the same file as {before}: name each model once (a copy of it, to see "
+                "what two runs of one thing differ by, is taken)"
+            )
+
+
+def announce(paths: Sequence[Path], threads: int) -> Report:
+    """What is known before anything is measured: a report without engines.
+
+    Raises:
+        UsageError: none, or a file twice.
+        PadimEdgeError: one of them is no detector.
+    """
+    check_models(paths)
+    names = [path.name for path in paths]
+    return Report(
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        machine=machine(),
+        models=tuple(
+            _facts(path, path.name if names.count(path.name) == 1 else str(path)) for path in paths
+        ),
+        threads=threads,
+        engines=(),
+    )
+
+
+def _facts(path: Path, name: str) -> ModelFacts:
     model = read(path, "padim")
     if model.detector_info is None:
         raise ModelError(f"{path} is no detector")
     info = model.backbone_info
-    return Report(
-        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        machine=machine(),
-        model=ModelFacts(
-            file=path.name,
-            sha256=model.sha256,
-            backbone=info.backbone,
-            precision=info.precision,
-            channels=len(info.channels),
-            image_size=info.image_size,
-            constants=model.detector_info.constants,
-        ),
+    return ModelFacts(
+        file=name,
         file_bytes=path.stat().st_size,
-        threads=threads,
-        engines=(),
+        sha256=model.sha256,
+        backbone=info.backbone,
+        precision=info.precision,
+        channels=len(info.channels),
+        image_size=info.image_size,
+        constants=model.detector_info.constants,
     )
 
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from padim_edge.measure.counting import CPU, GPU, Storage, Work, count
+from padim_edge.measure.counting import CPU, CPU_INT8, GPU, GPU_INT8, Storage, Work, count
 from padim_edge.measure.devices import DEVICES, GB, Device
 from padim_edge.measure.rates import convolution
 from padim_edge.model.file import Model
@@ -74,14 +74,17 @@ class Prediction:
     """Floors of a model on this machine and on every known device, for one batch size.
 
     Attributes:
+        model: which, as the report calls it.
         batch: frames per call.
         operations: of one call of the graph.
         here: this machine, engine ``ort``.
         measured: ms per call on this machine, if it was measured.
         ratio: measured / floor.
-        devices: every device with every storage.
+        devices: every device with every storage that it has a rate for: of a float backbone all
+            float ones, whatever the file holds; of an int8 one, int8.
     """
 
+    model: str
     batch: int
     operations: int
     here: Estimate
@@ -129,12 +132,21 @@ def check(model: Model) -> None:
         UsageError: as `count`.
         ModelError: as `count`.
     """
-    count(model)
+    count(model, storage=_here(model))
     convolution(1).close()
 
 
+def _here(model: Model) -> Storage:
+    """How engine ``ort`` keeps it."""
+    return CPU_INT8 if model.backbone_info.precision == "int8" else CPU
+
+
 def predict(
-    model: Model, machine: Device, batch: int = 1, measured: float | None = None
+    model: Model,
+    machine: Device,
+    batch: int = 1,
+    measured: float | None = None,
+    name: str = "",
 ) -> Prediction:
     """Floors on this machine and on every device of `padim_edge.measure.devices`.
 
@@ -143,22 +155,28 @@ def predict(
         machine: this one, from `measure_machine`.
         batch: frames per call.
         measured: ms per call of engine ``ort`` on this machine.
+        name: of the model, for a report.
 
     Raises:
         UsageError: as `count`.
         ModelError: as `count`.
     """
-    own = count(model, batch, CPU)
-    here = estimate(own, batch, machine, CPU)
-    works = [(storage, count(model, batch, storage)) for storage in GPU]
+    own = count(model, batch, _here(model))
+    here = estimate(own, batch, machine, _here(model))
+    storages = GPU_INT8 if here.storage.backbone == "int8" else GPU
+    works = [(storage, count(model, batch, storage)) for storage in storages]
     return Prediction(
+        name,
         batch,
         sum(work.operations for work in own),
         here,
         measured,
         None if measured is None else measured / here.floor,
         tuple(
-            estimate(work, batch, device, storage) for device in DEVICES for storage, work in works
+            estimate(work, batch, device, storage)
+            for device in DEVICES
+            for storage, work in works
+            if getattr(device, storage.backbone) is not None
         ),
     )
 
@@ -167,12 +185,14 @@ def render(prediction: Prediction) -> list[str]:
     """A prediction as lines of text, some 110 characters wide."""
     here = prediction.here
     machine = here.device
+    int8 = f", {machine.int8 / GB:.0f} GOPS int8" if machine.int8 else ""
     frames = "1 frame" if prediction.batch == 1 else f"{prediction.batch} frames"
     lines = [
-        f"PREDICTION, not measured: lower bounds for a call of {frames}, in ms",
+        f"PREDICTION, not measured: lower bounds for a call of {frames}, in ms"
+        + (f" ({prediction.model})" if prediction.model else ""),
         "",
         f"this machine: reads {machine.bandwidth / GB:.1f} GB/s, convolves "
-        f"{machine.float32 / GB:.0f} GFLOPS float32 (both measured); "
+        f"{machine.float32 / GB:.0f} GFLOPS float32{int8} (measured); "
         f"{prediction.operations / GB:.2f} G operations",
         *([f"note: {machine.note}"] if machine.note else []),
         "",
@@ -185,10 +205,11 @@ def render(prediction: Prediction) -> list[str]:
         )
         if prediction.ratio < 1:
             lines += [
-                "Below the floor: its two rates are achieved ones, which a frame may beat; or this",
+                "Below the floor: its rates are achieved ones, which a frame may beat; or this",
                 "machine was busy while they were measured, or its cache keeps the constants.",
             ]
-    lines += ["", _HEAD, *map(_row, prediction.devices), "", *_NOTES]
+    notes = (*_INT8, *_NOTES) if here.storage.backbone == "int8" else _NOTES
+    lines += ["", _HEAD, *map(_row, prediction.devices), "", *notes]
     sources = dict.fromkeys(each.device.source for each in prediction.devices)
     return lines + [f"  {source}" for source in sources]
 
@@ -196,6 +217,10 @@ def render(prediction: Prediction) -> list[str]:
 _HEAD = (
     f"{'device':20} {'backbone':8} {'const.':8} {'backbone':>9}  {'distances':>9}  "
     f"{'smoothing':>9}  {'floor':>8} {'(memory)':>10} {'frames/s':>9} {'MB':>5}  fits"
+)
+_INT8 = (
+    "int8: of the layers that the file quantises, at the int8 rate; all else of it is float32. No",
+    "row: Nano and TX2 have no int8 products, and of Thor no int8 rate is known.",
 )
 _NOTES = (
     "A call takes prepared frames: what preparing a camera's frame costs is not predicted.",

@@ -14,7 +14,7 @@ from helpers import Outcome, in_process, padim_edge, unchanged
 from reports import SMALL, earlier, validate, with_gpu
 
 from padim_edge.errors import UsageError
-from padim_edge.measure.against import Change, compare, load
+from padim_edge.measure.against import Change, check, compare, load
 from padim_edge.measure.camera import Camera
 from padim_edge.measure.report import Report
 
@@ -105,13 +105,12 @@ def test_a_report_of_schema_2_is_read(report: Report) -> None:
     assert "passed_over" in value["engines"][0]
     old = load(file)
     assert old.date == value["date"]
-    assert list(old.figures) == [
-        (engine, batch)
-        for engine in ("ort", "openvino", "openvino-bf16")
-        for batch in (1, 32, None)
+    assert [(row.engine, list(row.figures)) for row in old.rows] == [
+        (engine, [1, 32, None]) for engine in ("ort", "openvino", "openvino-bf16")
     ]
+    assert {row.file for row in old.rows} == set(old.models) == {value["model"]["file"]}
     one = value["engines"][0]["results"][0]
-    assert old.figures["ort", 1] == {
+    assert old.rows[0].figures[1] == {
         "graph, ms": one["graph"]["p50"],
         "graph / bare backbone": one["ratio"],
         "900x900 rgb, ms": one["total"]["p50"],
@@ -122,22 +121,31 @@ def test_a_report_of_schema_2_is_read(report: Report) -> None:
     assert changes["ort: cold start, s"].old == value["engines"][0]["cold_start_seconds"]
 
 
-@pytest.mark.parametrize("schema", [2, 3])
+@pytest.mark.parametrize("schema", [2, 3, 4])
 def test_against_one_of_an_older_schema(report: Report, tmp_path: Path, schema: int) -> None:
     """Its frames were RGB, and of one size; all else compares as ever."""
     old = earlier(report, tmp_path, graph=0.8)
     value = json.loads(old.read_text())
-    value |= {"schema": schema, "frame_size": [90, 120]}
+    value["schema"] = schema
+    (value["model"],) = value.pop("models")
+    value["file_bytes"] = value["model"].pop("file_bytes")
     for engine in value["engines"]:
+        del engine["model"]
         if schema == 2:
             engine["passed_over"] = engine.pop("skipped")
-        for result in engine["results"]:
+        for result in engine["results"] if schema < 4 else ():
             result["total"] = result.pop("frames")[0]["whole"]
             result["stages"]["preprocess"] = result["total"]
+            value["frame_size"] = [90, 120]
     old.write_text(json.dumps(value))
     comparison = compare(load(old), report)
     worse = [change.figure for change in comparison.changes if change.worse(0.1)]
     assert worse == ["ort, batch 1: graph, ms", "ort, batch 4: graph, ms"]
+    if schema == 4:
+        assert comparison.notes == ()
+        assert comparison.changes[-1].figure == "model file, MB"
+        assert comparison.changes[-1].share == 0
+        return
     assert comparison.notes[1].startswith("in the earlier report only: ort, batch 1: 120x90 rgb")
     rgb = Camera(120, 90, "rgb")
     engines = [
@@ -191,7 +199,7 @@ CONDITIONS: dict[str, tuple[Callable[[dict[str, Any]], object], list[str]]] = {
     "cores": (lambda v: v["machine"].update(cores=1000), ["cores 1000 (now "]),
     "power": (lambda v: v["machine"].update(power_mode="25W"), ["power mode 25W (now unknown)"]),
     "threads": (lambda v: v.update(threads=7), ["threads 7 (now 1)"]),
-    "precision": (lambda v: v["model"].update(precision="float16"), ["float16 (now float32)"]),
+    "precision": (lambda v: v["models"][0].update(precision="float16"), ["float16 (now float32)"]),
     "engines": (lambda v: v["engines"][0].update(name="trt"), ["nothing to compare", "trt, batch"]),
     "batches": (
         lambda v: [one.update(batch=16 * one["batch"]) for one in v["engines"][0]["results"]],
@@ -199,9 +207,10 @@ CONDITIONS: dict[str, tuple[Callable[[dict[str, Any]], object], list[str]]] = {
     ),
     "schema": (
         lambda v: v.update(schema=1),
-        ["its schema is 1", "one of 2, 3, 4 is needed", "measure again"],
+        ["its schema is 1", "one of 2, 3, 4, 5 is needed", "measure again"],
     ),
     "no report": (lambda v: v.clear(), ["no report of padim-edge bench"]),
+    "no models": (lambda v: v["models"].clear(), ["no report"]),
     "not whole": (lambda v: v["engines"][0]["results"][1].pop("graph"), ["no report", "whole"]),
     "no number": (
         lambda v: v["engines"][0]["results"][1]["graph"].update(p50="fast"), ["no report"]
@@ -241,7 +250,8 @@ def test_a_report_that_does_not_compare(
         (b"17", "no report"),
         (b'{"schema": 2}', "no report"),
         (b'{"schema": 4}', "no report"),
-        (b'{"schema": 5, "machine": {}}', "no report"),
+        (b'{"schema": 5}', "no report"),
+        (b'{"schema": 6, "machine": {}}', "no report"),
         (None, "No such file"),
     ],
 )
@@ -260,7 +270,7 @@ def test_a_file_that_is_no_report(
 def test_what_is_said_and_compared(report: Report, tmp_path: Path) -> None:
     old = earlier(with_gpu(report), tmp_path)
     value = json.loads(old.read_text())
-    value["model"].update(sha256="0" * 64, constants="int8")
+    value["models"][0].update(sha256="0" * 64, constants="int8")
     value["machine"]["versions"]["numpy"] = "1.0"
     value["engines"][1]["device"]["device"] = "Nano"
     del value["engines"][0]["results"][0]
@@ -275,6 +285,57 @@ def test_what_is_said_and_compared(report: Report, tmp_path: Path) -> None:
     figures = [change.figure for change in comparison.changes]
     assert "ort, batch 4: graph, ms" in figures
     assert not [name for name in figures if name.startswith(("trt", "ort, batch 1"))]
+
+
+def twice(report: Report) -> Report:
+    """A report of a second model, which was made up."""
+    (facts,), (row,) = report.models, report.engines
+    other = dataclasses.replace(facts, file="int8.onnx", precision="int8", sha256="1" * 64)
+    return dataclasses.replace(
+        report,
+        models=(facts, other),
+        engines=(row, dataclasses.replace(row, model="int8.onnx")),
+    )
+
+
+def test_models_are_compared_by_name_where_there_are_several(
+    report: Report, tmp_path: Path
+) -> None:
+    both, name = twice(report), report.models[0].file
+    comparison = compare(load(earlier(both, tmp_path, graph=0.5)), both)
+    assert comparison.notes == ()
+    figures = [change.figure for change in comparison.changes]
+    assert [change.figure for change in comparison.changes if change.worse(0.1)] == [
+        f"{file}, ort, batch {batch}: graph, ms" for file in (name, "int8.onnx") for batch in (1, 4)
+    ]
+    assert figures[-2:] == [f"{name}: model file, MB", "int8.onnx: model file, MB"]
+    # Of one alone, the other's figures are missing, and that is said.
+    comparison = compare(load(earlier(both, tmp_path)), report)
+    gone = "int8.onnx, ort, batch 1; int8.onnx, ort, batch 4"
+    assert comparison.notes == (f"in the earlier report only: {gone}",)
+    comparison = compare(load(earlier(report, tmp_path)), both)
+    assert comparison.notes == (f"not in the earlier report: {gone}",)
+
+
+def test_one_model_may_be_called_otherwise_but_not_one_of_several(
+    report: Report, tmp_path: Path
+) -> None:
+    def called(file: str) -> Report:
+        (facts,), (row,) = report.models, report.engines
+        return dataclasses.replace(
+            report,
+            models=(dataclasses.replace(facts, file=file),),
+            engines=(dataclasses.replace(row, model=file),),
+        )
+
+    assert compare(load(earlier(called("a.onnx"), tmp_path)), report).notes == ()
+    with pytest.raises(UsageError, match=r"nothing to compare with: .* a\.onnx, ort, batch 1; a"):
+        compare(load(earlier(called("a.onnx"), tmp_path)), twice(report))
+    other = called("int8.onnx")  # in float32, there
+    with pytest.raises(UsageError, match=r"int8.onnx: precision float32 \(now int8\)"):
+        check(load(earlier(other, tmp_path)), twice(report), ["ort"], [1])
+    with pytest.raises(UsageError, match="nothing to compare with"):
+        check(load(earlier(called("a.onnx"), tmp_path)), twice(report), ["ort"], [1])
 
 
 def test_auto_is_compared_with_what_it_chose(report: Report, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from padim_edge.measure import bench, camera, rates
 from padim_edge.measure.camera import Camera, parse_camera
 from padim_edge.measure.report import SCHEMA, Report
 from padim_edge.model.file import read
+from padim_edge.runtime import trial
 from padim_edge.runtime.engines import ENGINES
 
 # --- one engine -------------------------------------------------------------------------------
@@ -33,12 +34,13 @@ def test_report(measured: tuple[Outcome, Path], model_file: Path) -> None:
     assert done.stderr == ""
     report = json.loads(file.read_text())
     assert report["threads"] == 1
-    assert report["file_bytes"] == model_file.stat().st_size
-    assert report["model"]["file"] == model_file.name
-    assert report["model"]["sha256"] == read(model_file, "padim").sha256
+    (model,) = report["models"]
+    assert model["file_bytes"] == model_file.stat().st_size
+    assert model["file"] == model_file.name
+    assert model["sha256"] == read(model_file, "padim").sha256
     assert report["machine"]["versions"]["numpy"] == np.__version__
     (engine,) = report["engines"]
-    assert engine["name"] == "ort"
+    assert (engine["model"], engine["name"]) == (model_file.name, "ort")
     assert "ONNX Runtime" in engine["description"]
     assert engine["peak_memory_bytes"] > 20e6
     assert [result["batch"] for result in engine["results"]] == [1, 4]
@@ -123,20 +125,20 @@ class Detector:
 def test_engines_take_turns(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "REST_SECONDS", 0)
     calls: list[str] = []
-    detectors: Any = {name: Detector(model_file, name, calls) for name in ("trt", "ort")}
+    detectors: Any = {("m", name): Detector(model_file, name, calls) for name in ("trt", "ort")}
     done: list[tuple[object, ...]] = []
     frames = {Camera(30, 20, "grey8"): [np.full((20, 30), n, np.uint8) for n in range(3)]}
-    results = bench._measure(detectors, None, 2, 25, frames, lambda *args: done.append(args))
+    results = bench._measure(detectors, {}, 2, 25, frames, lambda *args: done.append(args))
     turns = [(who.split(" of ")[0], who) for who in calls]
     counted = [(who, len(list(run))) for who, run in itertools.groupby(who for who, _ in turns)]
-    once = [f"{name} {what}" for name in detectors for what in ("stages", "graph", "frames")]
+    once = [f"{name} {what}" for _, name in detectors for what in ("stages", "graph", "frames")]
     assert counted == [(who, bench.BLOCK + 1) for who in once] * 3
     # No call is given the frames of the one before, whose memory may be in a cache.
     of = [who for short, who in turns if short == "ort frames"]
     assert of[:3] == [f"ort frames of {pair}" for pair in ([0, 1], [2, 0], [1, 2])]
     assert done == [("batch 2", n, 25) for n in (0, 10, 20, 25)]
 
-    trt, ort = results["trt"], results["ort"]
+    trt, ort = results["m", "trt"], results["m", "ort"]
     for result in results.values():
         assert result.calls == 30
         assert list(result.stages) == ["backbone", "smoothing"]
@@ -254,7 +256,7 @@ def test_width_comes_first() -> None:
 @pytest.mark.usefixtures("remeasured")
 def test_cameras_as_they_are_typed(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[list[Camera]] = []
-    report = bench.run_benchmark(model_file)
+    report = bench.run_benchmark([model_file])
     monkeypatch.setattr(bench, "run_benchmark", lambda *args: given.append(args[5]) or report)
     in_process("bench", model_file).worked()
     in_process(
@@ -312,7 +314,122 @@ def test_an_engine_that_fails_is_named(model_file: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(bench, "measure_start", fail)
     with pytest.raises(PadimEdgeError, match=r"^engine ort: the child process failed$"):
-        bench.run_benchmark(model_file, ["ort"])
+        bench.run_benchmark([model_file], ["ort"])
+
+
+# --- several models ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def models(
+    model_file: Path, photos: Path, embedding_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path, Path]:
+    """A detector in float32, the same in int8, and a small one of another size and name alike."""
+    folder = tmp_path_factory.mktemp("models")
+    in_process(
+        *("fit", embedding_file, photos, "--precision", "int8", "-o", folder / "int8.onnx")
+    ).worked()
+    (folder / "other").mkdir()
+    trial.write_model(folder / "other" / model_file.name)
+    return (
+        model_file,
+        folder / "int8.onnx",
+        folder / "other" / model_file.name,
+    )
+
+
+@pytest.fixture(scope="module")
+def compared(
+    models: tuple[Path, Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Outcome, dict[str, Any]]:
+    """All of them in two engines in one run, as it is typed."""
+    pytest.importorskip("openvino")
+    file = tmp_path_factory.mktemp("compared") / "bench.json"
+    done = in_process(
+        *("bench", *models, "--engine", "ort,openvino", *SMALL, "--json", file),
+        *("--plot", file.with_suffix(".svg"), "--roofline"),
+    ).worked()
+    value = json.loads(file.read_text())
+    validate(value)
+    text = file.with_suffix(".svg").read_text()
+    assert "(int8.onnx, ort)" in text
+    assert ">int8.onnx, openvino<" in text
+    return done, value
+
+
+def test_models_stand_beside_each_other(
+    compared: tuple[Outcome, dict[str, Any]], models: tuple[Path, Path, Path]
+) -> None:
+    done, value = compared
+    files = [str(models[0]), "int8.onnx", str(models[2])]  # two have one name: as they were given
+    assert [model["file"] for model in value["models"]] == files
+    assert [model["precision"] for model in value["models"]] == ["float32", "int8", "float32"]
+    assert value["models"][1]["file_bytes"] == models[1].stat().st_size
+    assert [(row["model"], row["name"]) for row in value["engines"]] == [
+        (file, engine) for file in files for engine in ("ort", "openvino")
+    ]
+    first = value["engines"][0]["results"][0]
+    assert first["to_first"] is None
+    for row in value["engines"][1:]:
+        (result,) = row["results"]
+        assert result["to_first"] == result["graph"]["p50"] / first["graph"]["p50"]
+    # The bare backbone of a row is that of its own model.
+    bare = {
+        row["model"]: row["results"][0]["bare"]["p50"]
+        for row in value["engines"]
+        if row["name"] == "ort"
+    }
+    assert len(set(bare.values())) == 3
+    out = done.stdout
+    for line in (
+        "int8.onnx: resnet18 in int8, ",
+        "int8.onnx, openvino: graph: image to score ",
+        "int8.onnx, ort: bare backbone ",
+        f"int8.onnx, ort: graph / that of {files[0]}, ort = ",
+        "int8.onnx, ort: 120x90 bgr: frame to decision ",
+        "int8.onnx, ort: peak memory ",
+        "int8.onnx: file ",
+    ):
+        assert sum(found.startswith(line) for found in out.splitlines()) == 1, line
+
+
+def test_copies_of_a_model_are_compared(model_file: Path, tmp_path: Path) -> None:
+    """To see what two runs of one thing differ by."""
+    (tmp_path / "copy.onnx").write_bytes(model_file.read_bytes())
+    report = bench.run_benchmark([model_file, tmp_path / "copy.onnx"], ["ort"], calls=1, cameras=())
+    one, two = report.models
+    assert one.sha256 == two.sha256
+    assert [report.label(row) for row in report.engines] == [
+        f"{model_file.name}, ort",
+        "copy.onnx, ort",
+    ]
+
+
+def test_a_model_twice(model_file: Path, tmp_path: Path) -> None:
+    """Under whatever name: before anything is read or measured."""
+    (tmp_path / "link.onnx").symlink_to(model_file)
+    done = in_process("bench", model_file, tmp_path / "link.onnx")
+    done.failed(2, f"{tmp_path / 'link.onnx'} is the same file as {model_file}", "each model once")
+    in_process("bench", "no.onnx", "./no.onnx").failed(2, "no.onnx is the same file as no.onnx")
+    with pytest.raises(UsageError, match="no model"):
+        bench.run_benchmark([])
+
+
+def test_of_several_a_model_that_is_none_is_named(
+    model_file: Path, embedding_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_process("bench", model_file, tmp_path / "no.onnx").failed(1, str(tmp_path / "no.onnx"))
+    in_process("bench", model_file, embedding_file).failed(1, str(embedding_file), "padim-edge fit")
+
+    def fail(*_: object) -> None:
+        raise PadimEdgeError("the child process failed")
+
+    monkeypatch.setattr(bench, "measure_start", fail)
+    (tmp_path / "copy.onnx").write_bytes(model_file.read_bytes())
+    with pytest.raises(PadimEdgeError, match=rf"^{model_file.name}, engine ort: the child"):
+        bench.run_benchmark([model_file, tmp_path / "copy.onnx"], ["ort"])
+    with pytest.raises(PadimEdgeError, match=rf"^{model_file.name}: the child"):
+        bench.run_benchmark([model_file, tmp_path / "copy.onnx"])
 
 
 # --- the JSON ---------------------------------------------------------------------------------
@@ -368,7 +485,8 @@ def test_floors_beside_what_was_measured(measured: tuple[Outcome, Path]) -> None
 
 def test_no_ratio_to_a_floor_of_another_engine(report: Report, model_file: Path) -> None:
     _, trt = with_gpu(report).engines
-    predictions = bench._roofline(model_file, dataclasses.replace(report, engines=(trt,)))
+    models = {model_file.name: model_file}
+    predictions = bench._roofline(models, dataclasses.replace(report, engines=(trt,)))
     assert [(each.batch, each.measured, each.ratio) for each in predictions] == [
         (1, None, None),
         (4, None, None),

@@ -9,7 +9,18 @@ import pytest
 
 from padim_edge.errors import UsageError
 from padim_edge.images.preprocess import Preprocess
-from padim_edge.measure.counting import BYTES, CPU, GPU, Storage, count, whitening_bytes
+from padim_edge.measure.counting import (
+    BYTES,
+    CPU,
+    CPU_INT8,
+    GPU,
+    GPU_INT8,
+    Storage,
+    count,
+    whitening_bytes,
+)
+from padim_edge.measure.proof_detectors import make
+from padim_edge.measure.proof_line import Spec
 from padim_edge.model import graph
 from padim_edge.model.file import Model, read
 from padim_edge.model.metadata import DetectorInfo
@@ -151,6 +162,86 @@ def test_packed_constants_are_as_large_as_the_kernels_arrays(shapes, kind):
     assert ours == packed.lines.nbytes
 
 
+# --- counts, in int8 --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["reference", "whitened"])
+def both(request):
+    """One detector with a float backbone and with one in int8."""
+    pytest.importorskip("onnxruntime")
+    return [make(Spec("tiny", request.param, of, "float16"), 64) for of in ("float32", "int8")]
+
+
+def test_quantised_convolutions_by_hand(both):
+    """3 x 64 x 64 -> 7 x 7 kernels -> 8 x 32 x 32 -> pooled -> 3 x 3 kernels -> 8 x 16 x 16."""
+    work = {each.name: each for each in count(both[1], storage=CPU_INT8)}
+    stem, first = work["backbone/stem"], work["backbone/layer1.0.1"]
+    for conv, taps, taken, outputs in (
+        (stem, 3 * 7 * 7, 3 * 64 * 64, 32 * 32),
+        (first, 8 * 3 * 3, 8 * 16 * 16, 16 * 16),
+    ):
+        assert conv.arithmetic == "int8"
+        assert conv.operations == 2 * 8 * outputs * taps
+        assert conv.constants == 8 * taps + 4 * 8  # weights, and biases, which stay float
+        assert conv.read == taken
+    assert stem.written == 4 * 8 * 32 * 32  # pooled before it is quantised
+    assert first.written == 8 * 16 * 16
+    # Of a sum, the branch that was quantised for a convolution is read in int8.
+    assert work["backbone/layer1.0.sum"].read == 8 * 16 * 16
+
+
+def test_what_is_not_quantised_stays_float(both):
+    whole, quantised = (
+        count(model, 2, of) for model, of in zip(both, (CPU, CPU_INT8), strict=True)
+    )
+    assert operations(quantised) == operations(whole)
+    names = {each.name: each for each in whole}
+    for each in quantised:
+        before = names[each.name]
+        if each.operator == "Conv" and not each.name.startswith("projection"):
+            assert each.arithmetic == "int8"
+            assert each.constants < before.constants / 2
+        else:
+            assert (each.arithmetic, each.constants) == (before.arithmetic, before.constants)
+        assert before.read / 4 <= each.read <= before.read
+        assert before.written / 4 <= each.written <= before.written
+    # Our kernels read the maps that the backbone leaves in float32.
+    for storage in GPU_INT8:
+        kernels = {each.name: each for each in count(both[1], 2, storage)}
+        for each in count(both[0], 2, Storage("float32", storage.constants)):
+            if each.stage != "backbone":
+                assert kernels[each.name] == each
+
+
+def test_an_int8_file_counts_as_the_float_one_in_float(both):
+    for storage in (CPU, *GPU):
+        whole, quantised = (count(model, 3, storage) for model in both)
+        assert [dataclasses.replace(each, name="") for each in whole] == [
+            dataclasses.replace(each, name="") for each in quantised
+        ]
+
+
+def test_outputs_that_are_quantised_too_are_int8(embedding_file, photos):
+    """--for cpu: every convolution's. Those of random weights have no biases."""
+    from padim_edge.fit.quantised import quantise_embedding
+
+    whole = read(embedding_file, "embedding")
+    good = sorted((photos / "train" / "good").iterdir())[:4]
+    made = quantise_embedding(whole, good, Preprocess.whole((64, 64)), "cpu").model
+    before = {each.name: each for each in count(detector(whole))}
+    convolutions = [each for each in count(detector(made), storage=CPU_INT8) if each.operations]
+    convolutions = [each for each in convolutions if each.stage == "backbone"]
+    assert len(convolutions) > 10
+    for each in convolutions:
+        was = before[each.name]
+        assert each.arithmetic == "int8"
+        assert (4 * each.read, 4 * each.written, 4 * each.constants) == (
+            was.read,
+            was.written,
+            was.constants,
+        )
+
+
 # --- counts, of exported backbones ------------------------------------------------------------
 
 
@@ -243,3 +334,5 @@ def test_what_cannot_be_counted_is_refused(embedding_file, small):
         count(read(embedding_file, "embedding"))
     with pytest.raises(UsageError, match="a batch of 0"):
         count(small, 0)
+    with pytest.raises(UsageError, match=r"a backbone in float32 .* padim-edge quantize"):
+        count(small, storage=CPU_INT8)

@@ -24,9 +24,19 @@ def small(tmp_path_factory):
 def test_this_machine_is_measured():
     pytest.importorskip("onnxruntime")
     machine = measure_machine(threads=1)
-    for value in (machine.memory_bytes, machine.bandwidth, machine.float32):
+    for value in (machine.memory_bytes, machine.bandwidth, machine.float32, machine.int8):
         assert np.isfinite(value)
         assert value > 1e6
+
+
+def test_both_rates_are_of_the_same_convolution():
+    """Of ones: a sum is 256 x 9 in float32; in int8 times .1 and .001, in steps of .1."""
+    pytest.importorskip("onnxruntime")
+    for kind, inside in ((np.float32, 2304), (np.uint8, round(2304 * 0.1 * 1e-3 / 0.1))):
+        with rates.convolution(1, kind) as graph:
+            (y,) = graph.run({"x": np.ones(rates._SHAPE, kind)})
+        assert y.dtype == kind
+        assert (y[:, :, 1:-1, 1:-1] == inside).all()
 
 
 @pytest.mark.parametrize(

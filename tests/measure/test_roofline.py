@@ -6,12 +6,15 @@ import dataclasses
 
 import pytest
 
-from padim_edge.measure.counting import CPU, GPU, Work
+from padim_edge.errors import UsageError
+from padim_edge.measure.counting import CPU, CPU_INT8, GPU, GPU_INT8, Work
 from padim_edge.measure.devices import DEVICES, GIB, Device
+from padim_edge.measure.proof_detectors import make
+from padim_edge.measure.proof_line import Spec
 from padim_edge.measure.roofline import estimate, predict, render
 from padim_edge.runtime import trial
 
-TEN = Device("ten", GIB, bandwidth=10e3, float32=100e3, float16=400e3, source="")
+TEN = Device("ten", GIB, bandwidth=10e3, float32=100e3, float16=400e3, int8=800e3, source="")
 """Ten bytes and a hundred operations per ms."""
 
 
@@ -19,6 +22,13 @@ TEN = Device("ten", GIB, bandwidth=10e3, float32=100e3, float16=400e3, source=""
 def small(tmp_path_factory):
     """3 x 32 x 32 -> 4 x 4 kernels -> 2 x 8 x 8 -> 2 x 2 kernels -> 3 x 4 x 4, all selected."""
     return trial.write_model(tmp_path_factory.mktemp("trial") / "padim.onnx")
+
+
+@pytest.fixture(scope="module")
+def both():
+    """One detector with a float backbone and with one in int8."""
+    pytest.importorskip("onnxruntime")
+    return [make(Spec("tiny", "reference", of, "float16"), 64) for of in ("float32", "int8")]
 
 
 WORK = [
@@ -98,14 +108,15 @@ def test_what_does_not_fit_stands_out_in_the_text(small):
         ("Nano", 0.472, "float16", 1),
         ("TX2", 1.33, "float16", 1),
         ("AGX Xavier 32GB", 11, "float16", 1),
+        ("AGX Xavier 32GB", 22, "int8", 1),
         ("Orin Nano 4GB", 0.64, "float32", 1),
-        ("Orin Nano 4GB", 10, "float16", 2),
+        ("Orin Nano 4GB", 10, "int8", 1),
         ("Orin Nano 8GB", 1.28, "float32", 1),
-        ("Orin Nano 8GB", 20, "float16", 2),
+        ("Orin Nano 8GB", 20, "int8", 1),
         ("Orin Nano 8GB Super", 2.08, "float32", 1),
-        ("Orin Nano 8GB Super", 33, "float16", 2),
-        ("AGX Orin 32GB", 108, "float16", 4),
-        ("AGX Orin 64GB", 170, "float16", 4),
+        ("Orin Nano 8GB Super", 33, "int8", 1),
+        ("AGX Orin 32GB", 108, "int8", 2),
+        ("AGX Orin 64GB", 170, "int8", 2),
         ("Thor T4000", 1200, "float16", 8),
         ("Thor T5000", 2070, "float16", 8),
     ],
@@ -113,6 +124,30 @@ def test_what_does_not_fit_stands_out_in_the_text(small):
 def test_rates_meet_what_the_data_sheets_print(name, printed, rate, factor):
     (device,) = (device for device in DEVICES if device.name == name)
     assert factor * getattr(device, rate) / 1e12 == pytest.approx(printed, rel=0.03)
+
+
+def test_int8_is_predicted_where_a_rate_is_known(both):
+    whole, in_int8 = both
+    found = predict(in_int8, TEN, batch=2)
+    assert found.here.storage == CPU_INT8
+    having = [device for device in DEVICES if device.int8]
+    assert [(each.device, each.storage) for each in found.devices] == [
+        (device, storage) for device in having for storage in GPU_INT8
+    ]
+    text = "\n".join(render(found))
+    for name in ("Nano", "TX2", "Thor T4000", "Thor T5000"):
+        assert not any(each.device.name == name for each in found.devices)
+    assert "no int8 products" in text
+    assert "no int8 products" not in "\n".join(render(predict(whole, TEN)))
+
+
+def test_int8_takes_its_own_rate(both):
+    """All convolutions are quantised: where nothing but arithmetic costs, an eighth."""
+    fast = dataclasses.replace(TEN, bandwidth=1e18)
+    whole, eighth = (predict(model, fast).here.stages[0].floor for model in both)
+    assert eighth == pytest.approx(whole / 8)
+    with pytest.raises(UsageError, match="no int8 rate of ten is known"):
+        predict(both[1], dataclasses.replace(TEN, int8=None))
 
 
 def test_only_modules_with_tensorrt_10_run_our_engines():
