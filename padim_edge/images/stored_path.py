@@ -14,7 +14,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path, PosixPath
 from typing import Any
 
-from padim_edge.errors import MissingDependencyError, UsageError, first_line
+from padim_edge.errors import MissingDependencyError, PadimEdgeError, UsageError, first_line
 
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://")
 
@@ -24,7 +24,7 @@ def as_path(source: str | Path) -> Path:
 
     Raises:
         UsageError: there is no such kind of store.
-        MissingDependencyError: what reads it is not installed.
+        PadimEdgeError: what reads it is not installed.
     """
     if isinstance(source, Path):
         return source
@@ -50,11 +50,18 @@ class StoredPath(PosixPath):
         kind = str(self).partition("://")[0]
         try:
             import fsspec
-
+            from fsspec.registry import known_implementations
+        except ImportError as error:
+            raise MissingDependencyError(str(self), "fsspec", "stores") from error
+        try:
             fsspec.get_filesystem_class(kind)
         except ImportError as error:
-            wanted = getattr(error, "name", None) or "fsspec"
-            raise MissingDependencyError(str(self), wanted, "stores") from error
+            package = known_implementations[kind]["class"].partition(".")[0]
+            if package == "s3fs":
+                raise MissingDependencyError(str(self), package, "stores") from error
+            raise PadimEdgeError(
+                f"{self} needs {package}, which is not installed: run  pip install {package}"
+            ) from error
         except ValueError as error:
             raise UsageError(
                 f"{self}: no kind of store is called {kind}: give a folder, or an address of "

@@ -192,7 +192,7 @@ def test_run_says_the_same_and_draws_the_same(tmp_path, cluster, small_runs, mod
         return in_process(
             *("run", model_file, test, "--save-maps", tmp_path / name / "maps"),
             *("--jsonl", tmp_path / name / "lines", "--report", tmp_path / f"{name}.html"),
-            *("--fail-on-anomaly", *options),
+            *("--fail-on-anomaly", "--threshold", 5, *options),
         )
 
     for name in ("plain", "ray"):
@@ -206,7 +206,7 @@ def test_run_says_the_same_and_draws_the_same(tmp_path, cluster, small_runs, mod
 
 
 def test_lines_have_their_regions_where_no_map_is_sent(cluster, small_runs, model_file, photos):
-    run = ("run", model_file, photos / "test", "--jsonl", "-", "--batch", 2)
+    run = ("run", model_file, photos / "test", "--jsonl", "-", "--threshold", 5)
     plain, ours = in_process(*run).worked(), in_process(*run, "--ray").worked()
     assert ours.stdout == plain.stdout
     assert any(json.loads(line)["regions"] for line in ours.stdout.splitlines())
