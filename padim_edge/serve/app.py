@@ -30,6 +30,7 @@ try:
     from starlette.requests import ClientDisconnect, Request
     from starlette.responses import Response
     from starlette.routing import Route
+    from starlette.types import Receive, Scope, Send
 except ImportError as error:
     raise MissingDependencyError("serving", "starlette", "serve") from error
 
@@ -40,6 +41,11 @@ OPEN_PATHS = ("/v2/health/live", "/v2/health/ready")
 
 RETRY = {"retry-after": "1"}
 """Seconds after which a place may be free."""
+
+ANSWER_SECONDS = 30.0
+"""For which a client may take its answer, which is in memory until then."""
+
+_PIECE = 64 << 10  # bytes of an answer that are handed on at a time
 
 _PAGE = {
     "/": ("index.html", "text/html"),
@@ -76,7 +82,7 @@ class App:
     def __init__(self, slots: Mapping[str, Slot], settings: Settings, metrics: Metrics) -> None:
         self.draining = False
         self._slots, self._settings, self._metrics = slots, settings, metrics
-        self._bodies = 0  # bytes; the event loop's alone, as `Slot.taken`
+        self._held = 0  # bytes of bodies and answers; the event loop's alone, as `Slot.taken`
         # Pictures are decoded and drawn, and JSON read and written, away from the event loop.
         threads = min(WORKERS, available_cores())
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="padim-edge-serve")
@@ -145,11 +151,11 @@ class App:
         if (alone or heat_map) and math.isfinite(result.score):
             picture = await self._in_pool(_png, loaded, encoded, result)
         if alone:
-            return Response(picture, media_type="image/png")
+            return self._kept(Response(picture, media_type="image/png"))
         value = judgement(slot.name, result)
         if heat_map:
             value["heat_map"] = None if picture is None else base64.b64encode(picture).decode()
-        return answer(value)
+        return self._kept(answer(value))
 
     def _prepare(self, loaded: Loaded, encoded: bytes) -> Prepared:
         try:
@@ -186,7 +192,7 @@ class App:
                     results = await _run(loaded, items)
                     self._count(slot, results)
                     text, headers = await self._in_pool(v2.answer, slot.name, wanted, results)
-                    return Response(text, headers=headers)
+                    return self._kept(Response(text, headers=headers))
 
                 return await _unless_gone(request, inferred())
 
@@ -273,19 +279,33 @@ class App:
             async for piece in request.stream():
                 if held + len(piece) > longest:
                     raise RefusedError(413, f"a body of at most {longest} bytes is taken here")
-                if self._bodies + len(piece) > self._settings.bodies_bytes:
-                    raise RefusedError(429, "too many large bodies at once: come back", RETRY)
+                self._hold(len(piece))
                 held += len(piece)
-                self._bodies += len(piece)
-                self._metrics.bodies.set(self._bodies)
                 pieces.append(piece)
             return b"".join(pieces)
 
         try:
             yield read
         finally:
-            self._bodies -= held
-            self._metrics.bodies.set(self._bodies)
+            self._hold(-held)
+
+    def _kept(self, response: Response) -> Response:
+        """An answer whose bytes count until it is taken, for which its client has its time."""
+        size = len(response.body)
+        if size <= _PIECE:  # which the server's buffer takes
+            return response
+        self._hold(size)
+        return _Kept(response, lambda: self._hold(-size))
+
+    def _hold(self, count: int) -> None:
+        """Count bytes that are in memory for clients from now on, or no more."""
+        most = self._settings.bodies_bytes
+        if count > most:
+            raise RefusedError(413, f"the answer has {count} bytes, and {most} may be in memory")
+        if count > 0 and self._held + count > most:
+            raise RefusedError(429, "too many large bodies or answers at once: come back", RETRY)
+        self._held += count
+        self._metrics.bodies.set(self._held)
 
     # --- what there is -------------------------------------------------------------------------
 
@@ -332,6 +352,36 @@ class App:
 
     async def _prometheus(self, _: Request) -> Response:
         return self._metrics.answer()
+
+
+class _Kept(Response):
+    """An answer that is handed on in pieces, as its client takes them.
+
+    Args:
+        response: what is answered.
+        done: called when it is taken, or its client is gone or had its time.
+    """
+
+    def __init__(self, response: Response, done: Callable[[], None]) -> None:
+        self._response, self._done = response, done
+        self.status_code, self.background = response.status_code, None
+
+    async def __call__(self, _: Scope, __: Receive, send: Send) -> None:
+        try:
+            # Not to its end: the server then closes the connection.
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._send(send), ANSWER_SECONDS)
+        finally:
+            self._done()
+
+    async def _send(self, send: Send) -> None:
+        response, body = self._response, self._response.body
+        start = {"status": response.status_code, "headers": response.raw_headers}
+        await send({"type": "http.response.start", **start})
+        for begin in range(0, len(body), _PIECE):
+            end = begin + _PIECE
+            piece = bytes(body[begin:end])
+            await send({"type": "http.response.body", "body": piece, "more_body": end < len(body)})
 
 
 def judgement(name: str, result: Result) -> dict[str, Any]:

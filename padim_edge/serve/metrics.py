@@ -32,7 +32,7 @@ class Metrics:
 
     Attributes:
         batch: images of a run of the engine, by model.
-        bodies: bytes of bodies in memory.
+        bodies: bytes of bodies and answers in memory.
         judged: images judged, by model and decision.
         queue: images that wait or are judged, by model.
         reloads: by model and what came of it.
@@ -66,7 +66,9 @@ class Metrics:
             ("model",),
             registry=self._registry,
         )
-        self.bodies = Gauge("padim_edge_bodies_bytes", "Bodies in memory.", registry=self._registry)
+        self.bodies = Gauge(
+            "padim_edge_bodies_bytes", "Bodies and answers in memory.", registry=self._registry
+        )
         self.judged = Counter(
             "padim_edge_judged", "Images judged.", ("model", "decision"), registry=self._registry
         )

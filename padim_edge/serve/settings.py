@@ -57,5 +57,5 @@ class Settings:
 
     @property
     def bodies_bytes(self) -> int:
-        """Of all bodies that are in memory at once."""
+        """Of all bodies and answers that are in memory at once."""
         return 8 * self.max_bytes
