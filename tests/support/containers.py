@@ -193,15 +193,15 @@ def bases(podman: Podman) -> None:
     say(f"bases of Debian {(root / 'etc/debian_version').read_text().strip()}: stand-ins")
 
 
-def privileges(podman: Podman, number: str) -> None:
-    """Check who a container's first process is, and that its root file system stays as it is."""
+def privileges(podman: Podman, number: str, *places: str) -> None:
+    """Check who a container's first process is, and that not even root writes to these places."""
     status = podman.says("exec", number, "cat", "/proc/1/status")
     fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
     must(set(fields["Uid"].split()) == {"10001"}, f"its user is 10001, not root: {fields['Uid']}")
     must(set(fields["Gid"].split()) == {"10001"}, f"so is its group: {fields['Gid']}")
     must(int(fields["CapEff"], 16) == 0 == int(fields["CapPrm"], 16), "it has no capabilities")
     must(fields["NoNewPrivs"].strip() == "1", "it can get none")
-    for place in ("/", "/tmp", "/opt/padim-edge"):
+    for place in places:
         done = podman("exec", "--user=0", number, "touch", f"{place}/new")
         must("Read-only file system" in done.stderr, f"root cannot write to {place}")
     inside = podman.says("exec", number, "sh", "-c", "ls /tmp /opt/padim-edge/bin")
@@ -239,7 +239,7 @@ def serve(podman: Podman) -> None:
     os.environ["PADIM_EDGE_TOKEN"] = TOKEN
     with podman.running(*options, "localhost/serve") as number:
         healthy(podman, number)
-        privileges(podman, number)
+        privileges(podman, number, "/", "/tmp", "/opt/padim-edge")
         got = {}
         for photo in sorted((data / "photos/test/good").iterdir()):
             address = f"http://127.0.0.1:{port}/v1/models/cloth/judge"
@@ -263,7 +263,7 @@ def jetson(podman: Podman) -> None:
     """The device's image, without its GPU: doctor, run, and a watch with its health check."""
     data = podman.work / "data"
     expected = scores((data / "here.jsonl").read_text())
-    volumes = [f"--volume={data}:/data:ro"]
+    volumes = [f"--volume={data}:/data:ro", "--tmpfs=/tmp"]  # doctor makes itself a model there
     for name in ("cache", "lib"):
         podman("volume", "rm", "--force", f"jetson-{name}")
         volumes.append(f"--volume=jetson-{name}:/var/{name}/padim-edge")
@@ -282,7 +282,7 @@ def jetson(podman: Podman) -> None:
     options = (f"--health-cmd={check}", "--health-interval=disable", *volumes, "localhost/jetson")
     with podman.running(*options, *watch) as number:
         healthy(podman, number)
-        privileges(podman, number)
+        privileges(podman, number, "/", "/data", "/opt/padim-edge")
         place = json.loads(podman.says("volume", "inspect", "jetson-lib"))[0]["Mountpoint"]
         events = Path(place) / "events.jsonl"
         deadline = time.monotonic() + SECONDS
