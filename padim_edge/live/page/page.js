@@ -382,7 +382,7 @@ function teaching() {
   able($("fit"), idle() && lesson.taken >= lesson.needed);
   // While parts are taken the last step is another one each moment.
   able($("undo"), idle() && lesson.undoable && !lesson.is_taking);
-  put($("undo"), lesson.is_taking ? "Undo (stop taking first)" : lesson.undoable ? `Undo: ${lesson.undoable}` : "Undo");
+  put($("undo"), lesson.is_taking ? "Undo: not while parts are taken" : lesson.undoable ? `Undo: ${lesson.undoable}` : "Undo");
   $("recall").hidden = !lesson.bad;
   able($("recall"), idle() && state.version);
   put($("recall"), lesson.bad === 1 ? "Is the bad part found?" : `How many of the ${lesson.bad} bad parts are found?`);
