@@ -26,6 +26,14 @@ def demo(
             "where it is installed.",
         ),
     ] = "auto",
+    page: Annotated[
+        bool,
+        typer.Option(
+            "--page",
+            help="At the end serve the detector (extra serve), with a page to drop photos on, on "
+            "this machine alone, until Ctrl-C.",
+        ),
+    ] = False,
 ) -> None:
     """Show the whole way on synthetic images: export, fit, run, eval, bench (needs torch).
 
@@ -34,6 +42,8 @@ def demo(
     from padim_edge.images.synthetic import make_dataset
 
     real = choose(weights)
+    if page:
+        import padim_edge.serve.app  # noqa: F401  # what is missing is said now, not in minutes
     make_dataset(folder / "photos")
     typer.echo(f"synthetic cloth with known defects: {folder / 'photos'}")
     for arguments in steps(folder, real):
@@ -42,6 +52,11 @@ def demo(
         if code:
             raise typer.Exit(code)
     typer.echo(f"\nLook at {folder / 'maps'}: every test image with its heat map and contour.")
+    if page:
+        typer.echo(f"Open the page below, and drop photos of {folder / 'photos' / 'test'} on it.")
+        arguments = ["serve", str(folder / "padim.onnx"), "--port", "0"]
+        typer.echo(f"\n$ padim-edge {shlex.join(arguments)}")
+        app(arguments, standalone_mode=False)
 
 
 def choose(weights: str) -> bool:
