@@ -91,7 +91,7 @@ OnRay = Annotated[
     typer.Option(
         "--ray",
         help="Spread the work over a Ray cluster: the one of --ray-address or RAY_ADDRESS, else "
-        "one that is started on this machine. Never faster on one machine.",
+        "one that is started on this machine, where it is slower than without.",
     ),
 ]
 
