@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
-import tempfile
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +19,7 @@ from typing import Any
 
 from padim_edge import __version__
 from padim_edge.errors import PadimEdgeError, UsageError
-from padim_edge.files import cannot_write
+from padim_edge.files import cannot_write, sync_folder
 from padim_edge.model.file import Model, read
 
 MARKER = "padim-edge-repository.json"
@@ -213,7 +216,7 @@ def export_repository(
     """Put a detector into a model repository, which is made, or ours already.
 
     A model of the same name is replaced, others stay. The folder changes at once, when all is
-    written: nobody sees half of it.
+    written: nobody sees half of it. Whoever exports into it meanwhile waits.
 
     Args:
         path: a file made by ``padim-edge fit``; the model is called as the file, without suffix.
@@ -229,38 +232,46 @@ def export_repository(
     if target not in TARGETS:
         raise UsageError(f"--for {target}: {', '.join(TARGETS)} are allowed")
     name = path.stem
+    _check_name(name, path)
+    batching = batching or Batching()
+    model = read(path, "padim")
+    if model.detector_info is None:
+        raise PadimEdgeError(f"{path} is no detector")
+    try:
+        with _alone(folder):
+            known = _known(folder, target)
+            mine = {"sha256": model.sha256, "threshold": model.detector_info.threshold}
+            models = dict(sorted({**known, name: mine}.items()))
+            with _instead_of(folder) as new:
+                for other in known:
+                    if other != name:
+                        _same(folder / other, new / other)
+                for place, content in TARGETS[target].of_model(name, model, batching).items():
+                    _put(new / place, path if content is None else content, model.sha256)
+                for place, whole in TARGETS[target].of_all(models).items():
+                    _put(new / place, whole)
+                files = {place: _sha256(new / place) for place in sorted(_found(new))}
+                marker = {"for": target, "padim_edge": __version__, "models": models}
+                _put(new / MARKER, _json({**marker, "files": files}))
+    except OSError as error:
+        if error.errno in (errno.EBUSY, errno.EXDEV):
+            raise UsageError(
+                f"{folder} is a place where something is mounted, which nothing can replace: name "
+                "a folder within it"
+            ) from error
+        raise cannot_write(error.filename or folder, error) from error
+    return Exported(folder, tuple(models), tuple(files))
+
+
+def _check_name(name: str, path: Path) -> None:
+    """Refuse a model's name that some server does not take, or that is a file of a repository."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", name):
         raise UsageError(
             f"a model called {name!r} is not taken by every server: rename {path}, to letters, "
             "digits, '.', '_' and '-'"
         )
-    batching = batching or Batching()
-    model = read(path, "padim")
-    if model.detector_info is None:
-        raise PadimEdgeError(f"{path} is no detector")
-    known = _known(folder, target)
-    models = {**known, name: {"sha256": model.sha256, "threshold": model.detector_info.threshold}}
-    models = dict(sorted(models.items()))
-    try:
-        with _instead_of(folder) as new:
-            for other in known:
-                if other != name:
-                    _same(folder / other, new / other)
-            for place, content in TARGETS[target].of_model(name, model, batching).items():
-                _put(new / place, path if content is None else content, model.sha256)
-            for place, whole in TARGETS[target].of_all(models).items():
-                _put(new / place, whole)
-            files = {
-                place: _sha256(new / place)
-                for place in sorted(
-                    one.relative_to(new).as_posix() for one in new.rglob("*") if one.is_file()
-                )
-            }
-            marker = {"for": target, "padim_edge": __version__, "models": models, "files": files}
-            _put(new / MARKER, _json(marker))
-    except OSError as error:
-        raise cannot_write(error.filename or folder, error) from error
-    return Exported(folder, tuple(models), tuple(files))
+    if name.lower() in (MARKER, "config.json", "settings.json"):
+        raise UsageError(f"{name} is a file of repositories: rename {path}, it names the model")
 
 
 def _known(folder: Path, target: str) -> dict[str, Any]:
@@ -276,9 +287,12 @@ def _known(folder: Path, target: str) -> dict[str, Any]:
     try:
         marker = json.loads((folder / MARKER).read_bytes())
         models: dict[str, Any] = marker["models"]
-        files, made_for = marker["files"], marker["for"]
-        ours = isinstance(models, dict) and isinstance(files, dict)
-    except (OSError, ValueError, KeyError, TypeError):
+        files: dict[str, Any] = marker["files"]
+        made_for = marker["for"]
+        for name in models:  # which say where files are copied to
+            _check_name(name, folder / MARKER)
+        ours = isinstance(models, dict) and isinstance(files, dict) and made_for in TARGETS
+    except (OSError, ValueError, KeyError, TypeError, UsageError):
         ours = False
     if not ours:
         raise UsageError(
@@ -286,13 +300,12 @@ def _known(folder: Path, target: str) -> dict[str, Any]:
         )
     if made_for != target:
         raise UsageError(f"{folder} was made for {made_for}: name a new folder for {target}")
-    found = {
-        one.relative_to(folder).as_posix()
-        for one in folder.rglob("*")
-        if one.is_file() and one != folder / MARKER
-    }
-    changed = sorted(found ^ files.keys()) or [
-        place for place in sorted(found) if _sha256(folder / place) != files[place]
+    found = _found(folder)
+    found.pop(MARKER, None)
+    changed = sorted(found.keys() ^ files.keys()) or [
+        place
+        for place, mode in sorted(found.items())
+        if not stat.S_ISREG(mode) or _sha256(folder / place) != files[place]
     ]
     if changed:
         raise UsageError(
@@ -302,26 +315,86 @@ def _known(folder: Path, target: str) -> dict[str, Any]:
     return models
 
 
+def _found(folder: Path) -> dict[str, int]:
+    """Modes of all that is below a folder, by place, but of folders that hold something."""
+    return {
+        one.relative_to(folder).as_posix(): one.lstat().st_mode
+        for one in folder.rglob("*")
+        if one.is_symlink() or not one.is_dir() or not any(one.iterdir())
+    }
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Nobody else exports into a folder; what a killed one left beside it is put in order."""
+    target = Path(os.path.realpath(folder))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    path = target.with_name(f".{target.name}.padim-edge-lock")
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.lstat()):
+                break
+        os.close(descriptor)  # the one before removed it while we waited
+    try:
+        _recover(target)
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _beside(target: Path) -> Path:
+    """Where a folder is made that will take the place of another."""
+    return target.with_name(f".{target.name}.padim-edge-new")
+
+
+def _recover(target: Path) -> None:
+    """Bring back a folder whose exchange was begun, and no more; remove what was never finished."""
+    beside = _beside(target)
+    if (beside / "old").exists() and not target.exists():
+        (beside / "old").rename(target)
+    if beside.exists():
+        shutil.rmtree(beside)
+
+
 @contextlib.contextmanager
 def _instead_of(folder: Path) -> Iterator[Path]:
     """A new folder beside another, whose place it takes when the block succeeds."""
     target = Path(os.path.realpath(folder))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    beside = _beside(target)
+    new, old = beside / "new", beside / "old"
     try:
-        new, old = beside / "new", beside / "old"
-        new.mkdir()  # as any new folder's, its permissions; mkdtemp's are the owner's alone
+        new.mkdir(parents=True)
         yield new
+        for one in (new, *new.rglob("*")):
+            if one.is_dir():
+                sync_folder(one)
         if target.exists():
-            target.rename(old)
-        try:
+            shutil.copymode(target, new)
+        if not target.exists():
             new.rename(target)
-        except OSError:
-            if old.exists():
-                old.rename(target)
-            raise
+        elif not _exchanged(new, target):
+            target.rename(old)  # from here on `_recover` knows what to do
+            new.rename(target)
+        sync_folder(target.parent)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        _recover(target)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Whether two folders have changed places, at once: Linux can, not on every file system."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of <fcntl.h>, <stdio.h>
+    if rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+        return False
+    raise OSError(number, os.strerror(number), str(other))
 
 
 def _put(place: Path, content: bytes | Path, sha256: str = "") -> None:

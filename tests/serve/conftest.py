@@ -12,6 +12,10 @@ pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 
+from padim_edge.fit.fit import fit_detector
+from padim_edge.fit.settings import Settings as FitSettings
+from padim_edge.images.dataset import train_images
+from padim_edge.images.preprocess import Preprocess
 from padim_edge.serve.service import Service
 from padim_edge.serve.settings import Settings
 
@@ -22,6 +26,17 @@ Serve = Callable[..., Service]
 def model(model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A detector that is called bottle. Read only."""
     return Path(shutil.copy(model_file, tmp_path_factory.mktemp("served") / "bottle.onnx"))
+
+
+@pytest.fixture(scope="session")
+def other_model(once: Callable[..., Path], embedding_file: Path, photos: Path) -> Path:
+    """Another detector: of half the photos, so its scores differ. Read only."""
+    settings = FitSettings(Preprocess.whole((64, 64)), constants="float32")
+    good = train_images(photos)[:6]
+    return (
+        once("other", lambda at: fit_detector(embedding_file, good, at / "other.onnx", settings))
+        / "other.onnx"
+    )
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import json
 import os
@@ -11,19 +12,20 @@ import signal
 import socket
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import contents, in_process, names, unchanged
+from helpers import contents, in_process, names, padim_edge, unchanged
 
-import padim_edge
 from padim_edge import Detector
-from padim_edge.errors import UsageError
+from padim_edge.errors import PadimEdgeError, UsageError
 from padim_edge.fit.fit import fit_detector
 from padim_edge.fit.settings import Settings as FitSettings
 from padim_edge.images.dataset import train_images
 from padim_edge.images.preprocess import Preprocess
+from padim_edge.serve import repository
 from padim_edge.serve.repository import MARKER, TARGETS, Batching, export_repository
 
 
@@ -136,15 +138,6 @@ def test_a_second_model_joins_and_a_model_is_replaced(model, other_model, tmp_pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cable.onnx", "models", "new"]
 
 
-@pytest.fixture(scope="module")
-def other_model(embedding_file, photos, tmp_path_factory):
-    path = tmp_path_factory.mktemp("others") / "other.onnx"
-    fit_detector(
-        embedding_file, train_images(photos)[:6], path, FitSettings(Preprocess.whole((64, 64)))
-    )
-    return path
-
-
 def test_a_folder_that_is_not_ours_is_left_alone(model, tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()
@@ -170,9 +163,54 @@ def test_what_another_hand_changed_is_not_overwritten(model, tmp_path):
     with unchanged(tmp_path), pytest.raises(UsageError, match=r"labels\.txt was changed by"):
         export_repository(model, folder, "triton")
     (folder / "labels.txt").unlink()
-    (folder / MARKER).write_text("[]")
-    with pytest.raises(UsageError, match="no repository that padim-edge made"):
+    (folder / "bottle" / "2").mkdir()
+    with unchanged(tmp_path), pytest.raises(UsageError, match="bottle/2 was changed by"):
         export_repository(model, folder, "triton")
+    (folder / "bottle" / "2").rmdir()
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "more").symlink_to(tmp_path / "elsewhere")
+    with unchanged(tmp_path), pytest.raises(UsageError, match="more was changed by"):
+        export_repository(model, folder, "triton")
+    (folder / "more").unlink()
+    same = tmp_path / "config.pbtxt"
+    config.rename(same)
+    config.symlink_to(same)
+    with unchanged(tmp_path), pytest.raises(UsageError, match=r"config\.pbtxt was changed by"):
+        export_repository(model, folder, "triton")
+    same.replace(config)
+    export_repository(model, folder, "triton")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"models": {"../../evil": {}}},  # which say what is copied, and where to
+        {"models": {"/etc": {}}},
+        {"models": []},
+        {"files": []},
+        {"for": ["triton"]},
+    ],
+)
+def test_a_marker_that_nobody_here_wrote_is_not_believed(model, tmp_path, change):
+    folder = tmp_path / "deep" / "models"
+    export_repository(model, folder, "triton")
+    said = json.loads((folder / MARKER).read_bytes())
+    (folder / MARKER).write_text(json.dumps({**said, **change}))
+    (tmp_path / "evil").mkdir()
+    with (
+        unchanged(tmp_path),
+        pytest.raises(UsageError, match="no repository that padim-edge made"),
+    ):
+        export_repository(model, folder, "triton")
+
+
+@pytest.mark.parametrize("name", ["config.json", "Settings.json", MARKER])
+def test_a_model_is_not_called_as_a_file_of_the_repository(model, tmp_path, name):
+    odd = tmp_path / f"{name}.onnx"
+    shutil.copy(model, odd)
+    for target in TARGETS:
+        with unchanged(tmp_path), pytest.raises(UsageError, match="is a file of repositories"):
+            export_repository(odd, tmp_path / "m", target)
 
 
 def test_what_fails_half_way_leaves_nothing(model, tmp_path, monkeypatch):
@@ -183,6 +221,97 @@ def test_what_fails_half_way_leaves_nothing(model, tmp_path, monkeypatch):
     in_process("export-repository", model, folder, "--for", "triton").failed(1, "No space left")
     in_process("export-repository", model, tmp_path / "new", "--for", "ovms").failed(1, "No space")
     assert contents(tmp_path) == before
+
+
+def test_a_folder_is_exchanged_and_never_away(model, tmp_path, monkeypatch):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "other").mkdir()
+    if not repository._exchanged(tmp_path / "one", tmp_path / "other"):
+        pytest.skip(f"the file system of {tmp_path} does not exchange folders")
+    folder = tmp_path / "models"
+    export_repository(model, folder, "triton")
+    folder.chmod(0o750)
+    monkeypatch.setattr(Path, "rename", lambda *_: pytest.fail("a folder is renamed"))
+    export_repository(model, folder, "triton", Batching(4))
+    assert "max_batch_size: 4" in (folder / "bottle" / "config.pbtxt").read_text()
+    assert folder.stat().st_mode & 0o777 == 0o750
+
+
+def test_a_mount_is_not_replaced(model, tmp_path, monkeypatch):
+    def busy(*_):
+        raise OSError(errno.EBUSY, "Device or resource busy", "x")
+
+    folder = tmp_path / "models"
+    export_repository(model, folder, "triton")
+    monkeypatch.setattr(repository, "_exchanged", busy)
+    with unchanged(tmp_path), pytest.raises(UsageError, match="name a folder within it"):
+        export_repository(model, folder, "triton")
+
+
+@pytest.mark.parametrize("moment", ["new", "old"])
+def test_what_a_killed_export_left_is_put_in_order_by_the_next(model, tmp_path, moment):
+    """Killed when all is written, and between two renames, where folders are not exchanged."""
+    folder = tmp_path / "models"
+    export_repository(model, folder, "triton")
+    before = contents(folder)
+    cable = tmp_path / "cable.onnx"
+    shutil.copy(model, cable)
+    prelude = f"""
+import os, signal
+from pathlib import Path
+from padim_edge.serve import repository
+repository._exchanged = lambda *_: False
+real = Path.rename
+def rename(self, target):
+    if Path(target).name == "old" and {moment == "old"}:
+        real(self, target)
+    os.kill(os.getpid(), signal.SIGKILL)
+Path.rename = rename
+"""
+    killed = padim_edge("export-repository", cable, folder, "--for", "triton", prelude=prelude)
+    assert killed.code == -signal.SIGKILL
+    assert folder.exists() == (moment == "new")
+    if moment == "new":
+        assert contents(folder) == before
+    done = export_repository(cable, folder, "triton")
+    assert done.models == ("bottle", "cable")
+    assert before.items() - contents(folder).items() == {(MARKER, before[MARKER])}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cable.onnx", "models"]
+
+
+def test_where_folders_are_not_exchanged_an_error_leaves_the_one_before(
+    model, tmp_path, monkeypatch
+):
+    folder = tmp_path / "models"
+    export_repository(model, folder, "triton")
+    monkeypatch.setattr(repository, "_exchanged", lambda *_: False)
+    export_repository(model, folder, "triton", Batching(4))
+    assert "max_batch_size: 4" in (folder / "bottle" / "config.pbtxt").read_text()
+    real = Path.rename
+
+    def rename(self, target):
+        if self.name == "new":
+            raise OSError(errno.EIO, "Input/output error", str(self))
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with unchanged(tmp_path), pytest.raises(PadimEdgeError, match="Input/output error"):
+        export_repository(model, folder, "triton")
+
+
+def test_several_exports_into_one_folder_wait_for_each_other(model, tmp_path):
+    names = [f"bottle{number}" for number in range(4)]
+    for name in names:
+        os.link(model, tmp_path / f"{name}.onnx")
+    folder = tmp_path / "models"
+    with ThreadPoolExecutor(len(names)) as pool:
+        futures = [
+            pool.submit(export_repository, tmp_path / f"{name}.onnx", folder, "triton")
+            for name in names
+        ]
+        counts = sorted(len(future.result().models) for future in futures)
+    assert counts == [1, 2, 3, 4]
+    assert {path.name for path in folder.iterdir()} == {*names, MARKER}
 
 
 def test_the_command(model, tmp_path):
@@ -226,7 +355,7 @@ def mlserver(folder):
     environment = {f"MLSERVER_{name}": str(value) for name, value in ports.items()}
     environment |= {
         "MLSERVER_HOST": "127.0.0.1",
-        "PYTHONPATH": str(Path(padim_edge.__file__).parents[1]),
+        "PYTHONPATH": str(Path(repository.__file__).parents[2]),
     }
     log = folder.parent / "mlserver.log"
     with log.open("wb") as stream:
