@@ -45,8 +45,22 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
     if (kind === "drop" && event.dataTransfer.files[0]) judge(event.dataTransfer.files[0]);
   });
 }
-fetch("/v1/models").then((answer) => answer.json()).then((said) => {
-  models = said.models;
-  at("model").replaceChildren(...models.map((one) => new Option(one.name)));
-  describe();
-});
+
+async function look() {
+  let loading = true;
+  try {
+    const answer = await fetch("/v1/models");
+    const said = await answer.json();
+    if (!answer.ok) throw new Error(said.error);
+    const chosen = at("model").value;
+    models = said.models;
+    at("model").replaceChildren(...models.map((one) => new Option(one.name)));
+    if (models.some((one) => one.name === chosen)) at("model").value = chosen;
+    describe();
+    loading = !models.every((one) => one.ready);
+  } catch (error) {
+    at("about").textContent = `The server does not answer: ${error.message}`;
+  }
+  if (loading) setTimeout(look, 1000);
+}
+look();

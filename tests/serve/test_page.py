@@ -2,40 +2,87 @@
 
 from __future__ import annotations
 
+import shutil
+import threading
+
 import numpy as np
 import pytest
-from browser import chromium
+from browser import DEADLINE, Opened, chromium
+from live_events import until
 from PIL import Image
+
+from padim_edge import Detector
+from padim_edge.serve.service import Service
+from padim_edge.serve.settings import Settings
 
 pytestmark = pytest.mark.slow
 
 
-def test_a_photo_is_judged_on_the_page_and_nobody_else_is_asked(service, photos, tmp_path):
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as one:
+        yield one
+
+
+def test_a_photo_is_judged_on_the_page_and_nobody_else_is_asked(browser, service, photos, tmp_path):
     noise = tmp_path / "noise.png"
     pixels = np.random.default_rng(0).integers(0, 256, (90, 60, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(noise)
     text = tmp_path / "text.png"
     text.write_text("no image")
-    with chromium() as browser:
-        page = browser.new_page()
-        troubles, asked = [], []
-        page.on("pageerror", lambda error: troubles.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(service.url)
-        page.wait_for_function("document.getElementById('about').textContent.includes('resnet18')")
-        assert page.locator("#model").input_value() == "bottle"
-        for file, verdict, kind in (
-            (photos / "train" / "good" / "000.png", "OK", "ok"),
-            (noise, "ANOMALY", "anomaly"),
-        ):
-            page.set_input_files("#file", file)
-            page.wait_for_selector(f"#verdict.{kind}")
-            assert page.locator("#verdict").text_content() == verdict
-            page.wait_for_function("document.getElementById('picture').naturalWidth > 0")
-            assert '"percentile"' in page.locator("#answer").text_content()
-        page.set_input_files("#file", text)
-        page.wait_for_selector("#verdict.error")
-        assert "not an image" in page.locator("#verdict").text_content()
-        assert page.locator("#picture").is_hidden()
-    assert not troubles
-    assert all(one.startswith((service.url, "data:image/png")) for one in asked), asked
+    opened = Opened(browser, service.url)
+    page = opened.page
+    opened.until("document.getElementById('about').textContent.includes('resnet18')")
+    assert page.locator("#model").input_value() == "bottle"
+    for file, verdict, kind in (
+        (photos / "train" / "good" / "000.png", "OK", "ok"),
+        (noise, "ANOMALY", "anomaly"),
+    ):
+        page.set_input_files("#file", file)
+        page.wait_for_selector(f"#verdict.{kind}")
+        assert page.locator("#verdict").text_content() == verdict
+        opened.until("document.getElementById('picture').naturalWidth > 0")
+        assert '"percentile"' in page.locator("#answer").text_content()
+    assert not opened.troubles
+    page.set_input_files("#file", text)
+    page.wait_for_selector("#verdict.error")
+    assert "not an image" in page.locator("#verdict").text_content()
+    assert page.locator("#picture").is_hidden()
+    # A browser writes down an answer that refuses, and nothing else happened.
+    assert all("415" in one for one in opened.troubles), opened.troubles
+    opened.context.close()
+
+
+def test_a_model_that_is_loaded_while_its_page_is_open_is_said_to_be_there(
+    browser, model, tmp_path, monkeypatch
+):
+    """The second of two, which is chosen, comes later."""
+    go_on = threading.Event()
+    real = Detector.__init__
+
+    def slow(self, path, *arguments, **options):
+        assert path.stem != "cable" or go_on.wait(DEADLINE)
+        real(self, path, *arguments, **options)
+
+    monkeypatch.setattr(Detector, "__init__", slow)
+    cable = tmp_path / "cable.onnx"
+    shutil.copy(model, cable)
+    service = Service([model, cable], Settings(engine="ort"))
+    starting = threading.Thread(target=service.start)
+    starting.start()
+    try:
+        until(lambda: service._slots["bottle"].loaded)
+        opened = Opened(browser, service.url)
+        about = "document.getElementById('about').textContent"
+        opened.until(f"{about}.includes('resnet18')")
+        opened.page.select_option("#model", "cable")
+        assert opened.text("#about") == "is being loaded"
+        go_on.set()
+        opened.until(f"{about}.includes('resnet18')")
+        assert opened.page.locator("#model").input_value() == "cable"
+        opened.context.close()
+        assert not opened.troubles
+    finally:
+        go_on.set()
+        starting.join()
+        service.stop()
