@@ -14,9 +14,10 @@ calibrated on the category's own good photos. False alarms are of test/good, who
 seen, at the threshold for --false-alarm-rate; the interval is Clopper and Pearson's.
 
 Times: the engine ort on one prepared frame, detectors of the first category in turn, blocks of ten
-calls with a rest between, medians. They want a machine that does nothing else: --skip-times leaves
-them out, and with the same --work and --json, --only-times adds them later. Rows that are in the
-JSON already stay there, and new ones are added, so that a long run can be made in pieces
+calls with a rest between, medians; no time depends on the category, so that of a kind stands for
+all its rows. They want a machine that does nothing else: --skip-times leaves them out, and
+--only-times adds them later to the rows of --json, fitting anew what is not in --work. Rows that
+are in the JSON already stay there, and new ones are added, so that a long run can be made in pieces
 (--stop-after SECONDS).
 """
 
@@ -93,10 +94,15 @@ def main() -> None:
                     _save(report, arguments.json, "accuracy")
                     print(" ".join(f"{row[key]}" for key in KEY), file=sys.stderr, flush=True)
         if not arguments.skip_times:
-            first = [find(report["rows"], row) for at, _, row in wanted if at == categories[0]]
-            there = [row for row in first if row and "refused" not in row]
-            for row, ms in zip(there, times([work / _file(row) for row in there]), strict=True):
-                row["ms"] = ms
+            first = [
+                (there, _fitted(folder, weights, row, arguments, work)[0])
+                for folder, weights, row in wanted
+                if folder == categories[0]
+                and (there := find(report["rows"], row))
+                and "refused" not in there
+            ]
+            for (there, _), ms in zip(first, times([path for _, path in first]), strict=True):
+                there["ms"] = ms
             _save(report, arguments.json, "times")
     print(tables(report))
 
@@ -144,6 +150,28 @@ def _file(row: Row) -> str:
 
 def judged(folder: Path, weights: str, row: Row, arguments: argparse.Namespace, work: Path) -> Row:
     """Fit a detector on a data set and judge its test images."""
+    path, seconds = _fitted(folder, weights, row, arguments, work)
+    with Detector(path, engine="ort", threads=arguments.threads) as detector:
+        metrics = evaluate_detector(detector, test_samples(folder), 8, refuse)
+        info = detector.detector_info
+    return {
+        "train": info.images,
+        **metrics.to_json(),
+        "false_alarms": round(metrics.false_alarm_rate * metrics.good),
+        "target": arguments.false_alarm_rate,
+        "shrinkage": info.shrinkage,
+        "bytes": path.stat().st_size,
+        "fit_seconds": seconds,
+    }
+
+
+def _fitted(
+    folder: Path, weights: str, row: Row, arguments: argparse.Namespace, work: Path
+) -> tuple[Path, float | None]:
+    """A row's detector, and the seconds that its fit took; None if it was there already."""
+    path = work / _file(row)
+    if path.exists():
+        return path, None
     published = row["preset"] == "published"
     preset = "reference" if published else row["preset"]
     preprocess = (Preprocess.reference if published else Preprocess.whole)(SIZE)
@@ -156,24 +184,11 @@ def judged(folder: Path, weights: str, row: Row, arguments: argparse.Namespace, 
         shrinkage=arguments.shrinkage if preset != "reference" else None,
         false_alarm_rate=arguments.false_alarm_rate,
     )
-    path = work / _file(row)
     start = time.perf_counter()
-    fitted = fit_detector(
+    fit_detector(
         embedding, train_images(folder), path, settings, engine="ort", threads=arguments.threads
     )
-    seconds = time.perf_counter() - start
-    with Detector(path, engine="ort", threads=arguments.threads) as detector:
-        metrics = evaluate_detector(detector, test_samples(folder), 8, refuse)
-        shrinkage = detector.detector_info.shrinkage
-    return {
-        "train": fitted.new_images,
-        **metrics.to_json(),
-        "false_alarms": round(metrics.false_alarm_rate * metrics.good),
-        "target": arguments.false_alarm_rate,
-        "shrinkage": shrinkage,
-        "bytes": fitted.size,
-        "fit_seconds": seconds,
-    }
+    return path, time.perf_counter() - start
 
 
 def _embedding(folder: Path, weights: str, row: Row, preprocess: Preprocess, work: Path) -> Model:
@@ -245,7 +260,7 @@ def tables(report: dict[str, Any]) -> str:
             f"`{run['command']}`",
             "",
         ]
-    lines += _means(rows) + _each(rows) + _published(rows)
+    lines += _means(rows) + _each(rows) + _peers(report.get("peers", [])) + _published(rows)
     for row in refused:
         lines.append(f"- not made: {' '.join(row[key] for key in KEY)}: {row['refused']}")
     return "\n".join(lines)
@@ -310,6 +325,22 @@ def _each(rows: Sequence[Row]) -> list[str]:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]
+
+
+def _peers(rows: Sequence[Row]) -> list[str]:
+    """What accuracy_peers.py found, if it was run."""
+    if not rows:
+        return ["Peers: not run (benchmarks/accuracy_peers.py).", ""]
+    lines = [
+        "| peer | category | image AUROC | pixel AUROC | PRO | MB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        values = [f"{row[name]:.4f}" for name in ("image_auroc", "pixel_auroc", "pro")]
+        cells = [row["method"], row["category"], *values, f"{row['bytes'] / 1e6:.1f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    runs = dict.fromkeys(f"{row['version']}, {row['date']}: `{row['command']}`" for row in rows)
+    return [*lines, "", *runs, ""]
 
 
 def _published(rows: Sequence[Row]) -> list[str]:

@@ -36,9 +36,14 @@ def test_rows_are_what_fit_and_eval_say_and_a_second_run_adds_to_them(
     common = (tmp_path / "sets", "--backbones", "resnet18=random", "--precisions", "float32")
     common = (*common, "--constants", "float16", "--json", file, "--work", work, "--presets")
     run(monkeypatch, *common, "reference", "--skip-times")
-    run(monkeypatch, *common, "published,reference", "--only-times")
-    (first,) = json.loads(file.read_text())["rows"]
-    assert first["ms"] > 0
+    (kept,) = work.glob("cloth-*.onnx")
+    for path in (kept, None):  # of what is there, and of what is not, which is made again
+        run(monkeypatch, *common, "published,reference", "--only-times")
+        (first,) = json.loads(file.read_text())["rows"]
+        assert first["ms"] > 0
+        assert [*work.glob("cloth-*.onnx")] == [kept]
+        if path:
+            path.unlink()
     run(monkeypatch, *common, "published,reference", "--skip-times")
     rows = json.loads(file.read_text())["rows"]
     assert [row["preset"] for row in rows] == ["reference", "published"]
@@ -82,6 +87,19 @@ def test_the_published_figures_stand_beside_ours() -> None:
     text = accuracy.tables({"runs": {}, "rows": rows})
     assert "| bottle | 0.9968 | 0.996 | +0.0008 | 0.9000 | 0.981 | -0.0810 |" in text
     assert "| mine | 0.5" not in text
+
+
+def test_peers_stand_in_a_table_of_their_own() -> None:
+    peer = {
+        "category": "bottle", "method": "anomalib, PaDiM", "version": "anomalib 2.7.0",
+        "image_auroc": 0.99, "pixel_auroc": 0.98, "pro": 0.9, "bytes": 130e6,
+        "command": "python accuracy_peers.py bottle", "date": "2026-11-28",
+    }  # fmt: skip
+    report = {"runs": {}, "rows": [row("bottle", "reference", 0.9)], "peers": [peer]}
+    text = accuracy.tables(report)
+    assert "| anomalib, PaDiM | bottle | 0.9900 | 0.9800 | 0.9000 | 130.0 |" in text
+    assert "anomalib 2.7.0, 2026-11-28: `python accuracy_peers.py bottle`" in text
+    assert "Peers: not run" in accuracy.tables(report | {"peers": []})
 
 
 def test_data_sets_are_found_at_three_depths(tmp_path: Path) -> None:
