@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import subprocess
+import threading
+import urllib.request
 from importlib import metadata
 from typing import Any
 
 import pytest
-from helpers import in_process, names, padim_edge
+from helpers import TIMEOUT, command, in_process, names, padim_edge
 
 from padim_edge.cli.demo import choose, steps
 from padim_edge.export import pypi
@@ -81,3 +86,38 @@ def test_random_weights_are_taken_without_a_word_where_they_were_asked_for(
 ) -> None:
     assert choose("random") is False
     assert capsys.readouterr().err == ""
+
+
+def test_the_page_takes_a_photo_until_ctrl_c(tmp_path) -> None:
+    """The command as it is typed, without the steps that the page does not need."""
+    pytest.importorskip("torch")
+    pytest.importorskip("starlette")
+    folder = tmp_path / "demo"
+    arguments = ("demo", "--page", "--weights", "random", "--folder", folder)
+    done = subprocess.Popen(
+        command(*arguments, prelude=FIT_ONLY), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    dead = threading.Timer(TIMEOUT, done.kill)
+    dead.start()
+    try:
+        assert done.stderr is not None
+        lines = (line.decode() for line in done.stderr)
+        url = next(line.split()[-1] for line in lines if line.startswith("serving padim on "))
+        assert "Drop a photo here" in urllib.request.urlopen(url).read().decode()
+        photo = (folder / "photos" / "test" / "stain" / "000.png").read_bytes()
+        judged = urllib.request.urlopen(url + "v1/models/padim/judge", data=photo)
+        assert json.load(judged)["decision"] == "anomaly"
+        done.send_signal(signal.SIGINT)
+        assert any("stopped: what was begun has been answered" in line for line in lines)
+        assert done.wait() == 0
+    finally:
+        dead.cancel()
+        done.kill()
+        done.wait()
+
+
+FIT_ONLY = """
+import padim_edge.cli.demo
+whole = padim_edge.cli.demo.steps
+padim_edge.cli.demo.steps = lambda *of: [one for one in whole(*of) if one[0] in ("export", "fit")]
+"""
