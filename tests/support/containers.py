@@ -99,7 +99,8 @@ class Podman:
         self.work = work
         store = CACHE.parent / "podman"
         self._podman = ["podman", "--runtime=runc", "--cgroup-manager=cgroupfs"]
-        self._podman += [f"--root={store}", f"--runroot={work / 'runroot'}"]
+        # Always the same: podman notes it with the images, and refuses another.
+        self._podman += [f"--root={store}", "--runroot=/run/padim-edge-podman"]
 
     def __call__(self, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run podman; its output is kept, whatever comes of it."""
