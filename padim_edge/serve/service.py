@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -139,12 +140,19 @@ class Service:
         Returns:
             Whether all of it was answered in time.
         """
-        while True:
-            asked = _taken(wanted)
-            if "end" in asked:
-                break
-            for line in self.look(force="reload" in asked):
-                tell(line)
+        reloads: queue.SimpleQueue[str] = queue.SimpleQueue()
+        ended = threading.Event()
+
+        def follow() -> None:
+            while not ended.is_set():
+                for line in self.look(force=bool(_taken(reloads))):
+                    tell(line)
+
+        # Of its own, for a load takes minutes where a plan is built, and an end must not wait.
+        threading.Thread(target=follow, name="padim-edge-reload", daemon=True).start()
+        while (asked := wanted.get()) != "end":
+            reloads.put(asked)
+        ended.set()
         answered = self.drain()
         if not answered:
             tell(f"warning: some requests were not answered within {DRAIN_SECONDS:.0f} s")

@@ -50,6 +50,7 @@ class Slot:
         self.taken = 0
         self._settings, self._metrics = settings, metrics
         self._free = threading.Condition()
+        self._closed = False
         self._file = FollowedFile(path)
         metrics.queue.labels(self.name).set_function(lambda: self.taken)
 
@@ -110,11 +111,15 @@ class Slot:
 
         An engine that does not come back is waited for `CLOSE_SECONDS`, and left as it is.
         """
+        self._closed = True
         self._change(None, CLOSE_SECONDS)
 
     def _change(self, loaded: Loaded | None, seconds: float | None = None) -> None:
         with self._free:
-            before, self.loaded = self.loaded, loaded
+            if self._closed and loaded is not None:  # while it was loaded
+                before: Loaded | None = loaded
+            else:
+                before, self.loaded = self.loaded, loaded
             if before is None or not self._free.wait_for(lambda: before.users == 0, seconds):
                 return
         if before.batches.close(seconds):

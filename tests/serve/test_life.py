@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import threading
-import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -21,6 +20,7 @@ from helpers import command, in_process
 pytest.importorskip("urllib3")
 
 import urllib3
+from live_events import until
 
 from padim_edge import Detector
 from padim_edge.cli.serve import _Signals
@@ -32,6 +32,7 @@ from padim_edge.images.preprocess import Preprocess
 from padim_edge.serve.service import Service, _taken
 from padim_edge.serve.settings import Settings
 
+HTTP = urllib3.PoolManager(timeout=60.0, retries=False)
 TOKEN = "0123456789abcdef"
 
 
@@ -45,7 +46,7 @@ def other(embedding_file, photos, tmp_path_factory):
 
 
 def score(service, photo):
-    given = urllib3.request("POST", service.url + "v1/models/bottle/judge", body=photo.read_bytes())
+    given = HTTP.request("POST", service.url + "v1/models/bottle/judge", body=photo.read_bytes())
     assert given.status == 200, given.data
     return given.json()["score"]
 
@@ -118,7 +119,7 @@ def test_a_bad_file_leaves_the_old_one(serve, model, photos, tmp_path):
     (said,) = service.look(force=True)
     assert "the old detector goes on" in said
     assert score(service, photo) == before
-    counted = urllib3.request("GET", service.url + "metrics").data.decode()
+    counted = HTTP.request("GET", service.url + "metrics").data.decode()
     assert 'padim_edge_reloads_total{model="bottle",result="failed"} 2.0' in counted
     shutil.copy(model, file)
     service.look()
@@ -142,7 +143,7 @@ def test_it_answers_that_it_is_not_ready_until_it_is(model, monkeypatch):
         assert opening.wait(60)
 
         def status(path, method="GET", **options):
-            return urllib3.request(method, service.url + path, **options).status
+            return HTTP.request(method, service.url + path, **options).status
 
         assert status("v2/health/live") == 200
         assert status("v2/health/ready") == 400
@@ -157,6 +158,46 @@ def test_it_answers_that_it_is_not_ready_until_it_is(model, monkeypatch):
         go_on.set()
         starting.join()
         service.stop()
+
+
+def test_the_end_does_not_wait_for_a_model_that_is_being_loaded(
+    serve, model, other, tmp_path, monkeypatch
+):
+    file = tmp_path / "bottle.onnx"
+    shutil.copy(model, file)
+    service = serve(file)
+    slot = service._slots["bottle"]
+    opening, go_on, closed = threading.Event(), threading.Event(), threading.Event()
+    real, close = Detector.__init__, Detector.close
+
+    def slow(self, *arguments, **options):
+        opening.set()
+        assert go_on.wait(60)
+        real(self, *arguments, **options)
+
+    def told(self):
+        close(self)
+        closed.set()
+
+    monkeypatch.setattr(Detector, "__init__", slow)
+    wanted: queue.SimpleQueue = queue.SimpleQueue()
+    try:
+        replace(file, other)
+        wanted.put("reload")
+        running = threading.Thread(target=lambda: wanted.put(service.run(wanted, str)))
+        running.start()
+        assert opening.wait(60)
+        wanted.put("end")
+        running.join(60)
+        assert wanted.get(timeout=0) is True
+        service.stop()
+        assert slot.loaded is None
+        monkeypatch.setattr(Detector, "close", told)
+    finally:
+        go_on.set()
+    # What came too late is let go of, and answers nobody.
+    assert closed.wait(60)
+    assert slot.loaded is None
 
 
 def test_what_was_begun_is_answered_at_the_end_and_nothing_else(serve, model, photos):
@@ -174,15 +215,13 @@ def test_what_was_begun_is_answered_at_the_end_and_nothing_else(serve, model, ph
     slot.loaded.batches._run = slow
     url = service.url + "v1/models/bottle/judge"
     answers = []
-    asking = threading.Thread(
-        target=lambda: answers.append(urllib3.request("POST", url, body=photo))
-    )
+    asking = threading.Thread(target=lambda: answers.append(HTTP.request("POST", url, body=photo)))
     asking.start()
     assert entered.wait(60)
     assert not service.drain(seconds=0)
-    assert urllib3.request("GET", service.url + "v2/health/ready").status == 400
-    assert urllib3.request("GET", service.url + "v2/health/live").status == 200
-    refused = urllib3.request("POST", url, body=photo)
+    assert HTTP.request("GET", service.url + "v2/health/ready").status == 400
+    assert HTTP.request("GET", service.url + "v2/health/live").status == 200
+    refused = HTTP.request("POST", url, body=photo)
     assert refused.status == 503
     assert refused.headers["retry-after"] == "1"
     go_on.set()
@@ -233,9 +272,9 @@ def test_a_token_is_needed_but_for_health(serve, model):
         ("metrics", 401),
         ("openapi.json", 401),
     ):
-        assert urllib3.request("GET", service.url + path).status == status, path
+        assert HTTP.request("GET", service.url + path).status == status, path
         shown = {"authorization": f"Bearer {TOKEN}"}
-        assert urllib3.request("GET", service.url + path, headers=shown).status == 200
+        assert HTTP.request("GET", service.url + path, headers=shown).status == 200
 
 
 def test_others_can_come_only_with_a_token(model):
@@ -296,25 +335,16 @@ def served(*arguments, **options):
         process.communicate()
 
 
-def until(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
 def test_the_command_reloads_on_a_hangup_and_drains_on_term(model, other, photos, tmp_path):
     photo = photos / "test" / "good" / "000.png"
     file = tmp_path / "bottle.onnx"
     shutil.copy(model, file)
     with served(file) as (process, url):
         ask = {"body": photo.read_bytes()}
-        before = urllib3.request("POST", url + "v1/models/bottle/judge", **ask).json()
+        before = HTTP.request("POST", url + "v1/models/bottle/judge", **ask).json()
         replace(file, other)
         process.send_signal(signal.SIGHUP)
-        until(
-            lambda: urllib3.request("POST", url + "v1/models/bottle/judge", **ask).json() != before
-        )
+        until(lambda: HTTP.request("POST", url + "v1/models/bottle/judge", **ask).json() != before)
         process.send_signal(signal.SIGTERM)
         said = process.stderr.read()
         assert process.wait(60) == 0, said
@@ -340,9 +370,9 @@ def test_signals_are_heard_from_the_first_load_on_and_none_is_lost():
 
 def test_the_token_may_come_from_the_environment(model):
     with served(model, env={**os.environ, "PADIM_EDGE_TOKEN": TOKEN}) as (_, url):
-        assert urllib3.request("GET", url + "v2").status == 401
+        assert HTTP.request("GET", url + "v2").status == 401
         shown = {"authorization": f"Bearer {TOKEN}"}
-        assert urllib3.request("GET", url + "v2", headers=shown).status == 200
+        assert HTTP.request("GET", url + "v2", headers=shown).status == 200
 
 
 def test_wrong_use_is_one_line(model, tmp_path):
