@@ -94,7 +94,7 @@ class Cluster:
         """Have pieces of work done.
 
         Args:
-            open_worker: makes a worker, in its own process; pickled, with all that it holds.
+            open_worker: makes a worker, in its own process; also a local function.
             pieces: of the work, each pickled and small.
             engine: of the workers; one on a GPU takes one of them for each.
             threads: CPUs of a worker; 0 for one.
@@ -110,7 +110,7 @@ class Cluster:
         count = min(self.workers(engine, threads), len(pieces))
         rows = [{"piece": pickle.dumps(piece)} for piece in pieces]
         # Ray keeps what the workers are made of for those that take the place of the dead.
-        recipe = ray.put(pickle.dumps(open_worker))
+        recipe = ray.put(ray.cloudpickle.dumps(open_worker))  # type: ignore[no-untyped-call]
         with _quiet():
             data = ray.data.from_items(rows, override_num_blocks=min(len(rows), WAITING))
             done = data.map_batches(
@@ -158,6 +158,11 @@ class _Asked:
                 answer = self._worker(pickle.loads(piece))
             except (PadimEdgeError, OSError, MemoryError) as error:
                 answer = _Refused(f"{error or type(error).__name__} (on {platform.node()})")
+            except Exception as error:  # of which Ray would tell in a page
+                answer = _Refused(
+                    f"this should not happen ({type(error).__name__}: {first_line(error)}, on "
+                    f"{platform.node()}): please report it"
+                )
             answers.append(pickle.dumps(answer, protocol=5))
         return {"answer": answers}
 
