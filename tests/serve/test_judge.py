@@ -11,7 +11,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 pytest.importorskip("jsonschema")
 pytest.importorskip("urllib3")
@@ -29,6 +29,8 @@ from padim_edge.images.preprocess import Preprocess
 from padim_edge.serve.openapi import document
 from padim_edge.serve.settings import Settings
 
+HTTP = urllib3.PoolManager(timeout=60.0, retries=False)
+
 
 @pytest.fixture(scope="module")
 def detector(model):
@@ -37,7 +39,7 @@ def detector(model):
 
 
 def judge(service, body, query="", name="bottle", **headers):
-    return urllib3.request(
+    return HTTP.request(
         *("POST", f"{service.url}v1/models/{name}/judge{query}"), body=body, headers=headers
     )
 
@@ -93,6 +95,15 @@ def test_formats_are_told_by_their_content_whatever_the_header_says(
     assert said["score"] == detector(body).score
 
 
+def test_a_photo_that_lies_on_its_side_is_judged_upright(service, detector, noise):
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    body = encoded(noise, "JPEG", exif=turned, quality=95)
+    said = judge(service, body).json()
+    assert said["score"] == detector(body).score != detector(encoded(noise, "JPEG")).score
+    assert said["size"] == {"width": 120, "height": 80}
+
+
 def test_the_picture_is_the_one_that_run_saves(service, detector, noise):
     photo = noise
     expected = np.asarray(drawn(detector, photo, detector(photo)))
@@ -143,7 +154,7 @@ def test_what_is_asked_wrongly(service):
     missing = judge(service, b"x", name="cable")
     assert missing.status == 404
     assert missing.json() == {"error": "there is no model 'cable': bottle may be asked"}
-    wrong = urllib3.request("GET", service.url + "v1/models/bottle/judge")
+    wrong = HTTP.request("GET", service.url + "v1/models/bottle/judge")
     assert (wrong.status, wrong.headers["allow"]) == (405, "POST")
     assert "error" in wrong.json()
 
@@ -159,7 +170,7 @@ def test_too_many_bytes_are_refused_whether_or_not_their_number_is_said(serve, m
 
 
 def test_the_openapi_document_names_every_address_and_answers_conform(service):
-    given = urllib3.request("GET", service.url + "openapi.json").json()
+    given = HTTP.request("GET", service.url + "openapi.json").json()
     assert given["openapi"] == "3.1.0"
     for schema in given["components"]["schemas"].values():
         jsonschema.Draft202012Validator.check_schema(schema)
@@ -172,7 +183,7 @@ def test_the_openapi_document_names_every_address_and_answers_conform(service):
             if method != "get" or "application/json" not in content:
                 continue
             address = path.replace("{name}", "bottle").replace("{version}", "1")
-            value = urllib3.request("GET", service.url[:-1] + address)
+            value = HTTP.request("GET", service.url[:-1] + address)
             assert value.status == 200, address
             name = content["application/json"]["schema"]["$ref"].rpartition("/")[2]
             conforms(value.json(), name)
@@ -180,7 +191,7 @@ def test_the_openapi_document_names_every_address_and_answers_conform(service):
 
 def test_the_page_asks_nobody_else(service):
     for path in ("", "serve.js", "serve.css"):
-        given = urllib3.request("GET", service.url + path)
+        given = HTTP.request("GET", service.url + path)
         assert given.status == 200
         assert b"http://" not in given.data
         assert b"https://" not in given.data
@@ -198,7 +209,7 @@ def test_a_mistake_of_the_server_is_a_line_and_not_its_end(serve, model, noise, 
     conforms(given.json(), "Error")
     assert "secret" not in given.json()["error"]
     assert judge(service, noise.read_bytes()).status == 200
-    counted = urllib3.request("GET", service.url + "metrics").data.decode()
+    counted = HTTP.request("GET", service.url + "metrics").data.decode()
     assert 'padim_edge_requests_total{code="500",endpoint="judge",model="bottle"} 1.0' in counted
     assert 'padim_edge_queue_images{model="bottle"} 0.0' in counted
 
