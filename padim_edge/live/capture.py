@@ -24,7 +24,7 @@ LONGEST_PAUSE = 30.0
 lost the same switch do not come back at the same moment."""
 
 REMEMBERED = 1000
-"""Keys of frames that are known here: far more than can wait to be judged and recorded."""
+"""Frames whose keys are known here: far more than can wait to be judged and recorded."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Capture:
         self._next = self._offset = 0
         self._last = -1
         self._keyed = False
-        self._given: deque[str] = deque(maxlen=REMEMBERED)
+        self._given: deque[tuple[str, ...]] = deque(maxlen=REMEMBERED)
         self._source: Source | None = None
         self._lock = threading.Lock()
         self._stopping = threading.Event()
@@ -228,12 +228,12 @@ class Capture:
     def _take(self, captured: Captured) -> None:
         status = self._status
         if captured.keys:
-            if captured.keys[0] in self._given:
+            if captured.keys in self._given:  # all: one alone may be another picture's
                 # The source was lost and opened again while this one waits to be judged.
                 self._last = captured.sequence
                 self._offset -= 1
                 return
-            self._given.append(captured.keys[0])
+            self._given.append(captured.keys)
         status.arrived()
         status.lost += max(captured.sequence - self._last - 1, 0) if self._last >= 0 else 0
         self._last, self._keyed = captured.sequence, bool(captured.keys)

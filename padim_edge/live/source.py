@@ -27,8 +27,8 @@ class Captured:
         time: seconds since 1970 at which it was exposed, where the camera says so, else at which
             it arrived.
         name: the path of a file, in words the moment in a video; "" if the number says it all.
-        keys: by any of which what is to be judged once only is known again, even after a restart (a
-            file of a hot folder), the surest first; none where that makes no sense.
+        keys: what is to be judged once only (a file of a hot folder) may be known again by any of
+            them, even after a restart, and is by all; none where that makes no sense.
     """
 
     picture: Frame | Path | ImageError

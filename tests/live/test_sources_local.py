@@ -202,6 +202,29 @@ def test_a_file_that_is_replaced_is_a_new_picture(tmp_path, often):
     assert taken.names() == ["part.bmp"] * 5 + ["last.bmp"]
 
 
+def test_what_an_earlier_run_has_judged_is_a_new_picture_when_it_is_replaced(tmp_path, often):
+    inbox, new = tmp_path / "inbox", tmp_path / "new.bmp"
+    inbox.mkdir()
+
+    def put(number):
+        new.write_bytes(encoded(number, "BMP"))
+        os.utime(new, (1.6e9, 1.6e9))
+        new.rename(inbox / "part.bmp")
+
+    put(1)
+    with Taken(f"hot:{inbox}?poll=0.01") as taken:
+        taken.until(lambda: len(taken.all) == 1)
+    keys = set(taken.all[0].keys)
+    with Taken(f"hot:{inbox}?poll=0.01", seen=keys.__contains__) as again:
+        again.until(lambda: again.source._looks > 2)
+        put(1)  # another file, and the same picture
+        looked = again.source._looks
+        again.until(lambda: again.source._looks > looked + 2)
+        assert again.all == []
+        put(2)
+        again.until(lambda: len(again.all) == 1)
+
+
 def test_a_file_that_was_cut_off_for_good_is_given_in_the_end(tmp_path, monkeypatch):
     monkeypatch.setattr("padim_edge.live.sources.hot_folder.PATIENCE", 0.3)
     (tmp_path / "cut.png").write_bytes(encoded(0)[:-20])

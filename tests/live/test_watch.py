@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import threading
 import time
 import weakref
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from scripted import END, Scripted, camera, pictures, wait_for, watching
 
 from padim_edge.detect.detector import Detector, Result
@@ -21,6 +23,7 @@ from padim_edge.live.board import Board, CameraStatus
 from padim_edge.live.pictures import to_jpeg
 from padim_edge.live.recorder import PAUSES, Recorder
 from padim_edge.live.source import Captured, SourceError
+from padim_edge.live.sources import open_source
 from padim_edge.live.swap import ModelSlot
 from padim_edge.live.watch import Watch
 
@@ -261,6 +264,31 @@ def test_a_file_that_waits_while_its_folder_is_lost_is_not_judged_twice(slot):
         frame.tobytes() for frame in (first, second, third)
     ]
     assert watch.statuses["camera"].lost == 0
+
+
+def test_another_picture_under_the_same_name_of_the_same_date_and_size_is_judged(slot, tmp_path):
+    inbox, new = tmp_path / "inbox", tmp_path / "new.bmp"
+    inbox.mkdir()
+
+    def put(pixels):
+        Image.fromarray(pixels).save(new)
+        os.utime(new, (1.6e9, 1.6e9))  # a camera without a clock
+        new.rename(inbox / "part.bmp")
+
+    source = open_source(f"hot:{inbox}?poll=0.01")
+    watch, kept = watching([camera(slot, source)])
+    thread = threading.Thread(target=watch.run)
+    thread.start()
+    try:
+        for count, pixels in enumerate(pictures(3), 1):
+            put(pixels)
+            wait_for(lambda count=count: len(kept.seen) == count)
+    finally:
+        watch.stop()
+        thread.join(60)
+    assert len({seen.outcome.score for seen in kept.seen}) == 3
+    assert len({seen.captured.keys[0] for seen in kept.seen}) == 1
+    assert kept.sequences() == [0, 1, 2]
 
 
 def test_a_source_that_never_can_be_ends_it(slot):
