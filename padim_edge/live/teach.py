@@ -368,9 +368,9 @@ class Teacher:
     # --- fits ------------------------------------------------------------------------------------
 
     def fit(self) -> None:
-        """Fit a detector on the parts that were taken, and let it judge; no more are taken.
+        """Fit a detector on the parts that were taken, and let it judge.
 
-        Else all that comes then would be taken for good, defects that it finds among it.
+        Taking ends with it: of what comes once a detector judges, defects would be taken for good.
 
         Raises:
             PadimEdgeError: too few parts, or they do not differ.
@@ -652,6 +652,7 @@ class Teacher:
 
     def lesson(self) -> Lesson:
         """How far teaching is; returns at once, also while something is done."""
+        step = self.versions.steps  # before what it stands for: `undo` refuses one that is too old
         state = self.versions.state
         taken = dict(self._taken)
         points = [taken[number].small for number in state.good if number in taken]
@@ -676,7 +677,7 @@ class Teacher:
             doing=self._doing,
             failed=self._failed,
             undoable=self._undoable(),
-            step=self.versions.steps,
+            step=step,
             bad=len(state.bad),
             said={
                 event: "good" if photo.is_good else "bad"

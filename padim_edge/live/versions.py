@@ -214,9 +214,10 @@ class Versions:
         if do == "dropped":
             self.dropped.add(record["version"])
             return
-        self.steps += 1
+        # Steps are counted last: who reads the count first never takes an older step for this one.
         if do == "undo":
-            self.state = self._before.pop()
+            *self._before, self.state = self._before
+            self.steps += 1
             return
         photo = Photo(**record["photo"]) if record.get("photo") else None
         if photo:
@@ -245,6 +246,7 @@ class Versions:
             raise ValueError(f"{do!r} is unknown")
         self._before = [*self._before[1 - UNDOABLE :], self.state]
         self.state = replace(state, what=record["what"])
+        self.steps += 1
 
     def _add(self, fields: dict[str, Any]) -> Version:
         version = Version(**{**fields, "photos": tuple(fields["photos"])})
@@ -289,9 +291,10 @@ class Versions:
         Raises:
             UsageError: there is nothing to undo.
         """
-        if not self._before:
+        before = self._before  # another thread may put another list there
+        if not before:
             raise UsageError("there is nothing to undo")
-        return self._before[-1]
+        return before[-1]
 
     @property
     def said(self) -> dict[str, Photo]:

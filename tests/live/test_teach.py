@@ -22,6 +22,7 @@ from padim_edge.images.frames import Frame
 from padim_edge.images.preprocess import Preprocess
 from padim_edge.live.page.teaching import Teaching
 from padim_edge.live.teach import NICE, Teacher
+from padim_edge.live.versions import Versions
 from padim_edge.model.file import read
 from padim_edge.model.threshold import rate_interval
 
@@ -389,6 +390,43 @@ def test_of_two_who_undo_the_same_the_second_undoes_nothing(embedding_file, good
         assert teacher.lesson().taken == 2
         teacher.undo(teacher.lesson().step)
         assert teacher.lesson().taken == 1
+
+
+def test_a_lesson_never_names_a_step_that_is_newer_than_what_it_says(
+    embedding_file, good, tmp_path, monkeypatch
+):
+    with teaching(tmp_path, embedding_file) as (teacher, _):
+        take_all(teacher, good[:2])
+        said = teacher._undoable()
+
+        def late():
+            take_all(teacher, good[2:3])  # while the lesson is being put together
+            return said
+
+        with monkeypatch.context() as patch:
+            patch.setattr(teacher, "_undoable", late)
+            lesson = teacher.lesson()
+        assert lesson.undoable == "part 2 was taken"
+        with pytest.raises(UsageError, match=r"since this was asked for.*: part 3 was taken"):
+            teacher.undo(lesson.step)
+
+
+def test_a_step_is_counted_after_it_is_done(embedding_file, good, tmp_path, monkeypatch):
+    changed = []
+
+    def noting(self, name, value):
+        changed.append(name)
+        object.__setattr__(self, name, value)
+
+    with teaching(tmp_path, embedding_file) as (teacher, _):
+        monkeypatch.setattr(Versions, "__setattr__", noting)
+        take_all(teacher, good[:1])
+        assert [name for name in changed if name in ("state", "steps")] == ["state", "steps"]
+        del changed[:]
+        before = teacher.versions._before
+        teacher.undo()
+        assert [name for name in changed if name in ("state", "steps")] == ["state", "steps"]
+        assert len(before) == 1  # who reads that list meanwhile finds it whole
 
 
 def test_to_roll_back_twice_is_to_roll_back(embedding_file, good, tmp_path):
