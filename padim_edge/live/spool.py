@@ -15,7 +15,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -321,7 +321,8 @@ class Spool:
                 beside.replace(aside.with_name(aside.name + suffix))
         for path in earlier[: max(0, len(earlier) + 1 - _DAMAGED)]:
             for suffix in ("", *_BESIDE):
-                path.with_name(path.name + suffix).unlink(missing_ok=True)
+                with suppress(OSError):  # one more than need be is no reason to stop
+                    path.with_name(path.name + suffix).unlink()
         return aside
 
     def _cannot(self, error: Exception) -> PadimEdgeError:

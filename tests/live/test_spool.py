@@ -343,6 +343,15 @@ def test_damage_again_and_again_does_not_fill_the_disk(file):
     assert [path.read_bytes()[:13] for path in asides] == [b"no database 2", b"no database 3"]
 
 
+def test_damage_is_mended_though_an_older_damaged_file_cannot_be_removed(file):
+    (file.parent / "spool.db.damaged-1").mkdir()  # unlink says that it may not
+    for number in range(3):
+        file.write_bytes(b"no database %d" % number * 1000)
+        spool = Spool(file, sinks=[SINK])
+        assert "is damaged" in spool.append([verdict(number)])[0].record["message"]
+        spool.close()
+
+
 def unplug(file):
     """Make every handle of a file useless, as those of a disk that was gone for a moment."""
     nothing = os.open("/dev/null", os.O_RDONLY)
