@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import io
 import itertools
 import json
+import re
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -401,6 +405,40 @@ def test_a_viewer_gets_parts_of_one_look_while_the_next_is_being_drawn(served, g
             assert jpeg
         finally:
             go_on.set()
+
+
+@pytest.mark.parametrize(("seconds", "pause"), [(0.25, 1.0), (100.0, channel.LONGEST)])
+def test_who_draws_slowly_draws_seldom_but_before_browsers_give_up(
+    line, good, monkeypatch, seconds, pause
+):
+    line.show(good[0])
+    pauses: list[float] = []
+    look = channel.Channel._look
+
+    def slow(self, wanted):
+        return dataclasses.replace(look(self, wanted), seconds=seconds)
+
+    async def run(pool) -> None:
+        one = channel.Channel(line.board, "top", None, pool, lambda: [1])
+        ended = asyncio.Event()
+
+        async def noted(delay):
+            pauses.append(delay)
+            ended.set()
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(channel.asyncio, "sleep", noted)
+        one.enter(channel.Cursor(heat=True))
+        await asyncio.wait_for(ended.wait(), 60)
+        one.leave(channel.Cursor(heat=True))
+
+    monkeypatch.setattr(channel.Channel, "_look", slow)
+    with ThreadPoolExecutor(1) as pool:
+        asyncio.run(run(pool))
+    assert pauses == [pytest.approx(pause)]
+    script = (Path(channel.__file__).parent / "page.js").read_text()
+    patience = int(re.search(r"patience: (\d+),", script)[1])
+    assert patience >= 2 * 1000 * channel.LONGEST  # time enough to draw the next
 
 
 # --------------------------------------------------------------------------------------- pictures

@@ -38,7 +38,10 @@ SENT = 300.0
 """Parts a second to all viewers together, at most: 100 of them get 3 each."""
 
 SHARE = 0.2
-"""Of one core's time that drawing takes, at most."""
+"""Of one core's time that drawing takes, as long as it is quick enough for `LONGEST`."""
+
+LONGEST = 4.0
+"""Seconds from one part to the beginning of the next, at most: a browser gives up after 8."""
 
 QUIET = 2.0
 """Seconds after which a part comes even if nothing is new: rates fall, sinks catch up."""
@@ -202,7 +205,7 @@ class Channel:
             pause = max(
                 1 / PARTS, sum(watched) / SENT, len(watched) * looked.seconds * (1 / SHARE - 1)
             )
-            await asyncio.sleep(pause)
+            await asyncio.sleep(min(pause, LONGEST))
 
     def _show(self, looked: _Looked) -> None:
         """Have this from now on. In the event loop: viewers are given parts of one look."""
