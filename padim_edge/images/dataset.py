@@ -354,7 +354,8 @@ def _child(folder: Path, words: set[str]) -> Path | None:
 
 def _named(root: Path, name: str) -> Path:
     """A folder named by the user, inside a data set or absolute."""
-    folder = root / name  # an absolute name stands for itself
+    own = as_path(name)
+    folder = own if own.is_absolute() else root / name
     if not folder.is_dir():
         inside = (
             sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
@@ -367,4 +368,4 @@ def _named(root: Path, name: str) -> Path:
 
 def _common(paths: Sequence[Path]) -> Path:
     """The deepest folder that holds all."""
-    return as_path(os.path.commonpath([path.parent for path in paths]))
+    return type(paths[0])(os.path.commonpath([path.parent for path in paths]))

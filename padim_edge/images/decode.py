@@ -24,7 +24,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from padim_edge.errors import ImageError
 from padim_edge.images.frames import Frame
-from padim_edge.images.stored_path import as_path
+from padim_edge.images.stored_path import StoreError, as_path
 
 Shrink = Callable[[int, int], int]
 """Given the (h, w) of an upright JPEG, the factor to decode it smaller by: 1, 2, 4 or 8."""
@@ -81,6 +81,10 @@ class NotAnImageError(ImageError):
     """Bytes that begin as no file of these formats does."""
 
 
+class NoSuchImageError(ImageError):
+    """There is no file of this name."""
+
+
 class TooManyPixelsError(ImageError):
     """An image that would take too much memory."""
 
@@ -103,6 +107,7 @@ def load_image(path: str | Path | bytes, bit_depth: int | None = None) -> Image.
         ImageError: the file cannot be read, is not such an image, is damaged or truncated, has
             more than ``MAX_PIXELS`` pixels, or pixels without a defined white. The message is
             one line and begins with the path, if there is one.
+        StoreError: a store, or the way there, is at fault, and not the file.
     """
     with _opened(path) as stream:
         return to_rgb(_decode(stream), bit_depth)
@@ -165,7 +170,8 @@ def _opened(path: str | Path | bytes) -> Iterator[BinaryIO]:
         raise ImageError(f"{said}too large for this machine's memory; scale it down") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = (isinstance(error, OSError) and error.strerror) or error
-        raise ImageError(
+        kind = NoSuchImageError if isinstance(error, FileNotFoundError) else ImageError
+        raise kind(
             f"{said}cannot be read ({reason}); give an image file that exists and is readable"
         ) from error
 
@@ -180,6 +186,9 @@ def read_head(path: str | Path) -> Head | None:
     Returns:
         Width and height, upright, in pixels, and how many pictures there are in the file; None
         where it is none that `load_image` reads.
+
+    Raises:
+        StoreError: as there.
     """
     try:
         with as_path(path).open("rb") as stream:
@@ -190,6 +199,8 @@ def read_head(path: str | Path) -> Head | None:
                 return image.width, image.height, pictures
             height, width = _upright_size(image)
             return width, height, pictures
+    except StoreError:
+        raise
     except Exception:  # as in _decode, which is there to say why
         return None
 
@@ -203,6 +214,8 @@ def is_lossy(path: str | Path) -> bool:
                 return b"VP8 " in _chunks_of_webp(stream)
             compression = image.info.get("compression")
             return isinstance(image, JpegImageFile) or compression in ("jpeg", "tiff_jpeg", "webp")
+    except StoreError:
+        raise
     except Exception:  # as in read_head
         return False
 

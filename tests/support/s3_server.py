@@ -30,9 +30,12 @@ def s3_server() -> Iterator[Callable[[str, bytes], object]]:
         "AWS_SECRET_ACCESS_KEY": "tests",
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_EC2_METADATA_DISABLED": "true",
+        "NO_PROXY": host,
+        "no_proxy": host,
     }
     try:
         with mock.patch.dict(os.environ, reached):
+            os.environ.pop("AWS_PROFILE", None)  # until the end of the patch
             client = boto3.client("s3")
             client.create_bucket(Bucket=BUCKET)
             yield lambda key, body: client.put_object(Bucket=BUCKET, Key=key, Body=body)
