@@ -43,7 +43,7 @@ def demo(
 
     real = choose(weights)
     if page:
-        import padim_edge.serve.app  # noqa: F401  # what is missing is said now, not in minutes
+        import padim_edge.serve.service  # noqa: F401  # what is missing is said now, not in minutes
     make_dataset(folder / "photos")
     typer.echo(f"synthetic cloth with known defects: {folder / 'photos'}")
     for arguments in steps(folder, real):
@@ -56,7 +56,7 @@ def demo(
         typer.echo(f"Open the page below, and drop photos of {folder / 'photos' / 'test'} on it.")
         arguments = ["serve", str(folder / "padim.onnx"), "--port", "0"]
         typer.echo(f"\n$ padim-edge {shlex.join(arguments)}")
-        app(arguments, standalone_mode=False)
+        raise typer.Exit(app(arguments, standalone_mode=False) or 0)
 
 
 def choose(weights: str) -> bool:

@@ -68,7 +68,19 @@ class Batcher(Generic[T, R]):
             self._waiting.append(work)
             self._count += len(items)
             self._changed.notify()
+        work.future.add_done_callback(self._drop_if_left)
         return work.future
+
+    def _drop_if_left(self, future: Future[list[R]]) -> None:
+        """Let go of what nobody waits for, now: items are large, and a batch may run for long."""
+        if not future.cancelled():
+            return
+        with self._changed:
+            for work in self._waiting:  # not there where it was taken in this moment
+                if work.future is future:
+                    self._waiting.remove(work)
+                    self._count -= len(work.items)
+                    break
 
     def close(self, seconds: float | None = None) -> bool:
         """Run what waits, then end the thread. Closing twice is harmless.

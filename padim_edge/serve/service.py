@@ -146,7 +146,9 @@ class Service:
         def follow() -> None:
             while not ended.is_set():
                 for line in self.look(force=bool(_taken(reloads))):
-                    tell(line)
+                    # Whoever read the lines may be gone; files are looked at all the same.
+                    with contextlib.suppress(OSError):
+                        tell(line)
 
         # Of its own, for a load takes minutes where a plan is built, and an end must not wait.
         threading.Thread(target=follow, name="padim-edge-reload", daemon=True).start()

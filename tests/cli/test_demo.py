@@ -116,6 +116,26 @@ def test_the_page_takes_a_photo_until_ctrl_c(tmp_path) -> None:
         done.wait()
 
 
+def test_the_page_says_what_is_missing_before_anything_is_made(tmp_path) -> None:
+    pytest.importorskip("starlette")
+    folder = tmp_path / "demo"
+    done = padim_edge(
+        *("demo", "--page", "--weights", "random", "--folder", folder),
+        prelude="import sys; sys.modules['uvicorn'] = None",
+    )
+    done.failed(1, "uvicorn", "pip install 'padim-edge[serve]'")
+    assert not folder.exists()
+
+
+def test_a_page_that_cannot_be_served_is_no_success(tmp_path, monkeypatch) -> None:
+    pytest.importorskip("uvicorn")
+    monkeypatch.setattr("padim_edge.cli.demo.steps", lambda *_: [])
+    monkeypatch.setattr("padim_edge.images.synthetic.make_dataset", lambda _: None)
+    done = in_process("demo", "--page", "--weights", "random", "--folder", tmp_path)
+    assert done.code == 1
+    assert "padim.onnx" in done.stderr
+
+
 FIT_ONLY = """
 import padim_edge.cli.demo
 whole = padim_edge.cli.demo.steps

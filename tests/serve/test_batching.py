@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from concurrent.futures import Future
 
 import pytest
@@ -98,6 +99,29 @@ def test_who_leaves_before_his_batch_is_run_is_not_in_it(gate):
     gate.open.release(2)
     assert stays.result(SOON) == [30]
     assert gate.batches == [[1], [3]]
+    batcher.close()
+
+
+def test_what_nobody_waits_for_is_let_go_while_a_batch_runs_and_counts_no_more(gate):
+    class Item:
+        def __mul__(self, _):
+            return self
+
+    batcher = Batcher(gate, 2, FOREVER)
+    first = batcher.submit([1, 2])
+    gate.wait()
+    item = Item()
+    held = weakref.ref(item)
+    gone = batcher.submit([item])
+    del item
+    assert gone.cancel()
+    assert held() is None
+    gate.open.release(2)
+    assert first.result(SOON) == [10, 20]
+    # One that left does not fill the next batch.
+    rest = [batcher.submit([3]), batcher.submit([4])]
+    assert [future.result(SOON) for future in rest] == [[30], [40]]
+    assert gate.batches == [[1, 2], [3, 4]]
     batcher.close()
 
 

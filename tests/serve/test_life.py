@@ -126,6 +126,35 @@ def test_a_bad_file_leaves_the_old_one(serve, model, photos, tmp_path):
     assert service.look() == [f"bottle: {file} was loaded again"]
 
 
+def test_files_are_followed_also_when_nobody_reads_what_is_said(
+    serve, model, other, photos, tmp_path
+):
+    photo = photos / "test" / "good" / "000.png"
+    file = tmp_path / "bottle.onnx"
+    shutil.copy(model, file)
+    service = serve(file)
+    first = score(service, photo)
+    told, wanted = [], queue.SimpleQueue()
+
+    def tell(line):
+        told.append(line)
+        raise BrokenPipeError
+
+    running = threading.Thread(target=service.run, args=(wanted, tell))
+    running.start()
+    try:
+        replace(file, other)
+        wanted.put("reload")
+        until(lambda: score(service, photo) != first)
+        replace(file, model)
+        wanted.put("reload")
+        until(lambda: score(service, photo) == first)
+        until(lambda: len(told) > 1)
+    finally:
+        wanted.put("end")
+        running.join()
+
+
 def test_it_answers_that_it_is_not_ready_until_it_is(model, monkeypatch):
     opening, go_on = threading.Event(), threading.Event()
     real = Detector.__init__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import resource
 import select
@@ -23,6 +24,7 @@ import urllib3
 from live_events import until
 
 from padim_edge import Detector
+from padim_edge.web.limits import Limits
 
 HTTP = urllib3.PoolManager(timeout=60.0, retries=False)
 CLIENTS = 200
@@ -286,6 +288,11 @@ def test_slow_clients_take_no_place_and_no_memory_beyond_the_bound(serve, model,
 
 def test_answers_that_nobody_takes_count_and_have_their_time(serve, model, monkeypatch):
     """Clients who ask for what no kernel buffers, and read nothing of it."""
+    # Those whose answers are to stay keep them, however slow this machine is.
+    monkeypatch.setattr("padim_edge.serve.app.ANSWER_SECONDS", 10 * SOON)
+    monkeypatch.setattr(
+        "padim_edge.serve.service.Limits", functools.partial(Limits, stall_seconds=10 * SOON)
+    )
     service = serve(model, max_bytes=1 << 20)
     app = service._app
     zeros = [0] * (8 * 64 * 64 * 3)
