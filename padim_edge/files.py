@@ -33,7 +33,8 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     """
     target = writable(path)
     try:
-        descriptor, temporary = _temporary(target)
+        mode = _mode(target)
+        descriptor, temporary = _temporary(target, is_new=mode is None)
     except OSError as error:
         raise cannot_write(path, error) from error
     try:
@@ -41,7 +42,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-            finish(temporary, target)  # before the lock is given up with the stream
+            finish(temporary, target, mode)  # before the lock is given up with the stream
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         # A broken pipe is stdout's, not this file's.
@@ -66,7 +67,7 @@ def lock(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _temporary(target: Path) -> tuple[int, Path]:
+def _temporary(target: Path, is_new: bool) -> tuple[int, Path]:
     """A new file beside a target, locked; what killed writers of the same target left is removed.
 
     Where there is no target yet, the system gives it the permissions that any new file gets here.
@@ -78,7 +79,7 @@ def _temporary(target: Path) -> tuple[int, Path]:
     than there were writers at once.
     """
     # Of a long name the beginning: a name has 255 bytes at most.
-    mode = 0o600 if target.exists() else 0o666
+    mode = 0o666 if is_new else 0o600
     prefix = os.fsencode(f".{target.name}")[:200].decode(errors="ignore")
     for number in itertools.count():
         path = target.with_name(f"{prefix}.padim-edge-{number}")
@@ -95,6 +96,14 @@ def _temporary(target: Path) -> tuple[int, Path]:
             return descriptor, path
         os.close(descriptor)  # somebody took it for abandoned before it was locked
     raise AssertionError("numbers do not end")
+
+
+def _mode(path: Path) -> int | None:
+    """The permissions of a file; None if there is none."""
+    try:
+        return path.stat().st_mode & 0o777
+    except FileNotFoundError:
+        return None
 
 
 def _remove_abandoned(path: Path) -> None:
@@ -154,13 +163,15 @@ def cannot_write(path: str | Path, error: OSError) -> PadimEdgeError:
     )
 
 
-def finish(temporary: Path, target: Path) -> None:
+def finish(temporary: Path, target: Path, before: int | None = None) -> None:
     """Give a file that is written and synced the name of its target, durably.
 
-    It gets the permissions of the file that it replaces, if there is one.
+    It gets the permissions of the file that it replaces, or those that there were ``before``.
     """
-    with contextlib.suppress(FileNotFoundError):
-        temporary.chmod(target.stat().st_mode & 0o777)
+    mode = _mode(target)
+    mode = before if mode is None else mode
+    if mode is not None:
+        temporary.chmod(mode)
     temporary.replace(target)
     sync_folder(target.parent)
 

@@ -97,11 +97,14 @@ for _ in range(2):
     print(oct(target.stat().st_mode & 0o777), oct(target.with_name("any").stat().st_mode & 0o777))
     target.chmod(0o640)
 print(oct(target.stat().st_mode & 0o777))
+with atomic_write(target):
+    target.unlink()  # somebody takes it away meanwhile
+print(oct(target.stat().st_mode & 0o777))
 """
     command = [sys.executable, "-c", code, tmp_path / "file", str(umask)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     usual = oct(0o666 & ~umask)
-    wanted = f"{usual} {usual} {usual}\n0o600 0o640 {usual}\n0o640\n"
+    wanted = f"{usual} {usual} {usual}\n0o600 0o640 {usual}\n0o640\n0o640\n"
     assert done.stdout == wanted
 
 
