@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import signal
@@ -11,6 +12,7 @@ import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from live_events import until, verdict, verdicts
@@ -21,6 +23,7 @@ from padim_edge.live import delivery
 from padim_edge.live.delivery import Deliveries, rejected_file, spooled
 from padim_edge.live.sink import RefusedError, SinkError
 from padim_edge.live.sinks import make_sink
+from padim_edge.live.sinks.jsonl import LineLog
 from padim_edge.live.spool import Spool
 
 OPCUA_SERVER = Path(__file__).parents[1] / "support" / "opcua_server.py"
@@ -274,6 +277,21 @@ def test_refused_events_that_there_is_no_room_for_are_counted_and_said(watch, mo
     assert f"({100 - len(kept)} so far)" in told[-1]
     each = [int(re.search(r"oldest (\d+) events", line)[1]) for line in told]
     assert sum(each) == 100 - len(kept)
+
+
+def test_refused_events_whose_removal_could_not_be_followed_by_a_line_are_said_later(
+    tmp_path, monkeypatch
+):
+    log = LineLog(tmp_path / "rejected.jsonl", 100, keep=1, counts=True)
+    assert [log.write_shared({"number": n, "why": 100 * "x"}) for n in range(2)] == [0, 0]
+    full = OSError(errno.ENOSPC, "no room")
+    with monkeypatch.context() as patch:
+        patch.setattr("padim_edge.live.sinks.jsonl.os.fsync", Mock(side_effect=full))
+        with pytest.raises(OSError, match="no room"):
+            log.write_shared({"number": 2})
+    assert log.removed == 1
+    assert [log.write_shared({"number": n, "why": 100 * "x"}) for n in (2, 3)] == [1, 1]
+    assert log.removed == 2
 
 
 def test_an_event_that_a_sink_always_trips_over_is_set_aside(watch):

@@ -42,7 +42,7 @@ class LineLog:
         counts: bool = False,
     ) -> None:
         self.path = path
-        self.removed = 0
+        self.removed = self._said = 0
         self._counts = counts
         self._limit, self._hours, self._keep = size, hours, keep
         self._file: int | None = None
@@ -114,19 +114,19 @@ class LineLog:
         """Append one, from any thread, and let go of the file.
 
         Returns:
-            How many lines were removed to make room for it.
+            How many lines were removed to make room, since it last said so.
 
         Raises:
             OSError: it is not on disk.
         """
         with self._lock:
-            before = self.removed
             self.open()
             try:
                 self.write([record])
             finally:
                 self.close()
-            return self.removed - before
+            said, self._said = self._said, self.removed
+            return self.removed - said
 
     def rotate(self) -> None:
         """Begin a new file, if this one is large or old enough.
@@ -139,16 +139,16 @@ class LineLog:
         if not self._size or not (is_large or is_old):
             return
         oldest = self._aged(self._keep) if self._keep else self.path
-        if self._counts and oldest.exists():
-            self.removed += _line_count(oldest)
+        if oldest.exists():
+            count = _line_count(oldest) if self._counts else 0
+            oldest.unlink()
+            self.removed += count
         for age in range(self._keep - 1, 0, -1):
             earlier = self._aged(age)
             if earlier.exists():
                 earlier.replace(self._aged(age + 1))
         if self._keep:
             self.path.replace(self._aged(1))
-        else:
-            self.path.unlink()
         self.close()
         self.open()
 
