@@ -478,8 +478,3 @@ class DriftWatch:
                 message = f"{name}: another detector judges, whose photos it is held against now"
                 self._say("drift", camera, message, statistic=name, begins=False)
         self._drifts.clear()
-
-    def drifting(self, camera: str) -> Mapping[str, float]:
-        """What drifts now of a camera, and since when."""
-        drift = self._drifts.get(camera)
-        return drift.drifting if drift else {}
