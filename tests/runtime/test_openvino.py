@@ -298,7 +298,10 @@ signal.raise_signal(signal.SIGTERM)
 def test_a_signal_is_heard_after_two_were_closed_in_the_order_of_their_opening(model_file):
     """With a core each, the handler's stack was gone, and SIGTERM was a segmentation fault."""
     done = subprocess.run(
-        [sys.executable, "-c", SIGNALLED, str(model_file)], capture_output=True, text=True
+        [sys.executable, "-c", SIGNALLED, str(model_file)],
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr
 
@@ -339,6 +342,7 @@ def test_it_sends_no_message_home_and_writes_nothing(tmp_path, model_file, photo
             capture_output=True,
             text=True,
             check=False,
+            timeout=300,
         )
     assert done.returncode == 0, done.stderr
     assert "telltale" not in done.stdout
@@ -346,6 +350,6 @@ def test_it_sends_no_message_home_and_writes_nothing(tmp_path, model_file, photo
         "import padim_edge.runtime.cpu.openvino, sys; print('openvino_telemetry' in sys.modules)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", loaded], capture_output=True, text=True, check=True
+        [sys.executable, "-c", loaded], capture_output=True, text=True, check=True, timeout=300
     )
     assert done.stdout == "False\n"
