@@ -116,8 +116,9 @@ def watch(
     """Judge cameras until told to stop; tell files, databases, brokers and PLCs.
 
     SIGTERM or Ctrl-C: what waits is judged (policy all) or dropped (latest), all is written down,
-    exit code 0; a second one does not wait. SIGHUP, or a new model file under the same name:
-    the model is swapped without losing a frame. Exit code 1 if an engine fails again and again.
+    exit code 0; a second one waits for nothing but a fit that is at work. SIGHUP, or a new model
+    file under the same name: the model is swapped without losing a frame. Exit code 1 if an engine
+    fails again and again.
     """
     from padim_edge.live.assembly import Assembly, Plan, Voice
 
