@@ -1,6 +1,7 @@
 "use strict";
 const at = (id) => document.getElementById(id);
 let models = [];
+let asked = 0;
 
 function describe() {
   const one = models[at("model").selectedIndex];
@@ -15,12 +16,14 @@ function say(kind, text) {
 }
 
 async function judge(file) {
+  const mine = ++asked; // of photos one after another the last is shown, whoever answers when
   say("", "...");
   at("picture").hidden = at("answer").hidden = true;
   try {
     const name = encodeURIComponent(at("model").value);
     const answer = await fetch(`/v1/models/${name}/judge?heat_map=png`, { method: "POST", body: file });
     const said = await answer.json();
+    if (mine !== asked) return;
     if (!answer.ok) return say("error", said.error);
     say(said.decision, said.decision === "ok" ? "OK" : "ANOMALY");
     if (said.heat_map) {
@@ -32,7 +35,7 @@ async function judge(file) {
     at("answer").textContent = JSON.stringify(said, null, 2);
     at("answer").hidden = false;
   } catch (error) {
-    say("error", `The server does not answer: ${error.message}`);
+    if (mine === asked) say("error", `The server does not answer: ${error.message}`);
   }
 }
 

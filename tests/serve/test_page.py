@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -50,6 +51,45 @@ def test_a_photo_is_judged_on_the_page_and_nobody_else_is_asked(browser, service
     assert page.locator("#picture").is_hidden()
     # A browser writes down an answer that refuses, and nothing else happened.
     assert all("415" in one for one in opened.troubles), opened.troubles
+    opened.context.close()
+
+
+def test_of_two_photos_the_last_is_shown_whichever_answer_comes_late(
+    browser, service, photos, tmp_path
+):
+    noise = tmp_path / "noise.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 60, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(noise)
+    opened = Opened(browser, service.url)
+    page = opened.page
+    opened.until("document.getElementById('about').textContent.includes('resnet18')")
+    # Counts answers once the page has done with them.
+    page.evaluate(
+        """() => {
+            window.read = 0;
+            const json = Response.prototype.json;
+            Response.prototype.json = async function () {
+                const said = await json.call(this);
+                setTimeout(() => window.read++);
+                return said;
+            };
+        }"""
+    )
+    asked = []
+    page.route("**/judge?*", lambda route: asked.append(route))
+    for number, file in enumerate((noise, photos / "train" / "good" / "000.png"), 1):
+        page.set_input_files("#file", file)
+        end = time.monotonic() + DEADLINE
+        while len(asked) < number:
+            page.wait_for_timeout(10)
+            assert time.monotonic() < end
+    for number, one in enumerate(reversed(asked), 1):
+        one.continue_()
+        opened.until(f"window.read === {number}")
+        assert page.locator("#verdict").text_content() == "OK"
+        assert '"ok"' in page.locator("#answer").text_content()
+    assert page.locator("#picture").get_attribute("alt").startswith("000.png")
+    assert not opened.troubles
     opened.context.close()
 
 
