@@ -65,7 +65,13 @@ def serve(
         int, typer.Option("--max-bytes", min=1, help="Of a request's body, in MiB.")
     ] = 32,
     max_pixels: Annotated[
-        int, typer.Option("--max-pixels", min=1, help="Of an image, in millions.")
+        int,
+        typer.Option(
+            "--max-pixels",
+            min=1,
+            help="Of an image, in millions; each takes up to 18 MB in "
+            "each of four threads while it is decoded.",
+        ),
     ] = 50,
 ) -> None:
     """Serve detectors over HTTP: images judged by POST, and the Open Inference Protocol (V2)."""

@@ -76,7 +76,8 @@ class App:
     Args:
         slots: what is served, by name.
         settings: limits.
-        metrics: told of everything.
+        metrics: told of every request that gets here; those that the server refuses before (token,
+            host, origin, limits of connections and time) do not.
     """
 
     def __init__(self, slots: Mapping[str, Slot], settings: Settings, metrics: Metrics) -> None:

@@ -172,11 +172,12 @@ _WORDS = {
 
 def _answers(schema: str, *codes: int, more: dict[str, Any] | None = None) -> dict[str, Any]:
     good = {_JSON: {"schema": _named(schema)}, **(more or {})}
-    answers: dict[str, Any] = {"200": {"description": "Done.", "content": good}}
-    for code in codes:
-        content = {_JSON: {"schema": _named("Error")}}
-        answers[str(code)] = {"description": _WORDS[code], "content": content}
-    return answers
+    return {"200": {"description": "Done.", "content": good}, **_errors(*codes)}
+
+
+def _errors(*codes: int) -> dict[str, Any]:
+    content = {_JSON: {"schema": _named("Error")}}
+    return {str(code): {"description": _WORDS[code], "content": content} for code in codes}
 
 
 def _asked(path: str, what: str, schema: str, *codes: int) -> dict[str, Any]:
@@ -261,6 +262,10 @@ def document(settings: Settings) -> dict[str, Any]:
             "responses": {"200": {"description": "Done.", "content": {"text/plain": {}}}},
         }
     }
+    for operations in paths.values():
+        for operation in operations.values():
+            if "security" not in operation:  # those of health say that they need no token
+                operation["responses"].update(_errors(401))
     return {
         "openapi": "3.1.0",
         "info": {"title": "padim-edge serve", "version": __version__},

@@ -21,7 +21,8 @@ class Settings:
         queue: images of a model that are being decoded, wait, or are judged, at most; who brings
             more is told to come back (429).
         max_bytes: of a request's body.
-        max_pixels: of an image.
+        max_pixels: of an image; a million takes up to 18 MB while it is decoded or drawn, in each
+            of at most four threads.
 
     Raises:
         UsageError: a number makes no sense.

@@ -103,7 +103,7 @@ def metadata(name: str, detector: Detector) -> dict[str, Any]:
 
 
 def longest_body(size: tuple[int, int], max_batch: int) -> int:
-    """Bytes of a request with the largest batch, however its values are written."""
+    """Bytes of a request with the largest batch: binary, or JSON with two blanks a value."""
     return _HEAD_BYTES + _JSON_BYTES * max_batch * size[0] * size[1] * 3
 
 

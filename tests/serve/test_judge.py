@@ -179,6 +179,7 @@ def test_the_openapi_document_names_every_address_and_answers_conform(service):
     assert set(given["paths"]) <= routes
     for path, said in given["paths"].items():
         for method, operation in said.items():
+            assert ("401" in operation["responses"]) == ("/health/" not in path), path
             content = operation["responses"]["200"]["content"]
             if method != "get" or "application/json" not in content:
                 continue
