@@ -70,7 +70,7 @@ def serve(
             "--max-pixels",
             min=1,
             help="Of an image, in millions; each takes up to 18 MB in "
-            "each of four threads while it is decoded.",
+            "each of up to four threads while it is decoded.",
         ),
     ] = 50,
 ) -> None:

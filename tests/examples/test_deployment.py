@@ -122,8 +122,12 @@ def unit(tmp_path) -> Path:
 
 
 def test_systemd_takes_every_line_of_the_unit(unit):
-    done = systemd_analyze("verify", "--man=no", unit=unit)
-    assert (done.returncode, done.stderr) == (0, "")
+    version = int(systemd_analyze("--version", unit=unit).stdout.split()[1].partition(".")[0])
+    if version < 247:
+        pytest.skip(f"systemd {version} is older than 247: it does not know ProtectProc")
+    # It complains of other units of this machine, too.
+    said = systemd_analyze("verify", "--man=no", unit=unit).stderr.splitlines()
+    assert [line for line in said if unit.name in line] == []
     unit.write_text(unit.read_text().replace("ProtectProc=invisible", "ProtectProc=unseen"))
     assert "unseen" in systemd_analyze("verify", "--man=no", unit=unit).stderr
 
