@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from padim_edge.images.batches import WORKERS
+from padim_edge.serve.settings import Settings
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 DOCKERFILES = [EXAMPLES / "Dockerfile", EXAMPLES / "serve" / "Dockerfile"]
 MANIFEST = EXAMPLES / "serve" / "kubernetes.yaml"
@@ -101,6 +104,20 @@ def test_what_the_manifest_names_belongs_together():
     assert {one["targetPort"] for one in service["spec"]["ports"]} <= ports
     volumes = {one["name"] for one in deployment["spec"]["template"]["spec"]["volumes"]}
     assert {one["name"] for one in container["volumeMounts"]} == volumes
+
+
+def test_the_manifest_gives_the_memory_that_its_limits_allow():
+    deployment = next(one for one in documents(MANIFEST.read_text()) if one["kind"] == "Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    words = container["args"]
+    given = dict(zip(words[::2], words[1::2], strict=True))
+    assert "--max-bytes" not in given
+    settings = Settings(max_pixels=int(given["--max-pixels"]) * 1_000_000)
+    # docs/serving.md: bytes of a pixel while it is decoded, which tests/serve/test_load.py holds.
+    needed = settings.bodies_bytes + WORKERS * 18 * settings.max_pixels
+    limit = container["resources"]["limits"]["memory"]
+    assert limit.endswith("Gi")
+    assert needed + (1 << 30) < int(limit[:-2]) << 30  # the program, and models twice
 
 
 # --- systemd ----------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ import json
 import resource
 import select
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -22,6 +24,7 @@ pytest.importorskip("urllib3")
 
 import urllib3
 from live_events import until
+from PIL import Image
 
 from padim_edge import Detector
 from padim_edge.web.limits import Limits
@@ -347,6 +350,39 @@ def _readable(sockets):
         if found := select.select(sockets, [], [], 0.2)[0]:
             return found
     return []
+
+
+PEAK = """
+import sys
+from PIL import Image
+from padim_edge.images.preprocess import Preprocess
+
+def status(key):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(key))
+
+small, large = (open(name, "rb").read() for name in sys.argv[1:])
+whole = Preprocess.whole((224, 224))
+whole.prepare(small)
+before = status("VmRSS")
+whole.prepare(large)
+print(status("VmHWM") - before)
+"""
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"), [("RGB", "webp"), ("RGBA", "png"), ("P", "png"), ("CMYK", "tiff")]
+)
+def test_an_image_takes_no_more_memory_than_is_said(mode, suffix, tmp_path):
+    """docs/serving.md: at most 18 MB a megapixel."""
+    files = []
+    for width, height in ((300, 200), (2500, 1600)):
+        files.append(tmp_path / f"{width}.{suffix}")
+        Image.linear_gradient("L").resize((width, height)).convert(mode).save(files[-1])
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, *files], capture_output=True, text=True, check=True
+    )
+    assert 4 * 4_000_000 < int(done.stdout) < 18 * 4_000_000 + (4 << 20)
 
 
 def test_memory_stays_where_it_is_over_many_requests(serve, model, bodies):
