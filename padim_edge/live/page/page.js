@@ -167,6 +167,7 @@ function take(head, bytes) {
   state.points = state.points.concat(head.points).slice(-CHART);
   if (head.good) [state.good, state.goodCount] = [head.good, head.good_count];
   if (finite(head.camera.threshold)) state.threshold = head.camera.threshold;
+  if (head.versions) state.version = head.versions.find((one) => one.is_current)?.name;
   $("camera").hidden = false;
   document.title = `${head.camera.name} \u2013 padim-edge`;
   line("on", "live");
@@ -403,9 +404,9 @@ press("fit", () => ask({ do: "fit" }));
 // What is looked at is undone, or nothing: another browser may have been quicker.
 press("undo", (lesson) => ask({ do: "undo", step: String(lesson.step) }));
 press("recall", async () => {
-  const [version, bad] = [state.version, state.now.lesson.bad];
+  const [{ camera, version }, { bad }] = [state, state.now.lesson];
   const said = await ask({ do: "recall" });
-  if (said) recalled(said.rows, version, bad);
+  if (said && camera === state.camera) recalled(said.rows, version, bad);
 });
 
 let found = ""; // the version and the number of bad parts that the table is of
@@ -434,7 +435,6 @@ function versions(list) {
   if (listed === JSON.stringify(list)) return;
   listed = JSON.stringify(list);
   const had = $("versions").contains(document.activeElement);
-  state.version = list.find((one) => one.is_current)?.name;
   $("kept").hidden = !list.length;
   $("versions").replaceChildren(...list.map((one) => el("li", {},
     el("time", {}, moment(one.time)),
