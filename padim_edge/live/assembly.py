@@ -229,6 +229,17 @@ class Assembly:
                 f"--threshold would hold for every detector that is taught of {min(taught)}, whose "
                 "scores nobody knows yet: leave it out, each fit sets its own"
             )
+        places: dict[Path, Path] = {}
+        for path in paths:
+            if path in taught:
+                places.setdefault(path.resolve(), path)
+        folders: dict[str, Path] = {}
+        for path in places.values():
+            if (other := folders.setdefault(_taught_in(path), path)) is not path:
+                raise UsageError(
+                    f"what is taught of {other} and of {path} would be kept in the same folder, "
+                    f"{_taught_in(path)}: give one of the files another name"
+                )
         return taught
 
     def _state_folder(self) -> Path:
@@ -322,7 +333,7 @@ class Assembly:
                 continue
             if slot not in teachers:
                 teacher = Teacher(
-                    folder / f"taught-{path.stem}",
+                    folder / _taught_in(path),
                     path,
                     slot,
                     cameras=[one.name for one in cameras if one.model is slot],
@@ -376,6 +387,11 @@ class Assembly:
         """An event that is no verdict, for people."""
         camera, message = event.record["camera"], event.record["message"]
         self._voice.say(f"{camera}: {message}" if camera else message)
+
+
+def _taught_in(path: Path) -> str:
+    """The name of the folder in which is kept what is taught of an embedding."""
+    return f"taught-{path.stem}"
 
 
 def opening(address: str, spool: Spool | None, pixel_format: str | None) -> Callable[[], Source]:

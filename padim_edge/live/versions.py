@@ -31,7 +31,9 @@ from typing import Any, BinaryIO
 from padim_edge.errors import PadimEdgeError, UsageError
 from padim_edge.files import atomic_write, cannot_write, sync_folder
 
-FORMAT = 1
+FORMAT = 2
+"""Of the journal: 2 knows the line "taken back". One of format 1 is read, and goes on as 2."""
+
 MAX_BYTES = 4 * 2**30
 """Of a folder."""
 
@@ -192,11 +194,25 @@ class Versions:
                     "give another folder; whole frames of the parts are in "
                     f"{self.folder / 'frames'}, for padim-edge fit"
                 ) from error
+        self._renew(path, lines)
+
+    def _renew(self, path: Path, lines: Sequence[bytes]) -> None:
+        """Have older programs refuse a journal that they began: they do not know all lines."""
+        begun = json.loads(lines[0])
+        if begun["format"] == FORMAT:
+            return
+        data = b"".join(
+            line + b"\n" for line in (json.dumps(begun | {"format": FORMAT}).encode(), *lines[1:])
+        )
+        with atomic_write(path) as stream:
+            stream.write(data)
+        self._stream = self._files.enter_context(path.open("a+b", buffering=0))
+        self._length = len(data)
 
     def _check(self, record: dict[str, Any], wanted: Mapping[str, Any]) -> None:
         if record["do"] != "begin":
             raise ValueError("it does not begin")
-        if record["format"] != FORMAT:
+        if not 1 <= record["format"] <= FORMAT:
             raise UsageError(
                 f"{self.folder} was written by a later padim-edge (format {record['format']}, this "
                 f"one knows {FORMAT}): install that, or give another folder"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
 import resource
+import shutil
 import time
 
 import numpy as np
@@ -654,6 +656,24 @@ def test_watch_has_its_engine_run_the_backbone(embedding_file, tmp_path):
         with Assembly(plan, voice) as assembly:
             (teacher,) = (one for one in assembly.watch.observers if isinstance(one, Teacher))
             assert runs in teacher._backbone.described
+
+
+def test_two_embeddings_of_one_name_are_refused_by_name(embedding_file, tmp_path):
+    from padim_edge.live.assembly import Assembly, Plan, Voice, Wish
+
+    voice = Voice(print, print, lambda *_: None, contextlib.nullcontext)
+    other = tmp_path / "other" / embedding_file.name
+    other.parent.mkdir()
+    shutil.copy(embedding_file, other)
+    plan = Plan(
+        [Wish(embedding_file, str(tmp_path)), Wish(other, str(tmp_path))],
+        page="127.0.0.1:0",
+        state=tmp_path / "state",
+    )
+    both = f"{re.escape(str(embedding_file))} and of {re.escape(str(other))}"
+    with pytest.raises(UsageError, match=f"{both} would be kept in the same folder"):
+        Assembly(plan, voice).__enter__()
+    assert not (tmp_path / "state").exists()
 
 
 def test_a_full_folder_drops_old_versions_and_then_refuses(embedding_file, good, tmp_path):

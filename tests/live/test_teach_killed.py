@@ -213,6 +213,25 @@ def test_a_damaged_journal_is_named_with_its_line(tmp_path):
         versions_in(tmp_path)
 
 
+def test_a_journal_of_the_format_before_is_read_and_goes_on_as_one_of_now(tmp_path):
+    versions = versions_in(tmp_path)
+    put(versions, 2)
+    versions.close()
+    journal = tmp_path / "journal.jsonl"
+    now = journal.read_bytes()
+    assert b'"format": 2' in now
+    journal.write_bytes(now.replace(b'"format": 2', b'"format": 1', 1) + b'{"do": "left o')
+    versions = versions_in(tmp_path)
+    assert versions.state.good == (1, 2)
+    assert journal.read_bytes() == now
+    versions.leave_out(1)
+    versions.close()
+    assert journal.read_bytes().startswith(now)
+    again = versions_in(tmp_path)
+    assert again.state.good == (2,)
+    again.close()
+
+
 @pytest.mark.parametrize("left", [None, b"", b'{"do": "beg'])
 def test_a_lost_journal_takes_no_photo_with_it(left, tmp_path):
     versions = versions_in(tmp_path)
