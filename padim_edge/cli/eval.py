@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,9 +39,12 @@ from padim_edge.errors import PadimEdgeError, UsageError, listed
 
 if TYPE_CHECKING:
     from padim_edge.detect.categories import AtOnce, Results
+    from padim_edge.detect.judging import Verdict
     from padim_edge.detect.metrics import Metrics
     from padim_edge.images.dataset import Folders
+    from padim_edge.images.decode import Head
     from padim_edge.scale.cluster import Cluster
+    from padim_edge.scale.judging import Judged
 
 
 @command("eval", "padim-edge eval padim.onnx mvtec/bottle --json bottle.json")
@@ -123,7 +127,7 @@ def evaluate(
             fit = functools.partial(_fit, fit_from, folders, strict, own) if fit_from else None
             results = evaluate_categories(
                 model, dataset, measured, fit, json_file, resume, say,
-                _at_once(cluster, engine, threads),
+                _at_once(cluster, engine, threads, model, dataset, fit_from),
             )  # fmt: skip
         _print_categories(results)
         return
@@ -159,6 +163,7 @@ def _measured(
     from padim_edge.detect.report.page import page
     from padim_edge.files import atomic_write
     from padim_edge.images.dataset import stray_masks, test_samples
+    from padim_edge.images.decode import read_head
 
     samples = test_samples(dataset, folders)
     say_images([sample.path for sample in samples])
@@ -170,12 +175,13 @@ def _measured(
         detector = stack.enter_context(open_detector(model, engine, threads, threshold))
         progress = stack.enter_context(progress_bars())
         verdicts = None
+        heads: list[Head | None] = []
         if cluster:
             from padim_edge.scale.judging import judge_on
 
             paths = [sample.path for sample in samples]
             told = judge_on(cluster, model, paths, batch, engine, threads, threshold)
-            verdicts = (verdict for verdict, _ in told)
+            verdicts = _verdicts(told, heads)
         judged = judge_samples(
             detector, samples, batch, skipped, progress, lambda text: say(f"warning: {text}"),
             verdicts,
@@ -188,23 +194,34 @@ def _measured(
         info = detector.detector_info
     if info.judged < 1:
         say(f"{info.judged:.0%} of what the graph sees is judged: for the pixels, all else is good")
-    heads = Heads(info, say)
-    for sample in samples:
-        heads(sample.path)
+    shapes = Heads(info, say)
+    for sample, head in zip(
+        samples, heads or (read_head(one.path) for one in samples), strict=True
+    ):
+        shapes.take(sample.path, head)
     skipped.summary()
-    heads.summary()
+    shapes.summary()
     return metrics
 
 
-def _at_once(cluster: Cluster | None, engine: str, threads: int) -> AtOnce:
-    """What does the work of several categories: this process, or a cluster."""
+def _verdicts(told: Iterable[Judged], heads: list[Head | None]) -> Iterator[Verdict]:
+    """Verdicts as they come; the heads of their files are kept."""
+    for verdict, head in told:
+        heads.append(head)
+        yield verdict
+
+
+def _at_once(cluster: Cluster | None, engine: str, threads: int, *paths: Path | None) -> AtOnce:
+    """What does the work of several categories, with these paths: this process, or a cluster."""
     if cluster is None:
         from padim_edge.detect.categories import one_by_one
 
         return one_by_one
     from padim_edge.scale.categories import spread_out
+    from padim_edge.scale.cluster import start_of
 
-    return functools.partial(spread_out, cluster, engine, threads, say)
+    folder = start_of(path for path in paths if path)
+    return functools.partial(spread_out, cluster, engine, threads, folder, say)
 
 
 def _print(metrics: Metrics) -> None:

@@ -104,8 +104,9 @@ def run(
         detector = stack.enter_context(open_detector(model, engine, threads, threshold))
         if lines:
             _check_same(detector, lines)
-        cluster = stack.enter_context(open_cluster(ray, ray_address))
         paths = _left(found.images, lines)
+        spread = paths and (ray or ray_address is not None)
+        cluster = stack.enter_context(open_cluster(ray, ray_address)) if spread else None
         heads = Heads(detector.detector_info, say)
         overlays = (
             OverlayFolder(detector, save_maps, found.images, sources or []) if save_maps else None

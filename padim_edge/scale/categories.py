@@ -6,6 +6,7 @@ import contextlib
 import functools
 import io
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from padim_edge.detect.categories import Work
@@ -16,6 +17,7 @@ def spread_out(
     cluster: Cluster,
     engine: str,
     threads: int,
+    folder: Path | None,
     tell: Callable[[str], None],
     work: Work,
     pieces: Sequence[tuple[str, dict[str, Any]]],
@@ -26,12 +28,13 @@ def spread_out(
         cluster: of whose machines each sees data sets and detectors by the same paths.
         engine: of each worker.
         threads: CPUs that a category takes; 0 for one.
+        folder: where paths of the work begin, see `padim_edge.scale.cluster.start_of`.
         tell: takes what a worker said of a category on stderr, line by line, when it is done.
         work: what is to be done; pickled.
         pieces: its arguments.
     """
     opened = functools.partial(_Worker, work)
-    for said, found in cluster.spread(opened, pieces, engine, threads):
+    for said, found in cluster.spread(opened, pieces, engine, threads, folder):
         for line in said:
             tell(line)
         yield found

@@ -15,12 +15,15 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from padim_edge import __version__
-from padim_edge.errors import MissingDependencyError, PadimEdgeError, first_line
+from padim_edge.errors import ImageError, MissingDependencyError, PadimEdgeError, first_line
+from padim_edge.images.decode import NoSuchImageError
 from padim_edge.runtime.engines import NVIDIA
 from padim_edge.system import available_cores
 
@@ -42,6 +45,9 @@ ATTEMPTS = 3
 WAITING = 1000
 """Blocks of pieces that Ray Data is given, at most: it keeps books of each."""
 
+RETRIES = 3
+"""Of a piece whose worker died. One that is too large for the memory kills every worker."""
+
 Answer = TypeVar("Answer")
 Piece = TypeVar("Piece")
 
@@ -52,37 +58,44 @@ class Cluster:
 
     Attributes:
         where: it is, in words.
-        cpus: of all its machines, those that Ray may use.
-        gpus: the same.
-        machines: how many there are.
+        cpus: of each machine, those that Ray may use.
+        gpus: the same, in the same order.
     """
 
     where: str
-    cpus: int
-    gpus: int
-    machines: int
+    cpus: tuple[int, ...]
+    gpus: tuple[int, ...]
 
     def workers(self, engine: str = "auto", threads: int = 0) -> int:
-        """How many workers fit in, if each takes ``threads`` CPUs (0 for one), or a GPU.
+        """How many workers fit in, if each takes ``threads`` CPUs (0 for one), or a GPU, too.
 
         Raises:
             PadimEdgeError: none does.
         """
-        if engine in NVIDIA and not self.gpus:
+        most = max(self.cpus, default=0)
+        if not most:
+            raise PadimEdgeError(
+                f"{self}: it has no CPU that Ray may use; add machines that were started with some"
+            )
+        if engine in NVIDIA and not any(self.gpus):
             raise PadimEdgeError(
                 f"--engine {engine}: no machine of {self} has a GPU that Ray knows of; leave "
                 "--engine out, or add such machines"
             )
-        count = self.gpus if engine in NVIDIA else self.cpus // max(threads, 1)
-        if not count:
+        each = [cpus // max(threads, 1) for cpus in self.cpus]
+        if engine in NVIDIA:
+            each = list(map(min, each, self.gpus))
+        if not sum(each):
+            of = " with a GPU" if engine in NVIDIA else ""
             raise PadimEdgeError(
-                f"--threads {threads}: {self} has {self.cpus} CPUs in all; choose fewer threads"
+                f"--threads {max(threads, 1)}: no machine{of} of {self} has so many, and {most} is "
+                "the most of one; choose fewer threads"
             )
-        return count
+        return sum(each)
 
     def __str__(self) -> str:
-        machines = f"{self.machines} machine{'s' * (self.machines != 1)}"
-        return f"Ray {self.where}, {self.cpus} CPUs on {machines}"
+        count = len(self.cpus)
+        return f"Ray {self.where}, {sum(self.cpus)} CPUs on {count} machine{'s' * (count != 1)}"
 
     def spread(
         self,
@@ -90,6 +103,7 @@ class Cluster:
         pieces: Sequence[Piece],
         engine: str = "auto",
         threads: int = 0,
+        folder: Path | None = None,
     ) -> Iterator[Answer]:
         """Have pieces of work done.
 
@@ -98,6 +112,7 @@ class Cluster:
             pieces: of the work, each pickled and small.
             engine: of the workers; one on a GPU takes one of them for each.
             threads: CPUs of a worker; 0 for one.
+            folder: that workers change to, see `start_of`; None to stay where Ray puts them.
 
         Yields:
             The answers, in the order of the pieces, as they come.
@@ -113,14 +128,18 @@ class Cluster:
         recipe = ray.put(ray.cloudpickle.dumps(open_worker))  # type: ignore[no-untyped-call]
         with _quiet():
             data = ray.data.from_items(rows, override_num_blocks=min(len(rows), WAITING))
-            done = data.map_batches(
-                _Asked,
-                fn_constructor_args=(recipe,),
-                batch_size=1,
-                compute=ActorPoolStrategy(size=count),
-                num_cpus=max(threads, 1),
-                num_gpus=1 if engine in NVIDIA else None,
-            )
+            with warnings.catch_warnings():
+                # Of max_task_retries, which goes with Ray 2.64: see the extra ray.
+                warnings.simplefilter("ignore")
+                done = data.map_batches(
+                    _Asked,
+                    fn_constructor_args=(recipe, __version__, folder),
+                    batch_size=1,
+                    compute=ActorPoolStrategy(size=count),
+                    num_cpus=max(threads, 1),
+                    num_gpus=1 if engine in NVIDIA else None,
+                    max_task_retries=RETRIES,
+                )
             try:
                 for row in done.iter_rows():
                     answer = pickle.loads(row["answer"])
@@ -130,7 +149,7 @@ class Cluster:
             except ray.exceptions.RayError as error:
                 raise PadimEdgeError(
                     f"{self} did not do the work ({_told(error)}); padim_edge {__version__} with "
-                    "the same extras is needed on all of its machines"
+                    "the same extras is needed on all of its machines, and memory for each worker"
                 ) from error
 
 
@@ -144,20 +163,38 @@ class _Refused:
 class _Asked:
     """A worker within Ray: unpickles, asks, pickles."""
 
-    def __init__(self, recipe: Any) -> None:
+    def __init__(self, recipe: Any, version: str, folder: Path | None) -> None:
         self._recipe = recipe
+        self._version = version
+        self._folder = folder
         self._worker: Callable[[Any], Any] | None = None
+
+    def _opened(self) -> Callable[[Any], Any]:
+        """Not in the constructor: Ray tells nobody well of what is raised there."""
+        if self._version != __version__:
+            raise PadimEdgeError(
+                f"padim_edge {__version__} is installed, and the command is of {self._version}: "
+                "install one version on all machines"
+            )
+        if self._folder:
+            try:
+                os.chdir(self._folder)
+            except OSError as error:
+                raise PadimEdgeError(
+                    f"paths were given that begin in {self._folder}, which cannot be entered here "
+                    f"({error.strerror}): mount it, or give whole paths that all machines see"
+                ) from error
+        worker: Callable[[Any], Any] = pickle.loads(ray.get(self._recipe))()
+        return worker
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
         answers = []
         for piece in batch["piece"]:
             try:
-                # Not earlier: Ray tells nobody well of what is raised in a constructor.
-                if self._worker is None:
-                    self._worker = pickle.loads(ray.get(self._recipe))()
+                self._worker = self._worker or self._opened()
                 answer = self._worker(pickle.loads(piece))
             except (PadimEdgeError, OSError, MemoryError) as error:
-                answer = _Refused(f"{error or type(error).__name__} (on {platform.node()})")
+                answer = _Refused(f"{str(error) or type(error).__name__} (on {platform.node()})")
             except Exception as error:  # of which Ray would tell in a page
                 answer = _Refused(
                     f"this should not happen ({type(error).__name__}: {first_line(error)}, on "
@@ -165,6 +202,45 @@ class _Asked:
                 )
             answers.append(pickle.dumps(answer, protocol=5))
         return {"answer": answers}
+
+
+def start_of(paths: Iterable[Path]) -> Path | None:
+    """Where paths begin that are not whole: in the folder of this process. None if all are."""
+    return None if all(path.is_absolute() for path in paths) else Path.cwd()
+
+
+def check_missing(cluster: Cluster, path: Path, error: ImageError) -> None:
+    """Refuse the work where a worker misses a file that is there.
+
+    Raises:
+        PadimEdgeError: it does.
+    """
+    if isinstance(error, NoSuchImageError) and path.exists():
+        raise PadimEdgeError(
+            f"{path} is not there for a worker of {cluster}, and it is for this process: all "
+            "machines must see photos by the same paths, in an object store or a folder that all "
+            "have mounted"
+        )
+
+
+class SameEngine:
+    """Refuses answers of workers that chose different engines, whose results differ."""
+
+    def __init__(self) -> None:
+        self._first: str | None = None
+
+    def __call__(self, engine: str) -> None:
+        """Take the engine of an answer.
+
+        Raises:
+            PadimEdgeError: it is another one than that of those before.
+        """
+        self._first = self._first or engine
+        if engine != self._first:
+            raise PadimEdgeError(
+                f"workers run {self._first} and {engine}, whose results are not equal bit by bit: "
+                "install the same on all machines, or name one with --engine"
+            )
 
 
 @contextlib.contextmanager
@@ -201,6 +277,8 @@ def connected(address: str | None = None) -> Iterator[Cluster]:
             }
         try:
             _start(address, options, ATTEMPTS if address == "local" else 1)
+        except PadimEdgeError:
+            raise
         except Exception as error:  # ConnectionError, ValueError, RuntimeError, OSError, ...
             if address == "local":
                 raise PadimEdgeError(
@@ -218,7 +296,8 @@ def _start(address: str, options: dict[str, Any], attempts: int) -> None:
     """Start Ray or join it, in silence."""
     # What Ray's C++ side says of itself on stderr; faults come as exceptions.
     quiet = _environment(RAY_USAGE_STATS_ENABLED="0", RAY_BACKEND_LOG_LEVEL="fatal")
-    with quiet, _mute(), _own_signals(), _loopback():
+    here = _loopback() if address == "local" else contextlib.nullcontext()
+    with quiet, _mute(), _own_signals(), here:
         for left in reversed(range(attempts)):
             try:
                 ray.init(address=address, **options)
@@ -230,11 +309,10 @@ def _start(address: str, options: dict[str, Any], attempts: int) -> None:
 
 
 def _cluster(where: str) -> Cluster:
-    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    machines = sum(bool(node["Alive"]) for node in ray.nodes())  # type: ignore[no-untyped-call]
-    return Cluster(
-        where, int(resources.get("CPU", 0)), int(resources.get("GPU", 0)), max(machines, 1)
-    )
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    machines = [node["Resources"] for node in nodes if node["Alive"]]
+    cpus, gpus = (tuple(int(one.get(kind, 0)) for one in machines) for kind in ("CPU", "GPU"))
+    return Cluster(where, cpus, gpus)
 
 
 def _told(error: BaseException) -> str:
@@ -277,7 +355,12 @@ def _loopback() -> Iterator[None]:
 
     Ray would put this machine's address in a network in its place, and listen there.
     """
-    resolve = services.resolve_ip_for_localhost
+    resolve = getattr(services, "resolve_ip_for_localhost", None)
+    if resolve is None:
+        raise PadimEdgeError(
+            f"this version of Ray, {ray.__version__}, cannot be kept to 127.0.0.1: install the one "
+            "of the extra ray, or start a cluster yourself and give --ray-address"
+        )
     services.resolve_ip_for_localhost = lambda host: host
     try:
         yield

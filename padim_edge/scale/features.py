@@ -22,7 +22,7 @@ from padim_edge.images.decode import read_head
 from padim_edge.images.preprocess import Preprocess
 from padim_edge.model.file import Model
 from padim_edge.progress import Progress, silent
-from padim_edge.scale.cluster import Cluster
+from padim_edge.scale.cluster import Cluster, SameEngine, check_missing, start_of
 
 RUN = 16
 """Files of a piece: some seconds of work, and some megabytes of answer."""
@@ -63,13 +63,16 @@ def extract(
     progress("features", 0, len(images))
     gathered = Gathered(embedding, len(images), earlier)
     opened = functools.partial(_Worker, embedding, preprocess, engine, threads or 1)
-    done, described = 0, ""
+    done, described, same = 0, "", SameEngine()
     skipped: tuple[str, ...] = ()
     pieces = runs(images, RUN)
-    for piece, answer in zip(pieces, cluster.spread(opened, pieces, engine, threads), strict=True):
+    answers = cluster.spread(opened, pieces, engine, threads, start_of(images))
+    for piece, answer in zip(pieces, answers, strict=True):
         done += len(piece)
+        same(answer.described)
         described, skipped = answer.described, answer.skipped
         for path, error in answer.errors:
+            check_missing(cluster, path, error)
             on_error(path, error)
         for part in answer.parts:
             gathered(part.paths, part.seen, part.of, part.ratios)

@@ -12,10 +12,10 @@ import numpy as np
 
 from padim_edge.detect.detector import Detector, Result
 from padim_edge.detect.judging import Verdict, judge
-from padim_edge.errors import ModelError
+from padim_edge.errors import ImageError, ModelError
 from padim_edge.images.decode import Head, read_head
 from padim_edge.images.frames import files
-from padim_edge.scale.cluster import Cluster
+from padim_edge.scale.cluster import Cluster, SameEngine, check_missing, start_of
 from padim_edge.scale.features import RUN, runs
 
 Judged = tuple[Verdict, Head | None]
@@ -55,8 +55,13 @@ def judge_on(
     except OSError as error:
         raise ModelError(f"cannot read the model {model}: {error.strerror or error}") from error
     opened = functools.partial(_Worker, data, engine, threads or 1, threshold, batch, maps)
-    for answer in cluster.spread(opened, runs(paths, max(RUN, batch)), engine, threads):
-        yield from answer
+    pieces, same = runs(paths, max(RUN, batch)), SameEngine()
+    for name, answer in cluster.spread(opened, pieces, engine, threads, start_of(paths)):
+        same(name)
+        for verdict, head in answer:
+            if isinstance(verdict.outcome, ImageError):
+                check_missing(cluster, Path(verdict.name), verdict.outcome)
+            yield verdict, head
 
 
 class _Worker:
@@ -79,9 +84,9 @@ class _Worker:
         self._batch = batch
         self._maps = maps
 
-    def __call__(self, paths: list[Path]) -> list[Judged]:
+    def __call__(self, paths: list[Path]) -> tuple[str, list[Judged]]:
         verdicts = judge(self._detector, files(paths), self._batch)
-        return [
+        return self._detector.engine.name, [
             (verdict if self._maps else _without_map(verdict), read_head(path))
             for path, verdict in zip(paths, verdicts, strict=True)
         ]

@@ -17,5 +17,7 @@ def cluster() -> Iterator[Cluster]:
     pytest.importorskip("ray", reason="needs Ray: pip install 'padim-edge[ray]'")
     from padim_edge.scale.cluster import connected
 
-    with connected("local") as cluster:
-        yield cluster
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("padim_edge.scale.cluster.available_cores", lambda: 2)
+        with connected("local") as cluster:
+            yield cluster

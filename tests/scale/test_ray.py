@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -13,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +23,13 @@ import numpy as np
 import pytest
 from helpers import Outcome, blocking, contents, in_process, padim_edge, unchanged
 
-from padim_edge.errors import PadimEdgeError
+from padim_edge.errors import ImageError, PadimEdgeError
+from padim_edge.images.stored_path import StoredPath
 
 if TYPE_CHECKING:
     from padim_edge.scale.cluster import Cluster
 
-DEADLINE = 120
+DEADLINE = 600
 RAY = "Ray of this program, "
 
 
@@ -99,7 +102,7 @@ def test_presets_give_the_same_file_for_one_worker_and_two(
     from padim_edge.images.preprocess import Preprocess
 
     settings = Settings(Preprocess.whole((64, 64)), **options)
-    one = dataclasses.replace(cluster, cpus=1)
+    one = dataclasses.replace(cluster, cpus=(1,))
     for name, extra in (
         ("plain", {}), ("one", {"extract": spread(one)}), ("two", {"extract": spread(cluster)})
     ):  # fmt: skip
@@ -126,13 +129,14 @@ def test_a_worker_that_is_killed_is_survived(tmp_path, cluster, small_runs, embe
     halted = mine / "006.png"
     shutil.move(halted, tmp_path / "kept.png")
     os.mkfifo(halted)
-    killed: list[int] = []
+    killed: list[str] = []
 
     def kill() -> None:
         pipe = opened_for_writing(halted)  # as soon as somebody reads
-        killed.extend(readers_of(halted))
+        readers = readers_of(halted)
+        killed.extend(Path(f"/proc/{pid}/comm").read_text() for pid in readers)
         shutil.move(tmp_path / "kept.png", halted)
-        for pid in killed:
+        for pid in readers:
             os.kill(pid, signal.SIGKILL)
         os.close(pipe)
 
@@ -140,8 +144,8 @@ def test_a_worker_that_is_killed_is_survived(tmp_path, cluster, small_runs, embe
     killer.start()
     fit_detector(embedding_file, photos, tmp_path / "ray", settings, extract=spread(cluster))
     killer.join()
-    assert len(killed) == 1
-    assert killed[0] != os.getpid()
+    (name,) = killed
+    assert name.startswith("ray::")  # a worker, whose like has read the photo in the end
     assert (tmp_path / "ray").read_bytes() == (tmp_path / "plain").read_bytes()
 
 
@@ -212,9 +216,17 @@ def test_lines_have_their_regions_where_no_map_is_sent(cluster, small_runs, mode
     assert any(json.loads(line)["regions"] for line in ours.stdout.splitlines())
 
 
-def test_eval_gives_the_same_figures(tmp_path, cluster, small_runs, model_file, photos):
+def test_eval_gives_the_same_figures(
+    tmp_path, cluster, small_runs, model_file, photos, monkeypatch
+):
     pytest.importorskip("sklearn")
+    from padim_edge.scale import judging  # noqa: F401 - with the true read_head
+
+    def refuse(path: Path) -> None:
+        raise AssertionError(f"the head of {path} came from a worker")
+
     plain = in_process("eval", model_file, photos, "--json", tmp_path / "plain.json").worked()
+    monkeypatch.setattr("padim_edge.images.decode.read_head", refuse)
     ours = in_process("eval", model_file, photos, "--ray", "--json", tmp_path / "ray.json").worked()
     assert ours.stdout == plain.stdout
     assert said(ours) == said(plain)
@@ -288,6 +300,166 @@ def test_what_a_cluster_cannot_give_is_refused(tmp_path, cluster, embedding_file
         cluster.workers("trt")
 
 
+def test_what_ends_its_worker_each_time_is_given_up(cluster):
+    """As a photo does for which the memory does not suffice."""
+
+    def opened() -> Callable[[int], int]:
+        return lambda piece: os._exit(1) if piece == 2 else piece
+
+    with pytest.raises(PadimEdgeError, match="did not do the work") as caught:
+        list(cluster.spread(opened, [1, 2]))
+    assert "\n" not in str(caught.value)
+    assert list(cluster.spread(lambda: str, [1])) == ["1"]  # Ray goes on
+
+
+def test_paths_begin_in_the_folder_of_the_first_process(tmp_path, cluster, monkeypatch):
+    """As Ray was started elsewhere, its workers are elsewhere."""
+    from padim_edge.scale.cluster import start_of
+
+    def opened() -> Callable[[int], str]:
+        return lambda _: str(Path.cwd())
+
+    monkeypatch.chdir(tmp_path)
+    assert start_of([tmp_path, StoredPath("s3://photos/a.png")]) is None
+    assert start_of([tmp_path, Path("a.png")]) == tmp_path
+    assert list(cluster.spread(opened, [1], folder=tmp_path)) == [str(tmp_path)]
+    assert list(cluster.spread(opened, [1])) != [str(tmp_path)]
+    with pytest.raises(PadimEdgeError, match="which cannot be entered here") as caught:
+        list(cluster.spread(opened, [1], folder=tmp_path / "none"))
+    assert str(tmp_path / "none") in str(caught.value)
+
+
+def test_relative_paths_work_where_the_folder_is_shared(
+    tmp_path, cluster, small_runs, photos, embedding_file, model_file, monkeypatch
+):
+    pytest.importorskip("sklearn")
+    shutil.copytree(photos, tmp_path / "data" / "bolt")
+    (tmp_path / "data" / "bolt" / "test" / "good" / "001b.png").write_bytes(b"no image")
+    shutil.copy(embedding_file, tmp_path / "embedding.onnx")
+    shutil.copy(model_file, tmp_path / "padim.onnx")
+    monkeypatch.chdir(tmp_path)
+    for command in (
+        ("fit", "embedding.onnx", "data/bolt/train/good", "-o", "made.onnx"),
+        ("run", "padim.onnx", "data/bolt/test", "--jsonl", "-"),
+        ("eval", "made", "data", "--fit-from", "embedding.onnx"),
+    ):
+        plain = in_process(*command).worked()
+        made = contents(tmp_path)
+        shutil.rmtree(tmp_path / "made", ignore_errors=True)
+        ours = in_process(*command, "--ray").worked()
+        assert contents(tmp_path) == made
+        assert said(ours) == said(plain)
+        assert command[0] == "fit" or ours.stdout == plain.stdout
+
+
+def test_what_only_the_first_process_has_is_no_bad_photo(tmp_path):
+    pytest.importorskip("ray", reason="needs Ray: pip install 'padim-edge[ray]'")
+    from padim_edge.images.decode import NoSuchImageError
+    from padim_edge.scale.cluster import Cluster, check_missing
+
+    cluster, there = Cluster("at head:6379", (4,), (0,)), tmp_path / "a.png"
+    error = NoSuchImageError(f"{there}: cannot be read")
+    check_missing(cluster, there, error)  # as without Ray
+    there.touch()
+    check_missing(cluster, there, ImageError(f"{there}: damaged"))
+    with pytest.raises(PadimEdgeError, match=r"a\.png is not there for a worker of Ray at head"):
+        check_missing(cluster, there, error)
+
+
+def test_a_list_may_name_photos_that_are_not_there(
+    tmp_path, cluster, small_runs, model_file, photos
+):
+    (tmp_path / "list").write_text(f"{photos}/test/good/000.png\n{tmp_path}/none.png\n")
+    run = ("run", model_file, "--files-from", tmp_path / "list", "--jsonl", "-")
+    plain, ours = in_process(*run).worked(), in_process(*run, "--ray").worked()
+    assert ours.stdout == plain.stdout
+    assert "none.png: cannot be read" in ours.stdout
+
+
+def test_workers_are_counted_on_each_machine():
+    pytest.importorskip("ray", reason="needs Ray: pip install 'padim-edge[ray]'")
+    from padim_edge.scale.cluster import Cluster
+
+    cluster = Cluster("at head:6379", (3, 5, 0), (0, 1, 0))
+    assert str(cluster) == "Ray at head:6379, 8 CPUs on 3 machines"
+    assert cluster.workers() == 8
+    assert cluster.workers(threads=2) == 1 + 2
+    assert cluster.workers(threads=5) == 1
+    assert cluster.workers("trt", 2) == 1
+    with pytest.raises(PadimEdgeError, match=r"--threads 8: no machine of .* 5 is the most of one"):
+        cluster.workers(threads=8)
+    with pytest.raises(PadimEdgeError, match="--threads 6: no machine with a GPU"):
+        cluster.workers("trt", 6)
+    for none in (Cluster("at head:6379", (0,), (1,)), Cluster("at head:6379", (), ())):
+        with pytest.raises(PadimEdgeError, match="has no CPU that Ray may use"):
+            none.workers("trt")
+
+
+@pytest.mark.parametrize("room", ["features", "judging"])
+def test_workers_of_different_engines_are_refused(
+    small_runs, embedding_file, model_file, good, room
+):
+    """As `auto` chooses them on machines with different extras."""
+    for name in ("ray", "openvino"):
+        pytest.importorskip(name)
+    from padim_edge.images.preprocess import Preprocess
+    from padim_edge.model.file import read
+    from padim_edge.scale.cluster import Cluster
+    from padim_edge.scale.features import extract
+    from padim_edge.scale.judging import judge_on
+
+    class Differing(Cluster):
+        """Its workers are in this process, each with an engine of its own."""
+
+        def spread(self, open_worker: Any, pieces: Any, *_: Any) -> Iterator[Any]:
+            for piece, engine in zip(pieces, itertools.cycle(("ort", "openvino")), strict=False):
+                arguments = [engine if one == "auto" else one for one in open_worker.args]
+                yield open_worker.func(*arguments)(piece)
+
+    cluster = Differing("at head:6379", (1, 1), (0, 0))
+
+    def work() -> None:
+        if room == "features":
+            extract(cluster, read(embedding_file, "embedding"), good, Preprocess.whole((64, 64)))
+        else:
+            list(judge_on(cluster, model_file, good, batch=2))
+
+    with pytest.raises(PadimEdgeError, match="or name one with --engine") as caught:
+        work()
+    first, other = ("ONNX Runtime", "OpenVINO") if room == "features" else ("ort", "openvino")
+    assert f"workers run {first}" in str(caught.value)
+    assert f" and {other}" in str(caught.value)
+
+
+def test_another_version_of_ours_is_named():
+    pytest.importorskip("ray", reason="needs Ray: pip install 'padim-edge[ray]'")
+    from padim_edge import __version__
+    from padim_edge.scale.cluster import _Asked
+
+    (answer,) = _Asked(None, "0.0.1", None)({"piece": [pickle.dumps(1)]})["answer"]
+    reason = pickle.loads(answer).reason
+    assert f"padim_edge {__version__} is installed, and the command is of 0.0.1" in reason
+
+
+def test_a_ray_that_would_listen_elsewhere_is_not_started(monkeypatch):
+    pytest.importorskip("ray", reason="needs Ray: pip install 'padim-edge[ray]'")
+    from padim_edge.scale import cluster
+
+    monkeypatch.delattr(cluster.services, "resolve_ip_for_localhost")
+    with pytest.raises(PadimEdgeError, match="cannot be kept to"), cluster._loopback():
+        pass
+
+
+def test_where_nothing_is_left_no_ray_is_started(tmp_path, model_file, photos):
+    lines = tmp_path / "lines"
+    run = ("run", model_file, photos / "test", "--jsonl", lines)
+    in_process(*run).worked()
+    shutil.move(lines, f"{lines}.part")
+    # No cluster answers there.
+    done = in_process(*run, "--resume", "--ray-address", "127.0.0.1:1").worked()
+    assert not any(line.startswith("Ray ") for line in done.stderr.splitlines())
+
+
 def test_another_program_joins_a_cluster_by_its_address(
     tmp_path, cluster, embedding_file, good, model_file
 ):
@@ -306,7 +478,7 @@ def test_another_program_joins_a_cluster_by_its_address(
 
 
 STARTED = """
-import os, sys, tempfile
+import os, sys, tempfile, time
 from pathlib import Path
 from padim_edge.scale.cluster import connected
 
@@ -345,7 +517,13 @@ with connected() as cluster:
     print(*sorted({address for address, socket in listening() if socket in own}))
     print(*os.listdir(tempfile.gettempdir()))
     print(list(cluster.spread(lambda: str, [1, 2])))
-print(*family() - {os.getpid()})
+    ours = family() - {os.getpid()}
+    print(len(ours))
+# Those whose parent ends first are no family any more.
+end = time.monotonic() + 60
+while (left := [pid for pid in ours if Path(f"/proc/{pid}").exists()]) and time.monotonic() < end:
+    time.sleep(0.1)
+print(*left)
 """
 
 
@@ -360,13 +538,14 @@ def test_one_that_was_started_listens_to_this_machine_alone_and_leaves_nothing(t
         [sys.executable, "-c", STARTED], env=environment, text=True, capture_output=True,
         timeout=DEADLINE, check=True,
     )  # fmt: skip
-    named, addresses, folders, answers, left = done.stdout.splitlines()
+    named, addresses, folders, answers, ours, left = done.stdout.splitlines()
     assert named.startswith("Ray started here, ")
     local = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
     assert set(addresses.split())
     assert set(addresses.split()) <= local
     assert folders.startswith("pe-ray-")
     assert answers == "['1', '2']"
+    assert int(ours) > 2  # its servers and its workers, and
     assert left == ""
     assert not list(Path(environment["TMPDIR"]).glob("pe-ray-*"))
     assert not done.stderr
