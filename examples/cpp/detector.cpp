@@ -12,13 +12,17 @@ namespace {
 
 using nlohmann::json;
 
-Ort::Session opened(Ort::Env& environment, const std::filesystem::path& file, int threads) {
-  // A library that is older than the headers would give no functions at all.
+Ort::Env made_environment() {
+  // A library that is older than the headers gives no functions at all: nothing may be called before.
   if (OrtGetApiBase()->GetApi(ORT_API_VERSION) == nullptr) {
     throw std::runtime_error(std::string("ONNX Runtime ") + OrtGetApiBase()->GetVersionString() +
                              " is older than the headers this was built with: install 1." +
                              std::to_string(ORT_API_VERSION) + " or later");
   }
+  return Ort::Env(ORT_LOGGING_LEVEL_FATAL, "padim"); // errors are thrown
+}
+
+Ort::Session opened(Ort::Env& environment, const std::filesystem::path& file, int threads) {
   Ort::SessionOptions options;
   options.SetIntraOpNumThreads(threads);
   return Ort::Session(environment, file.c_str(), options);
@@ -29,6 +33,10 @@ json metadata(const Ort::ModelMetadata& model, const char* key) {
   Ort::AllocatorWithDefaultOptions allocator;
   const auto text = model.LookupCustomMetadataMapAllocated(key, allocator);
   return text ? json::parse(text.get()) : json();
+}
+
+void check(bool is_sound, const std::string& what) {
+  if (!is_sound) throw std::runtime_error("its metadata is damaged (" + what + "): fit it again");
 }
 
 Preprocess preprocess_of(const json& said) {
@@ -42,9 +50,12 @@ Preprocess preprocess_of(const json& said) {
   } else {
     made.side = resize;
   }
+  check(made.height > 0 && made.width > 0, "size is not above 0");
+  check(made.side > 0 || (made.resize_height > 0 && made.resize_width > 0), "resize is not above 0");
   made.reduce = said.value("reduce", false);
   if (const auto depth = said.find("bit_depth"); depth != said.end() && !depth->is_null()) {
     made.bit_depth = depth->get<int>();
+    check(*made.bit_depth >= 1 && *made.bit_depth <= 16, "bit_depth is not from 1 to 16");
   }
   return made;
 }
@@ -64,9 +75,8 @@ void Preprocess::resized(int64_t frame_height, int64_t frame_width, int64_t& row
   rows = resize_height;
   columns = resize_width;
   if (side == 0) return;
-  const double ratio =
-      double(std::max(frame_height, frame_width)) / double(std::min(frame_height, frame_width));
-  const auto longer = int64_t(double(side) * ratio);
+  const int64_t longest = std::max(frame_height, frame_width);
+  const int64_t longer = side * longest / std::min(frame_height, frame_width);
   rows = frame_height <= frame_width ? side : longer;
   columns = frame_height <= frame_width ? longer : side;
 }
@@ -95,7 +105,7 @@ Box Preprocess::seen(int64_t frame_height, int64_t frame_width) const {
 }
 
 Detector::Detector(const std::filesystem::path& file, int threads)
-    : environment_(ORT_LOGGING_LEVEL_FATAL, "padim"), // errors are thrown
+    : environment_(made_environment()),
       session_(opened(environment_, file, threads)) {
   const Ort::ModelMetadata model = session_.GetModelMetadata();
   try {
@@ -123,6 +133,7 @@ void Detector::read(const Ort::ModelMetadata& model) {
   }
   threshold_ = threshold;
   good_scores_ = metadata(model, "padim_edge.good_scores").get<std::vector<double>>();
+  check(!good_scores_.empty(), "there are no good_scores");
   preprocess_ = preprocess_of(metadata(model, "padim_edge.preprocess"));
 }
 

@@ -123,7 +123,10 @@ Photo read_jpeg(const Bytes& bytes, const Preprocess& preprocess) {
     throw std::runtime_error("has CMYK pixels; greyscale and RGB are allowed: convert it");
   }
   check_size(height, width);
-  const int factor = preprocess.shrink(height, width);
+  const int orientation = orientation_of_jpeg(bytes);
+  // As large as it is once it is upright.
+  const int factor =
+      orientation >= 5 ? preprocess.shrink(width, height) : preprocess.shrink(height, width);
   Photo photo{height / factor, width / factor, {}};
   photo.rgb.resize(size_t(3 * photo.height * photo.width));
   const int flags = TJFLAG_ACCURATEDCT | TJFLAG_STOPONWARNING | TJFLAG_LIMITSCANS;
@@ -131,7 +134,7 @@ Photo read_jpeg(const Bytes& bytes, const Preprocess& preprocess) {
                     int(photo.height), TJPF_RGB, flags)) {
     damaged(tjGetErrorStr2(handle.get()));
   }
-  return upright(std::move(photo), orientation_of_jpeg(bytes));
+  return upright(std::move(photo), orientation);
 }
 
 // libpng's reader. It tells of errors by longjmp, which runs no destructors: what is allocated

@@ -7,6 +7,7 @@ import math
 import subprocess
 import zlib
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import cpp
@@ -92,6 +93,23 @@ def test_every_kind_of_file_is_decoded_as_python_does_it(program, model, frames,
     (line,) = [json.loads(one) for one in judged(program, model, wide).stdout.splitlines()]
     with Detector(model, engine="ort") as detector:
         assert math.isclose(line["score"], detector(wide).score, rel_tol=2e-2)
+
+
+def test_a_turned_photo_is_decoded_as_small_as_its_upright_size_allows(
+    program, embedding_file, photos, frames, tmp_path
+):
+    model = tmp_path / "high.onnx"
+    padim_edge(
+        *("fit", embedding_file, photos / "train", "--frame-input", "--resize", "96x80"),
+        *("-o", model),
+    ).worked()
+    # Lying it would be decoded 2 times smaller, upright it is 4 times.
+    lying = Image.open(frames[-1]).resize((640, 320))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    lying.save(tmp_path / "turned.jpg", exif=exif)
+    lying.save(tmp_path / "plain.jpg")
+    check(program, model, [tmp_path / "turned.jpg", tmp_path / "plain.jpg"])
 
 
 def test_real_photos(program, bottle_model, bottles, data, tmp_path):
@@ -182,6 +200,37 @@ def test_what_cannot_be_judged_is_said_in_its_line(program, model, frames, tmp_p
     assert done.returncode == 1
 
 
+def test_a_library_that_is_older_than_the_headers_is_said(program, model, frames, tmp_path):
+    """One that gives no functions of ours, as an older one would."""
+    source = tmp_path / "old.c"
+    source.write_text(OLD_LIBRARY)
+    library = tmp_path / "libonnxruntime.so.1"
+    # With the name of a version that the program was linked with, or no loader would take it.
+    exported = tmp_path / "exported"
+    exported.write_text(f"VERS_{metadata.version('onnxruntime')} {{ OrtGetApiBase; }};")
+    script = f"-Wl,--version-script={exported}"
+    subprocess.run(["cc", "-shared", "-fPIC", script, source, "-o", library], check=True)
+    done = subprocess.run(
+        [program, model, frames[0]],
+        env={"LD_LIBRARY_PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith(f"error: {model}: ONNX Runtime 1.9.0 is older than the headers")
+    assert done.stderr.count("\n") == 1
+
+
+OLD_LIBRARY = """
+static const void *functions(unsigned version) { (void)version; return 0; }
+static const char *name(void) { return "1.9.0"; }
+struct base { const void *(*get)(unsigned); const char *(*name)(void); };
+static const struct base base = {functions, name};
+const void *OrtGetApiBase(void) { return &base; }
+"""
+
+
 def test_other_files_and_wrong_arguments_are_refused_in_a_line(
     program, model, model_file, embedding_file, frames, tmp_path
 ):
@@ -206,6 +255,23 @@ def test_other_files_and_wrong_arguments_are_refused_in_a_line(
         assert said in done.stderr
         assert done.stderr.count("\n") == 1
         assert not done.stdout
+    for key, value, said in (
+        ("preprocess", {"resize": [0, 0]}, "resize is not above 0"),
+        ("preprocess", {"resize": 0}, "resize is not above 0"),
+        ("preprocess", {"size": [64, 0]}, "size is not above 0"),
+        ("preprocess", {"bit_depth": 0}, "bit_depth"),
+        ("preprocess", {"bit_depth": 32}, "bit_depth"),
+        ("good_scores", [], "good_scores"),
+    ):
+        damaged = onnx.load(model)
+        (entry,) = (one for one in damaged.metadata_props if one.key == f"padim_edge.{key}")
+        entry.value = json.dumps({**json.loads(entry.value), **value} if value else value)
+        onnx.save(damaged, tmp_path / "damaged.onnx")
+        done = judged(program, tmp_path / "damaged.onnx", photo)
+        assert done.returncode == 1
+        assert said in done.stderr
+        assert done.stderr.endswith("): fit it again\n")
+        assert done.stderr.count("\n") == 1
     (tmp_path / "other").mkdir()
     other = tmp_path / "other" / photo.name
     other.write_bytes(photo.read_bytes())
