@@ -16,7 +16,7 @@ from padim_edge.images.synthetic import make_dataset
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
-TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+TARGETS = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
 def page_name(page: Path) -> str:
@@ -45,7 +45,7 @@ def test_files_that_a_page_names_exist(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_make_targets_that_a_page_names_exist(page):
-    named = re.findall(r"(?:`|^ {4}|\n)make ([a-z-]+)", page.read_text("utf-8"), re.MULTILINE)
+    named = re.findall(r"(?:`|^ {4}|\n)make ([a-z0-9-]+)", page.read_text("utf-8"), re.MULTILINE)
     assert set(named) <= TARGETS
 
 
