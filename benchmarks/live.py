@@ -8,7 +8,8 @@
 `stream` serves a video of 1920 x 1080 at 30 frames a second by RTSP (GStreamer's server, on the
 same machine) and watches it with `padim-edge watch`; beside it stands the bare frame, a call of the
 detector on such a frame with nothing else going on. `--viewers` look at the live page meanwhile,
-from a process of their own on this machine, as fast as pictures come. `memory` gives bare frames as
+from a process of their own on this machine, as fast as pictures come. No frame is anomalous, or
+all are with `--anomalous`, by the threshold of the file. `memory` gives bare frames as
 fast as they are judged, with a spool, a file and the page's board behind them. `cameras` judges
 frames of two cameras of one model one by one and two at once, and prepares them early and late.
 """
@@ -54,6 +55,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=100_000)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--viewers", type=int, default=0)
+    parser.add_argument("--anomalous", action="store_true", help="by the file's threshold: all are")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         measured = {"stream": stream, "memory": memory, "cameras": cameras}[options.what](
@@ -133,6 +135,8 @@ def stream(options: argparse.Namespace, folder: Path) -> dict[str, object]:
     )
     assert server.stdout is not None
     more = ["--policy", options.policy, "--count", str(frames)]
+    if not options.anomalous:
+        more += ["--threshold", "1e9"]
     seen = multiprocessing.get_context("spawn").Value("q", 0)
     crowd = None
     if options.viewers:
