@@ -56,6 +56,7 @@ Array = NDArray[Any]
 SIGMA = 4.0
 EPS = 0.01  # of the paper's head
 FINE, MIDDLE, COARSE = 0, 1, 2  # places of the layers
+BOTH, ALL = (MIDDLE, COARSE), (FINE, MIDDLE, COARSE)
 
 # --------------------------------------------------------------------------------- the photos
 
@@ -408,6 +409,7 @@ class Heads:
         self.groups = photos.groups
         self.size = photos.size
         self.grids = [shape[0] for shape in photos.info.layer_shapes]
+        self.on_grid = functools.cache(self._on_grid)
 
     def judge(self, distances: Distances, sigma: float = SIGMA) -> Judged:
         """Smoothed, and the maximum."""
@@ -418,9 +420,12 @@ class Heads:
         """A layer as it is."""
         return Maps(self.photos("train", layer), self.photos("test", layer))
 
-    def layers(self, places: Sequence[int], grid: int, wide: bool = True) -> list[Maps]:
-        """Layers averaged for a grid."""
-        return [self.raw(place).each(lambda maps: averaged(maps, grid, wide)) for place in places]
+    def layers(self, places: Sequence[int], grid: int, wide: Sequence[int] = ALL) -> list[Maps]:
+        """Layers averaged for a grid, those of ``wide`` over neighbouring positions, too."""
+        return [
+            self.raw(place).each(lambda maps, own=place in wide: averaged(maps, grid, own))  # type: ignore[misc]
+            for place in places
+        ]
 
     def drawn(self, dims: Sequence[int]) -> Distances:
         """The paper's head on channels that are drawn."""
@@ -446,14 +451,7 @@ class Heads:
     @functools.cached_property
     def y14(self) -> Maps:
         """Features of `whitened`."""
-        return whitened(self.layers((MIDDLE, COARSE), self.grids[COARSE]), self.grids[COARSE], 100)
-
-    @functools.cached_property
-    def y28(self) -> Maps:
-        """Features of `whitened-fine`."""
-        grid = self.grids[MIDDLE]
-        channels = sum(self.photos.info.layer_channels[1:])
-        return whitened(self.layers((MIDDLE, COARSE), grid), grid, min(128, channels))
+        return whitened(self.layers(BOTH, self.grids[COARSE]), self.grids[COARSE], 100)
 
     @functools.cached_property
     def coarse(self) -> Distances:
@@ -463,13 +461,19 @@ class Heads:
     @functools.cached_property
     def fine(self) -> Distances:
         """The head of `whitened-fine`."""
-        return gaussians([self.y28], self.groups)
+        return self.on_grid(BOTH, self.grids[MIDDLE], 128)
 
-    def on_grid(self, places: Sequence[int], grid: int, dims: int, wide: bool = True) -> Judged:
-        """Another choice of layers, grid and directions."""
-        channels = sum(self.photos.info.layer_channels[place] for place in places)
-        made = whitened(self.layers(places, grid, wide), grid, min(dims, channels))
-        return self.judge(gaussians([made], self.groups))
+    def _on_grid(
+        self, places: Sequence[int], grid: int, dims: int, wide: Sequence[int] = ALL
+    ) -> Distances:
+        """Another choice of layers, grid, directions, and of the layers to average widely."""
+        layers = self.layers(places, grid, wide)
+        channels = sum(layer.train.shape[1] for layer in layers)
+        return gaussians([whitened(layers, grid, min(dims, channels))], self.groups)
+
+    def sharp(self, dims: int, places: Sequence[int] = BOTH) -> Distances:
+        """On the grid of `whitened-fine`, nothing averaged."""
+        return self.on_grid(places, self.grids[MIDDLE], dims, ())
 
     # ---- maps
 
@@ -503,7 +507,7 @@ class Heads:
         levels: list[Maps] = []
         for place, own in zip((COARSE, MIDDLE, FINE), dims, strict=True):
             grid = self.grids[place]
-            (layer,) = self.layers((place,), grid, wide)
+            (layer,) = self.layers((place,), grid, ALL if wide else ())
             own = min(own, layer.train.shape[1])
             new = beyond(levels, layer, own) if apart and levels else whitened([layer], grid, own)
             levels.append(new)
@@ -511,7 +515,7 @@ class Heads:
 
     def upon(self, place: int, dims: int, coarse_score: bool = False) -> Judged:
         """`whitened`, and below it what is new in a finer layer."""
-        (layer,) = self.layers((place,), self.grids[place], wide=False)
+        (layer,) = self.layers((place,), self.grids[place], ())
         made = gaussians([self.y14, beyond([self.y14], layer, dims)], self.groups)
         judged = self.judge(made)
         if coarse_score and made.coarse:
@@ -523,10 +527,7 @@ class Heads:
     def regions(self, by_kind: bool, count: int = 4) -> Judged:
         """A basis for each of some regions of positions."""
         grid = self.grids[COARSE]
-        layers = [
-            layer.each(lambda maps: onto(maps, grid))
-            for layer in self.layers((MIDDLE, COARSE), grid)
-        ]
+        layers = [layer.each(lambda maps: onto(maps, grid)) for layer in self.layers(BOTH, grid)]
         joined = Maps(
             *(
                 np.concatenate([getattr(one, which) for one in layers], axis=1)
@@ -555,11 +556,6 @@ class Heads:
             for maps, source in ((made.train, joined.train), (made.test, joined.test)):
                 maps[:, :, own] = basis.T @ (source - mean)[:, :, own]
         return self.judge(gaussians([made], self.groups))
-
-    def every_direction(self) -> Judged:
-        """`whitened` with nothing left out."""
-        grid = self.grids[COARSE]
-        return self.on_grid((MIDDLE, COARSE), grid, 10_000)
 
     def poses(self, count: int, whole: bool) -> Judged:
         """Several means with one covariance, at each position or of whole photos."""
@@ -600,12 +596,12 @@ class Heads:
     def augmented(self, changes: Sequence[str]) -> Judged:
         """Changed copies among the training photos; basis and alpha of the photos themselves."""
         grid = self.grids[COARSE]
-        layers = self.layers((MIDDLE, COARSE), grid)
+        layers = self.layers(BOTH, grid)
         added = []
         for change in changes:
             both = [
                 Maps(layer.train, averaged(self.photos("train", place, change), grid))
-                for place, layer in zip((MIDDLE, COARSE), layers, strict=True)
+                for place, layer in zip(BOTH, layers, strict=True)
             ]
             added.append(whitened(both, grid, 100).test)
         return self.judge(gaussians([self.y14], self.groups, added=added))
@@ -613,7 +609,7 @@ class Heads:
     def by_position(self) -> Judged:
         """As many directions as a position's covariance has in effect, 100 in the mean."""
         grid = self.grids[COARSE]
-        layers = self.layers((MIDDLE, COARSE), grid)
+        layers = self.layers(BOTH, grid)
         channels = sum(self.photos.info.layer_channels[1:])
         y = whitened(layers, grid, channels)
         train, test = tree([y], self.groups)
@@ -689,8 +685,6 @@ def guided(coarse: Array, fine: Array) -> Array:
 
 
 Head = Callable[[Heads], Judged]
-BOTH = (MIDDLE, COARSE)
-ALL = (FINE, MIDDLE, COARSE)
 SHIFTS = ("up", "down", "left", "right")
 LIGHTS = ("darker", "lighter")
 TWO: dict[str, Callable[[Array, Array], Array]] = {
@@ -700,7 +694,14 @@ TWO: dict[str, Callable[[Array, Array], Array]] = {
     "smaller": np.minimum,
     "larger": np.maximum,
     "guided": guided,
+    "second": lambda _, b: b,
 }
+
+
+def _two(dims: int, places: Sequence[int]) -> Head:
+    """The score of `whitened`, and a sharper map of layers that are not averaged."""
+    return lambda h: h.together(h.coarse, h.sharp(dims, places), TWO["second"], own_score=True)
+
 
 HEADS: dict[str, Head] = {
     "reference": lambda h: h.judge(h.reference),
@@ -721,12 +722,12 @@ HEADS: dict[str, Head] = {
     "whitened, eroded": lambda h: h.eroded(h.coarse),
     "whitened-fine, eroded": lambda h: h.eroded(h.fine),
     # Features.
-    "28, not averaged, d 128": lambda h: h.on_grid(BOTH, h.grids[1], 128, wide=False),
-    "28, not averaged, d 64": lambda h: h.on_grid(BOTH, h.grids[1], 64, wide=False),
-    "14 with layer1, d 100": lambda h: h.on_grid(ALL, h.grids[2], 100),
-    "28 with layer1, d 128": lambda h: h.on_grid(ALL, h.grids[1], 128),
-    "56 with layer1, d 64": lambda h: h.on_grid(ALL, h.grids[0], 64),
-    "56 without layer1, d 64": lambda h: h.on_grid(BOTH, h.grids[0], 64),
+    "28, not averaged, d 128": lambda h: h.judge(h.sharp(128)),
+    "28, not averaged, d 64": lambda h: h.judge(h.sharp(64)),
+    "14 with layer1, d 100": lambda h: h.judge(h.on_grid(ALL, h.grids[2], 100)),
+    "28 with layer1, d 128": lambda h: h.judge(h.on_grid(ALL, h.grids[1], 128)),
+    "56 with layer1, d 64": lambda h: h.judge(h.on_grid(ALL, h.grids[0], 64)),
+    "56 without layer1, d 64": lambda h: h.judge(h.on_grid(BOTH, h.grids[0], 64)),
     # Coarse to fine.
     "pyramid 59,23,18": lambda h: h.pyramid((59, 23, 18)),
     "pyramid 59,23,18, layers by themselves": lambda h: h.pyramid((59, 23, 18), apart=False),
@@ -740,7 +741,7 @@ HEADS: dict[str, Head] = {
     # Statistics.
     "basis by 4 kinds of positions": lambda h: h.regions(by_kind=True),
     "basis by quarters": lambda h: h.regions(by_kind=False),
-    "all directions": lambda h: h.every_direction(),
+    "all directions": lambda h: h.judge(h.on_grid(BOTH, h.grids[2], 10_000)),
     "d by position, scaled": lambda h: h.by_position(),
     "2 means a position": lambda h: h.poses(2, whole=False),
     "4 means a position": lambda h: h.poses(4, whole=False),
@@ -754,18 +755,40 @@ HEADS: dict[str, Head] = {
     **{
         f"whitened, reference: {name}": lambda h, how=how: h.together(h.coarse, h.reference, how)  # type: ignore[misc]
         for name, how in TWO.items()
+        if name != "second"
     },
     "score whitened, map reference": lambda h: h.together(
-        h.coarse, h.reference, lambda _, b: b, own_score=True
+        h.coarse, h.reference, TWO["second"], own_score=True
     ),
     "score whitened, map reference 6,28,66": lambda h: h.together(
-        h.coarse, h.small_reference, lambda _, b: b, own_score=True
+        h.coarse, h.small_reference, TWO["second"], own_score=True
     ),
     "whitened, reference 6,28,66: mean": lambda h: h.together(
         h.coarse, h.small_reference, TWO["mean"]
     ),
     "whitened, whitened-fine: mean": lambda h: h.together(h.coarse, h.fine, TWO["mean"]),
     "whitened-fine, reference: mean": lambda h: h.together(h.fine, h.reference, TWO["mean"]),
+    # Added when the tiles had shown that averaging costs PRO and gives image AUROC.
+    "28, not averaged, d 32": lambda h: h.judge(h.sharp(32)),
+    "28 with layer1, not averaged, d 64": lambda h: h.judge(h.sharp(64, ALL)),
+    "28 with layer1, not averaged, d 128": lambda h: h.judge(h.sharp(128, ALL)),
+    "28, layer3 averaged, d 64": lambda h: h.judge(h.on_grid(BOTH, h.grids[1], 64, (COARSE,))),
+    "28, layer3 averaged, d 128": lambda h: h.judge(h.on_grid(BOTH, h.grids[1], 128, (COARSE,))),
+    "28, layer2 averaged, d 64": lambda h: h.judge(h.on_grid(BOTH, h.grids[1], 64, (MIDDLE,))),
+    "28, layer2 averaged, d 128": lambda h: h.judge(h.on_grid(BOTH, h.grids[1], 128, (MIDDLE,))),
+    **{
+        f"score whitened, map 28 {name}, not averaged, d {dims}": _two(dims, places)
+        for dims in (32, 64, 128)
+        for name, places in (("without layer1", BOTH), ("with layer1", ALL))
+        if (dims, places) != (32, ALL)
+    },
+    **{
+        f"whitened, 28 not averaged d 64: {name}": lambda h, how=how: h.together(  # type: ignore[misc]
+            h.coarse, h.sharp(64), how
+        )
+        for name, how in TWO.items()
+        if name in ("mean", "geometric mean", "smaller")
+    },
 }
 
 # ------------------------------------------------------------------------------------ the bootstrap
