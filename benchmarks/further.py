@@ -698,11 +698,6 @@ TWO: dict[str, Callable[[Array, Array], Array]] = {
 }
 
 
-def _two(dims: int, places: Sequence[int]) -> Head:
-    """The score of `whitened`, and a sharper map of layers that are not averaged."""
-    return lambda h: h.together(h.coarse, h.sharp(dims, places), TWO["second"], own_score=True)
-
-
 HEADS: dict[str, Head] = {
     "reference": lambda h: h.judge(h.reference),
     "reference 6,28,66": lambda h: h.judge(h.small_reference),
@@ -760,9 +755,6 @@ HEADS: dict[str, Head] = {
     "score whitened, map reference": lambda h: h.together(
         h.coarse, h.reference, TWO["second"], own_score=True
     ),
-    "score whitened, map reference 6,28,66": lambda h: h.together(
-        h.coarse, h.small_reference, TWO["second"], own_score=True
-    ),
     "whitened, reference 6,28,66: mean": lambda h: h.together(
         h.coarse, h.small_reference, TWO["mean"]
     ),
@@ -777,18 +769,24 @@ HEADS: dict[str, Head] = {
     "28, layer2 averaged, d 64": lambda h: h.judge(h.on_grid(BOTH, h.grids[1], 64, (MIDDLE,))),
     "28, layer2 averaged, d 128": lambda h: h.judge(h.on_grid(BOTH, h.grids[1], 128, (MIDDLE,))),
     **{
-        f"score whitened, map 28 {name}, not averaged, d {dims}": _two(dims, places)
-        for dims in (32, 64, 128)
-        for name, places in (("without layer1", BOTH), ("with layer1", ALL))
-        if (dims, places) != (32, ALL)
-    },
-    **{
         f"whitened, 28 not averaged d 64: {name}": lambda h, how=how: h.together(  # type: ignore[misc]
             h.coarse, h.sharp(64), how
         )
         for name, how in TWO.items()
         if name in ("mean", "geometric mean", "smaller")
     },
+    # Added when all sets had been seen: bottle wants positions as fine as the paper's.
+    **{
+        f"56 with layer1, not averaged, d {dims}": lambda h, dims=dims: h.judge(  # type: ignore[misc]
+            h.on_grid(ALL, h.grids[0], dims, ())
+        )
+        for dims in (32, 48, 64)
+    },
+    "56 without layer1, not averaged, d 64": lambda h: h.judge(h.on_grid(BOTH, h.grids[0], 64, ())),
+    "28 with layer1, layer3 averaged, d 128": lambda h: h.judge(
+        h.on_grid(ALL, h.grids[1], 128, (COARSE,))
+    ),
+    "28, not averaged, d 128, sigma 2": lambda h: h.judge(h.sharp(128), 2),
 }
 
 # ------------------------------------------------------------------------------------ the bootstrap
@@ -808,24 +806,34 @@ def resampled(photos: Photos, judged: Judged, resamples: int, name: str) -> Arra
     auroc = np.einsum(
         "ri,rj,ij->r", weights[:, photos.labels], weights[:, ~photos.labels], pairs, optimize=True
     ) / (len(bad) * len(good))
-    pixel, pro = _pixel_curves(photos, judged.maps, weights)
+    pixel, pro = pixel_areas(photos.labels, photos.masks, judged.maps, weights)
     return np.stack([auroc, pixel, pro], axis=1)
 
 
 BINS = 2000
 
 
-def _pixel_curves(photos: Photos, maps: Array, weights: Array) -> tuple[Array, Array]:
-    """Both areas for each row of weights of photos, from histograms of each photo's pixels."""
-    usable = np.flatnonzero(~photos.labels | photos.masks.any(axis=(1, 2)))
-    some = np.random.default_rng(0).choice(maps[usable][~photos.masks[usable]], 200_000)
+def pixel_areas(labels: Array, masks: Array, maps: Array, weights: Array) -> tuple[Array, Array]:
+    """Pixel AUROC and PRO, from histograms of each photo's pixels.
+
+    Args:
+        labels: bool [n].
+        masks: bool [n, H, W].
+        maps: [n, H, W].
+        weights: [K, n], how often each photo counts.
+
+    Returns:
+        [K] each.
+    """
+    usable = np.flatnonzero(~labels | masks.any(axis=(1, 2)))
+    some = np.random.default_rng(0).choice(maps[usable][~masks[usable]], 200_000)
     # Fine where few good pixels lie: PRO looks there.
     rates = np.concatenate([np.geomspace(1e-5, 0.05, BINS // 2), np.linspace(0.05, 1, BINS // 2)])
     edges = np.unique(np.quantile(some, 1 - rates))
     shape = (len(usable), len(edges) + 1)
     negative, positive, overlap = (np.zeros(shape) for _ in range(3))
     for row, place in enumerate(usable):
-        mask = photos.masks[place]
+        mask = masks[place]
         bins = np.searchsorted(edges, maps[place])
         negative[row] = np.bincount(bins[~mask], minlength=shape[1])
         regions = ndimage.label(mask, np.ones((3, 3)))[0][mask]
