@@ -168,13 +168,11 @@ class Distances:
         train: distances of training photos that were left out of the fit, [N, h, w].
         test: distances of test photos, [n, h, w].
         values: constants at all positions together.
-        coarse: the same of the coarser levels alone, where there are any.
     """
 
     train: Array
     test: Array
     values: int = 0
-    coarse: Distances | None = None
 
     def each(self, change: Callable[[Array], Array]) -> Distances:
         """Both changed."""
@@ -352,7 +350,7 @@ def gaussians(
         if added
         else None
     )
-    parts, partly = [], []
+    parts = []
     held_out = HeldOut(pyramid, groups, len(groups), eps)
     for cells in train.chunks():
         own = train.of(cells)
@@ -363,22 +361,15 @@ def gaussians(
         blocks = gaussian.whitening(moments, eps)
         z = [x - mean[:, None] for x, mean in zip(test.of(cells), moments.means, strict=True)]
         parts.append(gaussian.squared_distances(blocks, z))
-        if len(levels) > 1:
-            partly.append(gaussian.squared_distances(blocks, z[:-1]))
     squared = np.concatenate(parts)
     dims = np.cumsum([level.channels for level in pyramid.levels])
     values = sum(
         level.positions * level.channels * int(width)
         for level, width in zip(pyramid.levels, dims, strict=True)
     )
-    coarse = None
-    if partly:
-        lower = np.concatenate(partly)
-        coarser = Pyramid(pyramid.levels[:-1])
-        coarse = Distances(np.zeros(0), np.sqrt(coarser.from_tree(lower)))
     left_out = held_out.maps(None).squared  # type: ignore[arg-type]
     return Distances(
-        np.sqrt(pyramid.from_tree(left_out)), np.sqrt(pyramid.from_tree(squared)), values, coarse
+        np.sqrt(pyramid.from_tree(left_out)), np.sqrt(pyramid.from_tree(squared)), values
     )
 
 
@@ -513,14 +504,11 @@ class Heads:
             levels.append(new)
         return self.judge(gaussians(levels, self.groups))
 
-    def upon(self, place: int, dims: int, coarse_score: bool = False) -> Judged:
+    def upon(self, place: int, dims: int) -> Judged:
         """`whitened`, and below it what is new in a finer layer."""
         (layer,) = self.layers((place,), self.grids[place], ())
-        made = gaussians([self.y14, beyond([self.y14], layer, dims)], self.groups)
-        judged = self.judge(made)
-        if coarse_score and made.coarse:
-            judged.scores = self.judge(made.coarse).scores
-        return judged
+        levels = [self.y14, beyond([self.y14], layer, dims)]
+        return self.judge(gaussians(levels, self.groups))
 
     # ---- statistics
 
@@ -731,8 +719,6 @@ HEADS: dict[str, Head] = {
     "pyramid 100,48,16": lambda h: h.pyramid((100, 48, 16)),
     "whitened + layer2, 16 at 28": lambda h: h.upon(MIDDLE, 16),
     "whitened + layer1, 16 at 56": lambda h: h.upon(FINE, 16),
-    "the same, layer2, score of the coarse": lambda h: h.upon(MIDDLE, 16, coarse_score=True),
-    "the same, layer1, score of the coarse": lambda h: h.upon(FINE, 16, coarse_score=True),
     # Statistics.
     "basis by 4 kinds of positions": lambda h: h.regions(by_kind=True),
     "basis by quarters": lambda h: h.regions(by_kind=False),
