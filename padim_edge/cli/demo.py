@@ -30,8 +30,8 @@ def demo(
         bool,
         typer.Option(
             "--page",
-            help="At the end serve the detector (extra serve), with a page to drop photos on, on "
-            "this machine alone, until Ctrl-C.",
+            help="At the end serve the detector (extra serve) on this machine alone, until Ctrl-C, "
+            "with a page on which samples, and photos of your own, are judged by a click.",
         ),
     ] = False,
 ) -> None:
@@ -53,8 +53,9 @@ def demo(
             raise typer.Exit(code)
     typer.echo(f"\nLook at {folder / 'maps'}: every test image with its heat map and contour.")
     if page:
-        typer.echo(f"Open the page below, and drop photos of {folder / 'photos' / 'test'} on it.")
-        arguments = ["serve", str(folder / "padim.onnx"), "--port", "0"]
+        typer.echo("Open the page below, and click one of its samples.")
+        samples = str(folder / "photos" / "test")
+        arguments = ["serve", str(folder / "padim.onnx"), "--port", "0", "--samples", samples]
         typer.echo(f"\n$ padim-edge {shlex.join(arguments)}")
         raise typer.Exit(app(arguments, standalone_mode=False) or 0)
 

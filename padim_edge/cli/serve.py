@@ -73,6 +73,14 @@ def serve(
             "each of up to four threads while it is decoded.",
         ),
     ] = 50,
+    samples: Annotated[
+        Path | None,
+        typer.Option(
+            "--samples",
+            help="A folder with photos for the page to show, judged by a click; the folders in it "
+            "are their kinds. Who may open the page may have them.",
+        ),
+    ] = None,
 ) -> None:
     """Serve detectors over HTTP: images judged by POST, and the Open Inference Protocol (V2)."""
     from padim_edge.serve.service import Service
@@ -83,7 +91,7 @@ def serve(
         *(max_bytes << 20, max_pixels * 1_000_000),
     )
     signals = _Signals()
-    with signals, Service(models, settings, host, port, token) as service:
+    with signals, Service(models, settings, host, port, token, samples) as service:
         signals.is_serving = True
         say(f"serving {', '.join(path.stem for path in models)} on {service.url}")
         for line in service.described():

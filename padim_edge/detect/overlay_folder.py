@@ -64,13 +64,16 @@ class OverlayFolder:
             picture.save(stream, format="PNG")
 
 
-def drawn(detector: Detector, file: Path | bytes, result: Result) -> Image.Image:
+def drawn(
+    detector: Detector, file: Path | bytes, result: Result, caption: bool = True
+) -> Image.Image:
     """A result over its file, with the detector's own scale.
 
     Args:
         detector: whose result it is.
         file: the image's path or bytes.
         result: a score that is a number.
+        caption: whether a bar below it says the verdict.
 
     Raises:
         ImageError: the file cannot be read.
@@ -84,6 +87,7 @@ def drawn(detector: Detector, file: Path | bytes, result: Result) -> Image.Image
         result.score,
         Scale.of(detector.detector_info.good_scores, result.threshold).low,
         result.mask,
+        caption,
     )
 
 

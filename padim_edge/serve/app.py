@@ -7,6 +7,7 @@ import base64
 import contextlib
 import io
 import math
+import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
@@ -16,10 +17,16 @@ from padim_edge.detect.detector import Prepared, Result
 from padim_edge.detect.overlay_folder import drawn
 from padim_edge.errors import ImageError, MissingDependencyError, PadimEdgeError
 from padim_edge.images.batches import WORKERS
-from padim_edge.images.decode import NotAnImageError, TooManyPixelsError, check_head
+from padim_edge.images.decode import (
+    NoSuchImageError,
+    NotAnImageError,
+    TooManyPixelsError,
+    check_head,
+)
 from padim_edge.serve import v2
 from padim_edge.serve.metrics import GONE, Metrics
 from padim_edge.serve.openapi import document
+from padim_edge.serve.samples import Samples
 from padim_edge.serve.settings import Settings
 from padim_edge.serve.slots import Loaded, Slot
 from padim_edge.system import available_cores
@@ -78,11 +85,19 @@ class App:
         settings: limits.
         metrics: told of every request that gets here; those that the server refuses before (token,
             host, origin, limits of connections and time) do not.
+        samples: that the page shows.
     """
 
-    def __init__(self, slots: Mapping[str, Slot], settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        slots: Mapping[str, Slot],
+        settings: Settings,
+        metrics: Metrics,
+        samples: Samples | None = None,
+    ) -> None:
         self.draining = False
         self._slots, self._settings, self._metrics = slots, settings, metrics
+        self._samples = samples
         self._held = 0  # bytes of bodies and answers; the event loop's alone, as `Slot.taken`
         # Pictures are decoded and drawn, and JSON read and written, away from the event loop.
         threads = min(WORKERS, available_cores())
@@ -105,6 +120,9 @@ class App:
             Route("/metrics", self._prometheus),
             Route("/v1/models", self._models),
             Route("/v1/models/{name}/judge", self._judge, methods=["POST"]),
+            Route("/v1/samples", self._samples_listed),
+            Route("/v1/samples/{number}", self._sample),
+            Route("/v1/samples/{number}/thumbnail", self._thumbnail),
             Route("/v2", self._server),
             Route("/v2/", self._server),
             Route("/v2/health/live", self._live),
@@ -128,8 +146,8 @@ class App:
     async def _judge(self, request: Request) -> Response:
         slot = self._slot(request)
         heat_map = request.query_params.get("heat_map")
-        if heat_map not in (None, "png"):
-            raise RefusedError(400, f"heat_map={heat_map[:40]}: png is the only one there is")
+        if heat_map not in (None, "png", "jpeg"):
+            raise RefusedError(400, f"heat_map={heat_map[:40]}: there are png and jpeg")
         alone = "image/png" in request.headers.get("accept", "")
         with self._body(request, slot, self._settings.max_bytes) as body:
             encoded = await body()
@@ -137,26 +155,29 @@ class App:
                 raise RefusedError(400, "the body is empty: send the image file itself")
             with self._place(slot), self._lease(slot) as loaded:
                 return await _unless_gone(
-                    request, self._judged(slot, loaded, encoded, heat_map == "png", alone)
+                    request, self._judged(slot, loaded, encoded, heat_map, alone)
                 )
 
     async def _judged(
-        self, slot: Slot, loaded: Loaded, encoded: bytes, heat_map: bool, alone: bool
+        self, slot: Slot, loaded: Loaded, encoded: bytes, heat_map: str | None, alone: bool
     ) -> Response:
+        begun = time.perf_counter()
         prepared = await self._in_pool(self._prepare, loaded, encoded)
         (result,) = await _run(loaded, [prepared])
+        took = {"server-timing": f"judge;dur={1000 * (time.perf_counter() - begun):.1f}"}
         self._count(slot, [result])
         if alone and not math.isfinite(result.score):
             raise RefusedError(500, "the score is no number, so there is nothing to draw")
         picture = None
         if (alone or heat_map) and math.isfinite(result.score):
-            picture = await self._in_pool(_png, loaded, encoded, result)
+            kind = "png" if alone else heat_map
+            picture = await self._in_pool(_picture, loaded, encoded, result, kind)
         if alone:
-            return self._kept(Response(picture, media_type="image/png"))
+            return self._kept(Response(picture, headers=took, media_type="image/png"))
         value = judgement(slot.name, result)
         if heat_map:
             value["heat_map"] = None if picture is None else base64.b64encode(picture).decode()
-        return self._kept(answer(value))
+        return self._kept(answer(value, headers=took))
 
     def _prepare(self, loaded: Loaded, encoded: bytes) -> Prepared:
         try:
@@ -348,6 +369,27 @@ class App:
     async def _models(self, _: Request) -> Response:
         return answer({"models": [_described(slot) for slot in self._slots.values()]})
 
+    async def _samples_listed(self, _: Request) -> Response:
+        return answer({"samples": self._samples.listed() if self._samples else []})
+
+    async def _sample(self, request: Request) -> Response:
+        contents, kind = await self._of_sample(request, Samples.read)
+        return self._kept(Response(contents, media_type=kind))
+
+    async def _thumbnail(self, request: Request) -> Response:
+        picture = await self._of_sample(request, Samples.thumbnail)
+        return self._kept(Response(picture, media_type="image/jpeg"))
+
+    async def _of_sample(self, request: Request, get: Callable[[Samples, str], T]) -> T:
+        if self._samples is None:
+            raise RefusedError(404, "there are no samples here")
+        try:
+            return await self._in_pool(get, self._samples, request.path_params["number"])
+        except NoSuchImageError as error:
+            raise RefusedError(404, f"sample: {error}") from error
+        except ImageError as error:
+            raise RefusedError(422, f"sample: {error}") from error
+
     async def _openapi(self, _: Request) -> Response:
         return answer(document(self._settings))
 
@@ -424,11 +466,14 @@ def _described(slot: Slot) -> dict[str, Any]:
         }
 
 
-def _png(loaded: Loaded, encoded: bytes, result: Result) -> bytes:
-    """A result over its image."""
+def _picture(loaded: Loaded, encoded: bytes, result: Result, kind: str) -> bytes:
+    """A result over its image: as PNG with the verdict below it, as JPEG without."""
     stream = io.BytesIO()
-    # Half the time of the default, and a tenth more bytes.
-    drawn(loaded.detector, encoded, result).save(stream, format="PNG", compress_level=1)
+    picture = drawn(loaded.detector, encoded, result, caption=kind == "png")
+    # Level 1 takes half the time of the default, and a tenth more bytes.
+    picture.save(
+        stream, format=kind, **({"compress_level": 1} if kind == "png" else {"quality": 90})
+    )
     return stream.getvalue()
 
 

@@ -62,7 +62,7 @@ _SCHEMAS: dict[str, Any] = {
             "heat_map": {
                 "type": ["string", "null"],
                 "contentEncoding": "base64",
-                "contentMediaType": "image/png",
+                "description": "the picture, as PNG or JPEG; null where the score is no number",
             },
         },
         ("heat_map",),
@@ -81,6 +81,19 @@ _SCHEMAS: dict[str, Any] = {
         ("threshold", "false_alarm_rate", "good_images", "input", "backbone", "engine"),
     ),
     "Models": _object({"models": _list(_named("Model"))}),
+    "Samples": _object(
+        {
+            "samples": _list(
+                _object(
+                    {
+                        "number": _COUNT,
+                        "kind": {**_TEXT, "description": "the folder that it lies in"},
+                        "name": _TEXT,
+                    }
+                )
+            )
+        }
+    ),
     "Server": _object({"name": _TEXT, "version": _TEXT, "extensions": _list(_TEXT)}),
     "Live": _object({"live": {"type": "boolean"}}),
     "Ready": _object({"ready": {"type": "boolean"}}),
@@ -187,7 +200,7 @@ def _asked(path: str, what: str, schema: str, *codes: int) -> dict[str, Any]:
 def _parameters(path: str) -> list[dict[str, Any]]:
     return [
         {"name": name, "in": "path", "required": True, "schema": _TEXT}
-        for name in ("name", "version")
+        for name in ("name", "version", "number")
         if f"{{{name}}}" in path
     ]
 
@@ -196,6 +209,7 @@ def document(settings: Settings) -> dict[str, Any]:
     """The description of a service with these limits."""
     paths: dict[str, Any] = {
         "/v1/models": {"get": _asked("", "The models.", "Models")},
+        "/v1/samples": {"get": _asked("", "The photos that the page shows.", "Samples")},
         "/v2": {"get": _asked("", "The server.", "Server")},
         "/v2/repository/index": {"post": _asked("", "The models, as Triton has it.", "Index")},
     }
@@ -206,6 +220,18 @@ def document(settings: Settings) -> dict[str, Any]:
         paths[path] = {"get": {**_asked(path, what, schema), "security": []}}
         content = {_JSON: {"schema": _named(schema)}}
         paths[path]["get"]["responses"]["400"] = {"description": "No.", "content": content}
+    for path, what, media in (
+        ("/v1/samples/{number}", "A photo that the page shows.", "image/*"),
+        ("/v1/samples/{number}/thumbnail", "The same, small.", "image/jpeg"),
+    ):
+        given = {"200": {"description": "Done.", "content": {media: {}}}}
+        paths[path] = {
+            "get": {
+                "summary": what,
+                "parameters": _parameters(path),
+                "responses": {**given, **_errors(404, 422)},
+            }
+        }
     judge = "/v1/models/{name}/judge"
     paths[judge] = {
         "post": {
@@ -219,8 +245,8 @@ def document(settings: Settings) -> dict[str, Any]:
                 {
                     "name": "heat_map",
                     "in": "query",
-                    "schema": {"enum": ["png"]},
-                    "description": "Put that picture into the JSON.",
+                    "schema": {"enum": ["png", "jpeg"]},
+                    "description": "Put that picture into the JSON; jpeg: without the bar below.",
                 },
             ],
             "requestBody": {"required": True, "content": {"image/*": {}}},

@@ -12,6 +12,7 @@ from pathlib import Path
 from padim_edge.runtime.engines import check_name
 from padim_edge.serve.app import OPEN_PATHS, App
 from padim_edge.serve.metrics import Metrics
+from padim_edge.serve.samples import Samples
 from padim_edge.serve.settings import Settings
 from padim_edge.serve.slots import load_all, slots_of
 from padim_edge.web.limits import Limits
@@ -44,9 +45,11 @@ class Service:
         host: a name or an address of this machine.
         port: 0 for a free one.
         token: 16 characters or more; None for none on loopback, else one is made.
+        samples: a folder of photos that the page shows, to be judged by a click.
 
     Raises:
         UsageError: two files have one name, there is no such engine, or no such token is taken.
+        PadimEdgeError: the folder holds no image.
     """
 
     def __init__(
@@ -56,12 +59,16 @@ class Service:
         host: str = "127.0.0.1",
         port: int = 0,
         token: str | None = None,
+        samples: Path | None = None,
     ) -> None:
         settings = settings or Settings()
         check_name(settings.engine)
         metrics = Metrics()
         self._slots = slots_of(paths, settings, metrics)
-        self._app = App(self._slots, settings, metrics)
+        self._samples = (
+            Samples(samples, settings.max_bytes, settings.max_pixels) if samples else None
+        )
+        self._app = App(self._slots, settings, metrics, self._samples)
         limits = Limits(
             body_bytes=settings.max_bytes + _BESIDE, connections=_CONNECTIONS, idle_seconds=75
         )
@@ -97,6 +104,8 @@ class Service:
                         f"{slot.name}: not on this machine: {one}" for one in detector.skipped
                     ]
                     lines.append(f"{slot.name}: {detector.engine.describe()}")
+        if self._samples:
+            lines.append(f"samples: {self._samples}")
         return lines
 
     def look(self, force: bool = False) -> list[str]:

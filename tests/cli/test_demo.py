@@ -103,8 +103,12 @@ def test_the_page_takes_a_photo_until_ctrl_c(tmp_path) -> None:
         assert done.stderr is not None
         lines = (line.decode() for line in done.stderr)
         url = next(line.split()[-1] for line in lines if line.startswith("serving padim on "))
-        assert "Drop a photo here" in urllib.request.urlopen(url).read().decode()
-        photo = (folder / "photos" / "test" / "stain" / "000.png").read_bytes()
+        listed = json.load(urllib.request.urlopen(url + "v1/samples"))["samples"]
+        kinds = [one["kind"] for one in listed]
+        assert {kind: kinds.count(kind) for kind in kinds} == {
+            **{"good": 20, "missing_thread": 10, "scratch": 10, "stain": 10}
+        }
+        photo = urllib.request.urlopen(f"{url}v1/samples/{kinds.index('stain')}").read()
         judged = urllib.request.urlopen(url + "v1/models/padim/judge", data=photo)
         assert json.load(judged)["decision"] == "anomaly"
         done.send_signal(signal.SIGINT)

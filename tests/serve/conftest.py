@@ -51,8 +51,11 @@ def serve() -> Iterator[Serve]:
     """Starts services, and ends them."""
     running: list[Service] = []
 
-    def start(*paths: Path, token: str | None = None, **settings: object) -> Service:
-        service = Service(list(paths), Settings(engine="ort", **settings), token=token)  # type: ignore[arg-type]
+    def start(
+        *paths: Path, token: str | None = None, samples: Path | None = None, **settings: object
+    ) -> Service:
+        limits = Settings(engine="ort", **settings)  # type: ignore[arg-type]
+        service = Service(list(paths), limits, token=token, samples=samples)
         running.append(service)
         service.start()
         return service
