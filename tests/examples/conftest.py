@@ -23,6 +23,17 @@ def model(once: Callable[..., Path], embedding_file: Path, photos: Path) -> Path
 
 
 @pytest.fixture(scope="session")
+def cropping_model(once: Callable[..., Path], embedding_file: Path, photos: Path) -> Path:
+    """The same that sees the middle of a frame of 96 x 80. Read only."""
+
+    def fit(place: Path) -> None:
+        resize = ("--frame-input", "--resize", "96x80", "-o", place / "padim.onnx")
+        padim_edge("fit", embedding_file, photos / "train", *resize).worked()
+
+    return once("cropping-model", fit) / "padim.onnx"
+
+
+@pytest.fixture(scope="session")
 def bottle_model(once: Callable[..., Path], data: Path, real_embedding: Path) -> Path:
     """The same with real weights, of 12 real photos. Read only."""
 

@@ -1,20 +1,22 @@
-"""The example in C++ judges as Python does: built here, run on photos, JPEG files among them."""
+"""The examples in C++ and C# judge as Python does: built here, run on photos, JPEG among them."""
 
 from __future__ import annotations
 
 import json
 import math
+import struct
 import subprocess
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 
 import cpp
+import csharp
 import numpy as np
 import onnx
 import pytest
-from helpers import names, padim_edge
+from helpers import names
 from PIL import Image
 
 from padim_edge import Detector
@@ -23,17 +25,28 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def program(once: Callable[..., Path]) -> Path:
-    return once("cpp", cpp.build) / "padim-judge"
+def cpp_program(once: Callable[..., Path]) -> list[object]:
+    return [once("cpp", cpp.build) / "padim-judge"]
 
 
-def judged(program: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = list(map(str, [program, *arguments]))
+@pytest.fixture(scope="module")
+def csharp_program(once: Callable[..., Path]) -> list[object]:
+    return csharp.command(once("csharp", csharp.build))
+
+
+@pytest.fixture(scope="module", params=["cpp", "csharp"])
+def program(request: pytest.FixtureRequest) -> list[object]:
+    """What runs it: a program and its first arguments."""
+    return request.getfixturevalue(f"{request.param}_program")
+
+
+def judged(program: Sequence[object], *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = list(map(str, [*program, *arguments]))
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
-def check(program: Path, model: Path, photos: list[Path]) -> list[dict[str, object]]:
-    """Judge photos in C++ and in Python, and compare; returns the lines of C++."""
+def check(program: Sequence[object], model: Path, photos: list[Path]) -> list[dict[str, object]]:
+    """Judge photos in the program and in Python, and compare; returns the lines of the program."""
     done = judged(program, "--threads", 1, model, *photos)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     with Detector(model, engine="ort") as detector:
@@ -80,6 +93,17 @@ def test_every_kind_of_file_is_decoded_as_python_does_it(program, model, frames,
     alpha = image.convert("RGBA")
     alpha.putalpha(Image.fromarray(rng.integers(0, 256, (image.height, image.width), np.uint8)))
     alpha.save(tmp_path / "alpha.png")
+    image.convert("L").quantize(4).save(tmp_path / "few.png")
+    values = np.asarray(image.crop((0, 0, 61, 43)))
+    for kind, pixels in {
+        "colours": values,
+        "alpha": np.dstack([values, values[..., :1]]),
+        "grey": values[..., :1],
+        "grey-alpha": values[..., :2],
+    }.items():
+        (tmp_path / f"{kind}-interlaced.png").write_bytes(png(pixels, interlaced=True))
+        if kind != "grey":  # of which Python keeps all 16 bits
+            (tmp_path / f"{kind}-16.png").write_bytes(png(pixels * np.uint16(256) + pixels))
     paths = sorted(tmp_path.iterdir())
     lines = check(program, model, paths)
     # A turn that was not made would change the score.
@@ -95,21 +119,54 @@ def test_every_kind_of_file_is_decoded_as_python_does_it(program, model, frames,
         assert math.isclose(line["score"], detector(wide).score, rel_tol=2e-2)
 
 
+def png(pixels: np.ndarray, interlaced: bool = False) -> bytes:
+    """A PNG as Pillow writes none: of 16 bits, or in Adam7's passes. pixels: [H, W, channels]."""
+    height, width, channels = pixels.shape
+    passes = ADAM7 if interlaced else [(0, 0, 1, 1)]
+    wide = pixels.astype(pixels.dtype.newbyteorder(">"))
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    head = struct.pack(">IIBBBBB", width, height, 8 * pixels.itemsize, kind, 0, 0, interlaced)
+    body = b"".join(filtered(wide[y::dy, x::dx]) for x, y, dx, dy in passes)
+    chunks = [b"IHDR" + head, b"IDAT" + zlib.compress(body), b"IEND"]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(one) - 4) + one + struct.pack(">I", zlib.crc32(one)) for one in chunks
+    )
+
+
+def filtered(pixels: np.ndarray) -> bytes:
+    """Rows as PNG has them, each of the five filters in turn."""
+    if not pixels.size:
+        return b""
+    rows = np.frombuffer(pixels.tobytes(), np.uint8).reshape(len(pixels), -1).astype(int)
+    step = pixels[0, 0].nbytes
+    padded = np.pad(rows, ((1, 0), (step, 0)))
+    left, above, corner = padded[1:, :-step], padded[:-1, step:], padded[:-1, :-step]
+    distances = [abs(above - corner), abs(left - corner), abs(left + above - 2 * corner)]
+    nearest = np.choose(np.argmin(distances, axis=0), [left, above, corner])
+    guesses = [np.zeros_like(rows), left, above, (left + above) // 2, nearest]
+    return b"".join(
+        bytes([y % 5]) + (row - guesses[y % 5][y]).astype(np.uint8).tobytes()
+        for y, row in enumerate(rows)
+    )
+
+
+# Where each pass begins, and its steps: x, y, across, down.
+ADAM7 = [
+    *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4)),
+    *((0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)),
+]
+
+
 def test_a_turned_photo_is_decoded_as_small_as_its_upright_size_allows(
-    program, embedding_file, photos, frames, tmp_path
+    program, cropping_model, frames, tmp_path
 ):
-    model = tmp_path / "high.onnx"
-    padim_edge(
-        *("fit", embedding_file, photos / "train", "--frame-input", "--resize", "96x80"),
-        *("-o", model),
-    ).worked()
     # Lying it would be decoded 2 times smaller, upright it is 4 times.
     lying = Image.open(frames[-1]).resize((640, 320))
     exif = Image.Exif()
     exif[0x0112] = 6
     lying.save(tmp_path / "turned.jpg", exif=exif)
     lying.save(tmp_path / "plain.jpg")
-    check(program, model, [tmp_path / "turned.jpg", tmp_path / "plain.jpg"])
+    check(program, cropping_model, [tmp_path / "turned.jpg", tmp_path / "plain.jpg"])
 
 
 def test_real_photos(program, bottle_model, bottles, data, tmp_path):
@@ -124,26 +181,19 @@ def test_real_photos(program, bottle_model, bottles, data, tmp_path):
     assert {line["decision"] for line in lines} == {"anomaly", "ok"}
 
 
-@pytest.mark.parametrize("crop", [False, True])
-def test_the_heat_is_where_the_defect_is(
-    program, model, crop, embedding_file, photos, frames, tmp_path
-):
-    if crop:
-        model = tmp_path / "crop.onnx"
-        padim_edge(
-            *("fit", embedding_file, photos / "train", "--frame-input", "--resize", "96x80"),
-            *("-o", model),
-        ).worked()
+@pytest.mark.parametrize("fitted", ["model", "cropping_model"])
+def test_the_heat_is_where_the_defect_is(program, fitted, request, frames, tmp_path):
+    file = request.getfixturevalue(fitted)
     stained = frames[-1]
     plain = next(path for path in frames if path.name == "plain.png")
-    done = judged(program, "--maps", tmp_path / "maps" / "deep", model, stained, plain)
+    done = judged(program, "--maps", tmp_path / "maps" / "deep", file, stained, plain)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     for path, line in zip((stained, plain), lines, strict=True):
         before = np.asarray(Image.open(path).convert("RGB")).astype(int)
         after = np.asarray(Image.open(line["map"])).astype(int)
         assert line["map"] == str(tmp_path / "maps" / "deep" / path.name)
         assert after.shape == before.shape
-        with Detector(model, engine="ort") as detector:
+        with Detector(file, engine="ort") as detector:
             result = detector(path)
             left, top, right, bottom = result.seen
         # Half of the threshold is where colour begins; from the map's pixels to the photo's.
@@ -162,7 +212,7 @@ def test_the_heat_is_where_the_defect_is(
         outside[
             max(0, round(top) - 1) : round(bottom) + 1, max(0, round(left) - 1) : round(right) + 1
         ] = False
-        assert outside.any() == crop
+        assert outside.any() == (fitted == "cropping_model")
         assert not changed[outside].any()
 
 
@@ -200,7 +250,7 @@ def test_what_cannot_be_judged_is_said_in_its_line(program, model, frames, tmp_p
     assert done.returncode == 1
 
 
-def test_a_library_that_is_older_than_the_headers_is_said(program, model, frames, tmp_path):
+def test_a_library_that_is_older_than_the_headers_is_said(cpp_program, model, frames, tmp_path):
     """One that gives no functions of ours, as an older one would."""
     source = tmp_path / "old.c"
     source.write_text(OLD_LIBRARY)
@@ -211,7 +261,7 @@ def test_a_library_that_is_older_than_the_headers_is_said(program, model, frames
     script = f"-Wl,--version-script={exported}"
     subprocess.run(["cc", "-shared", "-fPIC", script, source, "-o", library], check=True)
     done = subprocess.run(
-        [program, model, frames[0]],
+        [*cpp_program, model, frames[0]],
         env={"LD_LIBRARY_PATH": str(tmp_path)},
         capture_output=True,
         text=True,
@@ -229,6 +279,17 @@ struct base { const void *(*get)(unsigned); const char *(*name)(void); };
 static const struct base base = {functions, name};
 const void *OrtGetApiBase(void) { return &base; }
 """
+
+
+def test_csharp_says_what_reads_jpeg(csharp_program, model, frames, tmp_path, monkeypatch):
+    Image.open(frames[-1]).save(tmp_path / "photo.jpg")
+    for name in ("libturbojpeg.so.0", "libturbojpeg.so"):
+        (tmp_path / name).write_text("no library")
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    done = judged(csharp_program, model, tmp_path / "photo.jpg", frames[-1])
+    jpeg, png = [json.loads(line) for line in done.stdout.splitlines()]
+    assert jpeg["error"].endswith("(libturbojpeg is not here): apt-get install libturbojpeg0")
+    assert png["decision"] == "anomaly"
 
 
 def test_other_files_and_wrong_arguments_are_refused_in_a_line(
