@@ -252,25 +252,30 @@ def test_large_whitening_in_float32_stays_as_it_is(monkeypatch):
 
 
 def test_large_whitening_in_int8_is_multiplied_as_it_is(monkeypatch):
-    """Features have 14 bits and a sign then: far less is lost than int8 has cost."""
+    """Features have 14 bits then: far less is lost than int8 has cost."""
     proto, feed = three_levels("int8")
     score, score_map = as_file(proto).run(feed)
     monkeypatch.setattr(products, "LARGE_BYTES", 0)
     bare, blocks = lifted(proto, {})
     lifts = in_ort_form(bare, blocks)
-    integers = [one for one in lifts.values() if one.dtype == np.int8]
+    integers = [one for one in lifts.values() if one.dtype == np.uint8]
     assert sum(math.prod(one.shape) for one in integers) == sum(
         math.prod(block.shape) for block in blocks.values()
     )
-    rest = [math.prod(one.shape) for one in lifts.values() if one.dtype != np.int8]
-    assert sum(rest) == 2 * sum(math.prod(block.shape[:2]) for block in blocks.values())
+    rest = [math.prod(one.shape) for one in lifts.values() if one.dtype != np.uint8]
+    assert sum(rest) == sum(math.prod(block.shape[:2]) for block in blocks.values())
+    # MLAS packs the right matrix anew in each call: that must be the small one.
+    products_of = [n for n in bare.graph.node if n.op_type == "MatMulIntegerToFloat"]
+    assert {n.input[0] for n in products_of} == {
+        name for name, one in lifts.items() if one.dtype == np.uint8
+    }
     for own, expected in zip(as_ort(proto).run(feed), (score, score_map), strict=True):
         np.testing.assert_allclose(own, expected, rtol=2e-4)
 
 
 def test_digits_cannot_overflow_sixteen_bits():
     """What x86 without VNNI adds up two products in, and would clip without a word."""
-    shape = [2, 3, 1]  # positions, features, frames
+    shape = [2, 3, 2]  # positions, features, frames
     form = products._Form({})
     form._digits_of("z")
     graph = helper.make_graph(
@@ -278,8 +283,8 @@ def test_digits_cannot_overflow_sixteen_bits():
         "digits",
         [helper.make_tensor_value_info("z", TensorProto.FLOAT, shape)],
         [
-            helper.make_tensor_value_info("z.digits", TensorProto.UINT8, None),
-            helper.make_tensor_value_info("z.worth", TensorProto.FLOAT, None),
+            helper.make_tensor_value_info("z.digits", TensorProto.INT8, None),
+            helper.make_tensor_value_info("z.worths", TensorProto.FLOAT, None),
         ],
         list(form.small.values()),
     )
@@ -290,11 +295,19 @@ def test_digits_cannot_overflow_sixteen_bits():
         for size in (1e-3, 1, 1e4):
             for z in (*(size * rng.standard_normal([200, *shape])), size * np.ones(shape)):
                 z = z.astype(np.float32)
-                digits, worth = opened.run({"z": z})
-                assert 2 * int(digits.max()) * 127 <= 2**15 - 1
-                high, low = (digits.astype(np.float64) - products.HALF).transpose(1, 0, 3, 2)
+                digits, worths = opened.run({"z": z})
+                assert 2 * 255 * np.abs(digits.astype(int)).max() <= 2**15 - 1
                 most = np.abs(z).max(axis=1, keepdims=True)
-                assert (np.abs(worth * (products.DIGIT * high + low) - z) <= most / 16000).all()
+                both = (worths.astype(np.float64) * digits).reshape(2, 3, 2, -1).sum(axis=2)
+                assert (np.abs(both - z) <= most / 16000).all()
+
+
+def test_int8_is_raised_exactly_and_what_cannot_be_written_to_stays():
+    values = np.arange(-128, 128).astype(np.int8).reshape(2, 8, 16)
+    values.flags.writeable = False
+    raised = products._raised(values)
+    np.testing.assert_array_equal(raised.astype(int) - products.RAISED, values)
+    assert values[0, 0, 0] == -128
 
 
 def test_a_graph_that_does_not_fit_its_constants_is_refused():

@@ -10,9 +10,13 @@ bits.
 A float16 block that is far too large for any cache is read at the speed of the memory, so it stays
 as narrow as the file has it, and one run of positions after the other is widened into a cache and
 multiplied there. ONNX Runtime has nothing like it for int8 that is faster than memory; a large
-int8 block is multiplied as it is instead, by features of 14 bits and a sign: two digits, each of
-which is a row of one integer product. The sums are exact, so what is lost is less than 1 part in
-16000 of a position's largest feature, far below what the block's own rounding has cost.
+int8 block is multiplied as it is instead, by features of 14 bits in two digits, each of which is a
+column of one integer product. The sums are exact, so what is lost is less than 1 part in 16000 of
+a position's largest feature, far below what the block's own rounding has cost.
+
+The block is the left of the two matrices: MLAS packs the right one anew in each call, where there
+is AMX even for a single row. It takes signed numbers on the right alone, so that those of the
+block are raised by 128, of which the product knows.
 """
 
 from __future__ import annotations
@@ -34,11 +38,13 @@ LARGE_BYTES = 32 << 20
 RUN_BYTES = 6 << 20
 """Of a run as float32: a few positions a thread."""
 
-DIGIT, HALF = 128, 64
-"""What the higher of two digits counts, and what stands for zero in each.
+RAISED = 128
+"""What stands for zero in an int8 block that is read as uint8."""
 
-Digits are 0 to 128: where the processor adds two products in 16 bits (x86 without VNNI),
-2 x 128 x 127 still fits.
+DIGIT, HIGHEST = 128, 64
+"""What the higher of two digits counts, and how large either is at most.
+
+Where the processor adds two products in 16 bits (x86 without VNNI), 2 x 255 x 64 still fits.
 """
 
 CONTRIB = "com.microsoft"
@@ -142,62 +148,54 @@ class _Form:
     def _in_digits(self, key: str, z: str, name: str) -> str:
         """The product of a large int8 block with z, [P, d, N]."""
         block = self._blocks[key]
-        positions, rows, columns = block.shape
-        digits, step = self._digits_of(z)
-        values = functools.cache(block.values)  # read once for both
+        digits, worth = self._digits_of(z)
         self.constants[f"{name}.narrow"] = Constant(
-            np.dtype(np.int8), (positions, 1, columns, rows), lambda: _columns_first(values())
+            np.dtype(np.uint8), block.shape, lambda: _raised(block.values())
         )
-        self.constants[f"{name}.offset"] = Constant(
-            np.dtype(np.float32), (positions, 1, rows), lambda: _offsets(values())
-        )
+        scales = (*block.shape[:2], 1)
         self.constants[f"{name}.scale"] = Constant(
-            np.dtype(np.float32), (positions, 1, rows), lambda: block.scales().reshape(-1, 1, rows)
+            np.dtype(np.float32), scales, lambda: block.scales().reshape(scales)
         )
-        whole = self._add("MatMulInteger", [digits, f"{name}.narrow"], [f"{name}.whole"])
-        wide = self._add("Cast", [whole], [f"{name}.wide"], to=TensorProto.FLOAT)
-        weights = self._constant("digits.weights", np.array([[[DIGIT]], [[1]]], np.float32))
-        axis = self._constant("digits.axis", np.array([1]))
-        weighed = self._add("Mul", [wide, weights], [f"{name}.weighed"])
-        both = self._add("ReduceSum", [weighed, axis], [f"{name}.both"], keepdims=0)
-        centred = self._add("Sub", [both, f"{name}.offset"], [f"{name}.centred"])
-        scaled = self._add("Mul", [centred, f"{name}.scale"], [f"{name}.scaled"])
-        product = self._add("Mul", [scaled, step], [f"{name}.stepped"])
-        return self._add("Transpose", [product], [f"{name}.rows_first"], perm=[0, 2, 1])
+        one = self._constant("digits.one", np.float32(1))
+        zero = self._constant("digits.raised", np.uint8(RAISED))
+        factors = [f"{name}.narrow", digits, one, worth, zero]
+        self._add("MatMulIntegerToFloat", factors, [f"{name}.digits"], domain=CONTRIB)
+        parts = [f"{name}.high", f"{name}.low"]
+        self._add("Split", [f"{name}.digits"], parts, axis=2, num_outputs=2)
+        both = self._add("Add", parts, [f"{name}.both"])
+        return self._add("Mul", [both, f"{name}.scale"], [f"{name}.scaled"])
 
     def _digits_of(self, z: str) -> tuple[str, str]:
-        """Two digits of z [P, k, N], uint8 [P, 2, N, k], and what one is worth, [P, N, 1].
+        """Two digits of z [P, k, N], int8 [P, k, 2 N], and what each is worth, [P, 1, 2 N].
 
-        z = step (DIGIT (high - HALF) + (low - HALF)), rounded to 14 bits and a sign at each
-        position of each frame.
+        z = step (DIGIT high + low), rounded to 14 bits at each position of each frame.
         """
         if z in self._digits:
             return self._digits[z]
-        axis = self._constant("digits.last", np.array([2]))
-        most = self._constant("digits.most", np.float32(DIGIT * (HALF - 1)))
+        axis = self._constant("digits.axis", np.array([1]))
+        most = self._constant("digits.most", np.float32(DIGIT * HIGHEST))
         least = self._constant("digits.least", np.float32(1e-30))
         digit = self._constant("digits.digit", np.float32(DIGIT))
         one = self._constant("digits.one", np.float32(1))
-        half = self._constant("digits.half", np.uint8(HALF))
-        frames = self._add("Transpose", [z], [f"{z}.frames"], perm=[0, 2, 1])
-        sizes = self._add("Abs", [frames], [f"{z}.sizes"])
+        zero = self._constant("digits.zero", np.int8(0))
+        sizes = self._add("Abs", [z], [f"{z}.sizes"])
         size = self._add("ReduceMax", [sizes, axis], [f"{z}.size"])
         some = self._add("Max", [size, least], [f"{z}.some"])
         factor = self._add("Div", [most, some], [f"{z}.factor"])
-        number = self._add("Mul", [frames, factor], [f"{z}.number"])
-        high = self._add("QuantizeLinear", [number, digit, half], [f"{z}.high"])
-        taken = self._add("DequantizeLinear", [high, digit, half], [f"{z}.taken"])
+        number = self._add("Mul", [z, factor], [f"{z}.number"])
+        high = self._add("QuantizeLinear", [number, digit, zero], [f"{z}.high"])
+        taken = self._add("DequantizeLinear", [high, digit, zero], [f"{z}.taken"])
         rest = self._add("Sub", [number, taken], [f"{z}.rest"])
-        low = self._add("QuantizeLinear", [rest, one, half], [f"{z}.low"])
-        place = self._constant("digits.axis", np.array([1]))
-        columns = [self._add("Unsqueeze", [part, place], [f"{part}.digit"]) for part in (high, low)]
-        digits = self._add("Concat", columns, [f"{z}.digits"], axis=1)
+        low = self._add("QuantizeLinear", [rest, one, zero], [f"{z}.low"])
+        digits = self._add("Concat", [high, low], [f"{z}.digits"], axis=2)
         # A digit cannot be NaN, so what one is worth is, where z is anywhere.
-        total = self._add("ReduceSum", [frames, axis], [f"{z}.total"])
+        total = self._add("ReduceSum", [z, axis], [f"{z}.total"])
         none = self._constant("digits.none", np.float32(0))
         spoilt = self._add("Mul", [total, none], [f"{z}.spoilt"])
         step = self._add("Div", [some, most], [f"{z}.step"])
-        self._digits[z] = digits, self._add("Add", [step, spoilt], [f"{z}.worth"])
+        worth = self._add("Add", [step, spoilt], [f"{z}.worth"])
+        higher = self._add("Mul", [worth, digit], [f"{z}.higher"])
+        self._digits[z] = digits, self._add("Concat", [higher, worth], [f"{z}.worths"], axis=2)
         return self._digits[z]
 
     def _sum(self, one: str, other: str) -> str:
@@ -231,12 +229,8 @@ def _slice(values: Callable[[], NDArray[Any]], run: range) -> NDArray[Any]:
     return values()[run.start : run.stop]
 
 
-def _columns_first(values: NDArray[np.int8]) -> NDArray[np.int8]:
-    """[P, d, k] as [P, 1, k, d], in which a product with one row reads it as it lies."""
-    return np.ascontiguousarray(values.swapaxes(1, 2))[:, None]
-
-
-def _offsets(values: NDArray[np.int8]) -> NDArray[np.float32]:
-    """[P, 1, d]: what the digits' zeros add to each row's product."""
-    zeros: NDArray[np.int32] = values.sum(axis=2, dtype=np.int32) * (HALF * (DIGIT + 1))
-    return zeros.astype(np.float32)[:, None]
+def _raised(values: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """int8 as uint8, RAISED higher; in place where the values may be written to."""
+    unsigned = np.require(values, requirements="W").view(np.uint8)
+    unsigned ^= np.uint8(RAISED)
+    return unsigned
