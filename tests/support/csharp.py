@@ -124,12 +124,12 @@ def _unpacked(name: str, folder: str) -> tuple[Path, str]:
     if not shutil.which("npm"):
         return place, "no npm here: apt-get install npm"
     with tempfile.TemporaryDirectory(dir=cache()) as temporary:
-        program = ["npm", "pack", "--silent", "--pack-destination", temporary, name]
+        program = ["npm", "pack", "--loglevel=error", "--pack-destination", temporary, name]
         done = subprocess.run(program, capture_output=True, text=True, check=False)
         archives = list(Path(temporary).glob("*.tgz"))
         if done.returncode or not archives:
             said = done.stderr.strip().splitlines() or ["no word"]
-            return place, f"npm cannot fetch {name}: {said[-1]}"
+            return place, f"npm cannot fetch {name}: {said[0]}"
         with tarfile.open(archives[0]) as archive:
             wanted = [one for one in archive if one.name.startswith(f"package/{folder}")]
             archive.extractall(temporary, wanted, filter="data")
