@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import importlib.util
 import os
+import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -136,6 +137,12 @@ def whole_embedding(once: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
+def oblong_embedding(once: Callable[..., Path]) -> Path:
+    """One of 64 x 96, with 20 channels. Read only."""
+    return exported(once, "oblong", dims=(20,), **SMALL | {"image_size": (64, 96)})
+
+
+@pytest.fixture(scope="session")
 def real_weights(data: Path) -> str:
     """The file of real ResNet-18 weights."""
     return str(data / "weights" / "resnet18-imagenet1k-v1-to-layer3.pth")
@@ -260,32 +267,49 @@ def gpu(request: pytest.FixtureRequest, folder: str) -> Iterator[ProcessPoolExec
 
 
 @pytest.fixture(scope="session")
-def measured(model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Path]:
-    """`padim-edge bench` as it is typed, once: what it printed and its JSON."""
+def measured(model_file: Path, once: Callable[..., Path]) -> tuple[Outcome, Path]:
+    """`padim-edge bench` as it is typed, once: what it printed and its JSON. Read only."""
     from helpers import padim_edge
     from reports import SMALL
 
-    file = tmp_path_factory.mktemp("bench") / "bench.json"
-    done = padim_edge(
-        *("bench", model_file, "--engine", "ort", *SMALL, "--batch", "1,4"),
-        *("--json", file, "--roofline"),
-    ).worked()
-    return done, file
+    def bench(at: Path) -> None:
+        done = padim_edge(
+            *("bench", model_file, "--engine", "ort", *SMALL, "--batch", "1,4"),
+            *("--json", at / "bench.json", "--roofline"),
+        ).worked()
+        (at / "outcome").write_bytes(pickle.dumps(done))
+
+    place = once("measured", bench)
+    return pickle.loads((place / "outcome").read_bytes()), place / "bench.json"
 
 
 @pytest.fixture(scope="session")
-def report(model_file: Path) -> Report:
+def report(model_file: Path, once: Callable[..., Path]) -> Report:
     """The report of such a benchmark, without the roofline."""
     from padim_edge.measure.bench import run_benchmark
     from padim_edge.measure.camera import Camera
 
-    return run_benchmark([model_file], ["ort"], (1, 4), 1, calls=10, cameras=(Camera(120, 90),))
+    def bench(at: Path) -> None:
+        cameras = (Camera(120, 90),)
+        made = run_benchmark([model_file], ["ort"], (1, 4), 1, calls=10, cameras=cameras)
+        (at / "report").write_bytes(pickle.dumps(made))
+
+    made: Report = pickle.loads((once("report", bench) / "report").read_bytes())
+    return made
 
 
 @pytest.fixture
 def remeasured(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
     """The benchmark measures nothing: it gives the report that was made before."""
     monkeypatch.setattr("padim_edge.measure.bench.run_benchmark", lambda *_: report)
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The benchmark starts one fresh process for each row, and makes few calls."""
+    from reports import hurry
+
+    hurry(monkeypatch)
 
 
 @pytest.fixture

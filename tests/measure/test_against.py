@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import Outcome, in_process, padim_edge, unchanged
+from helpers import Outcome, in_process, unchanged
 from reports import SMALL, earlier, validate, with_gpu
 
 from padim_edge.errors import UsageError
@@ -81,11 +81,12 @@ def test_no_worse_than_before(report: Report, model_file: Path, tmp_path: Path) 
     assert done.stderr == ""
 
 
+@pytest.mark.usefixtures("hurried")
 def test_against_itself_as_it_is_typed(
     measured: tuple[Outcome, Path], model_file: Path, tmp_path: Path
 ) -> None:
     """The whole way, for real: no machine is ten thousand times slower a moment later."""
-    done = padim_edge(
+    done = in_process(
         *("bench", model_file, "--engine", "ort", *SMALL, "--batch", "4,2"),
         *("--against", measured[1], "--tolerance", 1e4, "--plot", tmp_path / "bench.png"),
     ).worked()

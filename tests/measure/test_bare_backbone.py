@@ -206,8 +206,19 @@ def test_skip_with_a_convolution(resnet18_weights: Path, tmp_path: Path) -> None
     )
 
 
+@pytest.fixture(scope="module")
+def usual(
+    resnet18_weights: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Counter[tuple[Any, ...]]:
+    """Convolutions of the backbone of a reference detector."""
+    model = fitted(tmp_path_factory.mktemp("usual"), "resnet18", resnet18_weights)
+    return Counter(convolutions(bare_backbone(model)))
+
+
 @pytest.mark.parametrize("dims", ["all", (0, 128, 256)])
-def test_of_a_whitened_detector(resnet18_weights: Path, tmp_path: Path, dims: Any) -> None:
+def test_of_a_whitened_detector(
+    resnet18_weights: Path, tmp_path: Path, usual: Counter[tuple[Any, ...]], dims: Any
+) -> None:
     """The backbone as far as the layers that were pooled, whether or not they were permuted."""
     settings = Settings(Preprocess.whole(SIZE), preset="whitened", dims=9)
     model = fitted(tmp_path, "resnet18", resnet18_weights, settings, dims=dims)
@@ -217,8 +228,7 @@ def test_of_a_whitened_detector(resnet18_weights: Path, tmp_path: Path, dims: An
     session = onnxruntime.InferenceSession(bare.SerializeToString())
     maps = session.run(None, {"normalised": np.zeros((2, 3, *SIZE), np.float32)})
     assert [m.shape for m in maps] == [(2, 128, 8, 8), (2, 256, 4, 4)]
-    theirs = convolutions(bare_backbone(fitted(tmp_path, "resnet18", resnet18_weights)))
-    assert Counter(convolutions(bare)) == Counter(theirs)
+    assert Counter(convolutions(bare)) == usual
 
 
 def test_layer_without_a_chosen_channel(resnet18_weights: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import jsonschema
 import numpy as np
 import pytest
 from helpers import Outcome, in_process
-from reports import SMALL, validate, with_gpu
+from reports import SMALL, hurry, validate, with_gpu
 
 from padim_edge.detect.detector import Detector as RealDetector
 from padim_edge.errors import MissingDependencyError, PadimEdgeError, UsageError
@@ -65,6 +65,7 @@ def test_report(measured: tuple[Outcome, Path], model_file: Path) -> None:
         assert done.stdout.count(f"120x90 bgr: {part} ") == 2
 
 
+@pytest.mark.usefixtures("hurried")
 def test_a_model_without_its_bare_backbone(tmp_path: Path, photos: Path) -> None:
     pytest.importorskip("torch")
     in_process(
@@ -371,6 +372,7 @@ def compared(
         return interleave(contenders, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
+        hurry(patch)
         patch.setattr(bench, "_open_bare", opened)
         patch.setattr(bench, "interleave", interleaved)
         done = in_process(
@@ -418,6 +420,7 @@ def test_models_stand_beside_each_other(
         assert sum(found.startswith(line) for found in out.splitlines()) == 1, line
 
 
+@pytest.mark.usefixtures("hurried")
 def test_copies_of_a_model_are_compared(model_file: Path, tmp_path: Path) -> None:
     """To see what two runs of one thing differ by."""
     (tmp_path / "copy.onnx").write_bytes(model_file.read_bytes())

@@ -266,17 +266,6 @@ def test_a_graph_that_could_not_refuse_a_frame_is_not_written(
         )
 
 
-@pytest.fixture(scope="module")
-def oblong_embedding(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An embedding of 64 x 96."""
-    pytest.importorskip("torch")
-    from padim_edge.export.export import export_backbone
-
-    path = tmp_path_factory.mktemp("oblong") / "embedding.onnx"
-    export_backbone(path, "resnet18", dims=(20,), image_size=(64, 96), weights="random")
-    return path
-
-
 # --- real photos and other runtimes ---------------------------------------------------------------
 
 

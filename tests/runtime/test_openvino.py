@@ -35,17 +35,6 @@ needs_bf16 = pytest.mark.skipif(not HAS_BF16, reason="this processor has no bflo
 # --- parity with the independent judge (tests/test_graph.py has the scoring graph alone) ------
 
 
-@pytest.fixture(scope="module")
-def oblong(tmp_path_factory):
-    """An embedding of 64 x 96."""
-    pytest.importorskip("torch")
-    from padim_edge.export.export import export_backbone
-
-    path = tmp_path_factory.mktemp("oblong") / "embedding.onnx"
-    export_backbone(path, "resnet18", dims=(20,), image_size=(64, 96), weights="random")
-    return path
-
-
 def judged(embedding: Path, good: np.ndarray, test: np.ndarray, shrunk: bool) -> np.ndarray:
     """Score maps of the reference; the covariance is scikit-learn's Ledoit-Wolf where shrunk."""
     from sklearn.covariance import LedoitWolf
@@ -85,7 +74,9 @@ def test_whitened_as_onnx_runtime(detectors, kind):
     ],
 )
 def test_score_maps_equal_the_reference(request, tmp_path, photos, constants, covariance, shape):
-    embedding = request.getfixturevalue("embedding_file" if shape == "square" else "oblong")
+    embedding = request.getfixturevalue(
+        "embedding_file" if shape == "square" else "oblong_embedding"
+    )
     preprocess = Preprocess.whole(read(embedding, "embedding").backbone_info.image_size)
     files = find_images(photos / "train")
     settings = Settings(preprocess, constants=constants, covariance=covariance)
@@ -109,15 +100,12 @@ def command(*arguments: object) -> None:
 
 
 @pytest.fixture(scope="module")
-def bottle(data, tmp_path_factory):
+def bottle(data, real_embedding, tmp_path_factory):
     """A detector with real weights on real photos, and the photos."""
-    pytest.importorskip("torch")
-    folder = tmp_path_factory.mktemp("bottle")
-    weights = data / "weights" / "resnet18-imagenet1k-v1-to-layer3.pth"
+    model = tmp_path_factory.mktemp("bottle") / "padim.onnx"
     photos = data / "data" / "mvtec-256" / "bottle"
-    command("export", "--weights", weights, "-o", folder / "embedding.onnx")
-    command("fit", folder / "embedding.onnx", photos, "-o", folder / "padim.onnx")
-    return folder / "padim.onnx", photos
+    command("fit", real_embedding, photos, "-o", model)
+    return model, photos
 
 
 @pytest.mark.parametrize("name", ["openvino", pytest.param("openvino-bf16", marks=needs_bf16)])

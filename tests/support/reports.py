@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import pytest
 
+from padim_edge.measure import bench
 from padim_edge.measure.power import Power
 from padim_edge.measure.report import Kernel, Report
 from padim_edge.runtime.engines import DeviceFigures
@@ -16,6 +18,13 @@ from padim_edge.runtime.engines import DeviceFigures
 SCHEMA_FILE = Path(__file__).parents[2] / "docs" / "bench.schema.json"
 SMALL = ("--calls", 10, "--frame", "120x90", "--threads", 1)
 """Options of a benchmark that is over soon."""
+
+
+def hurry(patch: pytest.MonkeyPatch) -> None:
+    """One fresh process for each row, and few calls: where it is not figures that are looked at."""
+    patch.setattr(bench, "STARTS", 1)
+    patch.setattr(bench, "BLOCK", 2)
+    patch.setattr(bench, "REST_SECONDS", 0)
 
 
 def validate(report: dict[str, Any]) -> None:
