@@ -128,7 +128,7 @@ def build_twice(root: Path, folder: Path) -> list[Path]:
             tar.extractall(source, filter="fully_trusted")  # it is our own, links and all
         out = folder / name / "out"
         run(
-            *(sys.executable, "-m", "build", "--outdir", out, source),
+            *(sys.executable, "-m", "build", "--installer", "uv", "--outdir", out, source),
             env={**os.environ, "SOURCE_DATE_EPOCH": epoch, "PYTHONHASHSEED": "0"},
         )
         (wheel,) = out.glob("*.whl")

@@ -132,6 +132,7 @@ def test_two_builds_that_differ_are_no_release(capsys, tree, monkeypatch):
 @pytest.mark.slow
 def test_the_same_bytes_twice(capsys, tree):
     pytest.importorskip("build")
+    pytest.importorskip("uv")
     pytest.importorskip("twine")
     assert release.main([VERSION, "--root", str(tree), "--no-bom"]) == 0
     folder = tree / "dist" / VERSION
