@@ -49,11 +49,14 @@ class Basis:
         offset: [d], such that the mean over images and positions becomes 0: float16 maps of some
             engines keep more digits of small numbers.
         shrinkage: alpha; 0 before it is chosen.
+        images: that the directions were made of; None in moments that a version saved which did
+            not say.
     """
 
     directions: Array
     offset: Array
     shrinkage: float = 0.0
+    images: int | None = None
 
     @property
     def eps(self) -> float:
@@ -73,6 +76,25 @@ class Basis:
 def images_for(pooled: Layer) -> int:
     """How many images a basis of a pooled layer should be made of; see `SAMPLES`."""
     return math.ceil(SAMPLES * pooled.channels / (pooled.height * pooled.width)) + 1
+
+
+def described(basis: Basis, wanted: int, known: int) -> str:
+    """What scores that are left out in a basis are worth, in words.
+
+    Args:
+        basis: that the scores were made in.
+        wanted: images that it should be made of, see `images_for`.
+        known: images of the fit that made it and of all updates since: not more than these.
+    """
+    if basis.images is None and known >= wanted:
+        return "given the basis of an earlier fit, whose moments do not say of how many images"
+    if (basis.images or known) >= wanted:
+        return "given the basis"
+    most = f"{basis.images}" if basis.images else f"at most {known}"
+    return (
+        f"given the basis of {most} images, which are too few and make the threshold too low: "
+        f"fit {wanted} or more at once, without moments of fewer, or take --preset reference"
+    )
 
 
 def find_basis(
@@ -120,7 +142,7 @@ def principal(features: Features, dims: int) -> Basis:
     largest = slice(None, -dims - 1, -1)
     scales = np.sqrt(np.maximum(values[largest], 0.0) + floor)
     directions = np.ascontiguousarray(vectors[:, largest] / scales)
-    return Basis(directions, -mean @ directions)
+    return Basis(directions, -mean @ directions, images=features.count)
 
 
 def within_positions(features: Features) -> tuple[Array, Array]:

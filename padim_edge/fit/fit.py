@@ -28,7 +28,7 @@ import numpy as np
 from padim_edge.errors import PadimEdgeError, UsageError
 from padim_edge.files import atomic_write, check_distinct
 from padim_edge.fit.assemble import assemble
-from padim_edge.fit.basis import Basis, find_basis, images_for
+from padim_edge.fit.basis import Basis, described, find_basis, images_for
 from padim_edge.fit.calibrate import calibrate
 from padim_edge.fit.chosen import check_whole, with_chosen
 from padim_edge.fit.features import Extract, Features, extract
@@ -67,7 +67,9 @@ class Fitted:
         engine: what ran the backbone, in words.
         skipped: with engine "auto", why those before it were not taken, a line each.
         brightest: value in the prepared images, 0 to 255.
-        wanted: images that a whitened preset's threshold needs to be trusted; 0 for others.
+        wanted: images that a whitened preset's threshold needs to be trusted; 0 for others, and
+            with ``update``, whose basis is made already: the file's ``calibration`` says of how
+            many images, if they are too few.
         seconds_features: of images through the backbone.
         seconds_statistics: of all that came after.
     """
@@ -235,9 +237,7 @@ def fit_features(
         PadimEdgeError: too few images, or they do not differ.
     """
     _check_count(len(features.firsts()), earlier, settings, features)
-    wanted = 0
-    if settings.head() and not (earlier and earlier.basis):
-        wanted = images_for(features.pyramid.levels[0].layers[0])
+    wanted = images_for(features.pyramid.levels[0].layers[0]) if settings.head() else 0
     rejected: tuple[Outlier, ...] = ()
     for rounds_left in reversed(range(ROUNDS + 1)):
         own, backbone, used, basis = _with_basis(
@@ -259,7 +259,8 @@ def fit_features(
         _check_count(len(features.firsts()), earlier, settings, features)
     total = features.count + (earlier.moments.count if earlier else 0)
     if basis:
-        how = f"{how}, given the basis"
+        known = earlier.moments.count if earlier else features.count
+        how = f"{how}, {described(basis, wanted, known)}"
     if rejected:
         how = f"{how}; {len(rejected)} outliers were left out"
     calibration = calibrate(scores, pixel_scores, settings.false_alarm_rate, how)
@@ -283,7 +284,8 @@ def fit_features(
             basis,
             looks,
         )
-    return Made(model, saved, features, statistics, outliers, rejected, wanted)
+    own_basis = not (earlier and earlier.basis)
+    return Made(model, saved, features, statistics, outliers, rejected, wanted if own_basis else 0)
 
 
 def _with_basis(

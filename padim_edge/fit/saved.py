@@ -94,6 +94,8 @@ class SavedMoments:
             arrays["basis.directions"] = self.basis.directions
             arrays["basis.offset"] = self.basis.offset
             arrays["basis.shrinkage"] = np.array([self.basis.shrinkage])
+            if self.basis.images is not None:
+                arrays["basis.images"] = np.array([self.basis.images], np.float64)
         if self.looks is not None:
             arrays["looks"] = self.looks
         if len(self.pixel_scores):
@@ -118,7 +120,7 @@ class SavedMoments:
                 pixel_scores = _array(arrays, "pixel_scores", len(scores)) if known else np.empty(0)
                 digests = _digests(arrays, count)
                 ratios = _array(arrays, "aspect_ratios", 2) if "aspect_ratios" in arrays else ()
-                basis = _basis(arrays, embedding, head) if head else None
+                basis = _basis(arrays, embedding, head, count) if head else None
                 looks = _array(arrays, "looks", len(scores), LOOK) if "looks" in arrays else None
         except UsageError:
             raise
@@ -195,12 +197,16 @@ def _digests(arrays: Any, count: int) -> tuple[bytes, ...]:
     return tuple(row.tobytes() for row in digests)
 
 
-def _basis(arrays: Any, embedding: Model, head: Layer) -> Basis:
+def _basis(arrays: Any, embedding: Model, head: Layer, count: int) -> Basis:
     channels = sum(layer.channels for layer in pooled_layers(embedding.backbone_info))
+    images = _array(arrays, "basis.images", 1)[0] if "basis.images" in arrays else None
+    if images is not None and not (images.is_integer() and 1 <= images <= count):
+        raise ValueError("basis.images is no number of images of the fit")
     return Basis(
         _array(arrays, "basis.directions", channels, head.channels),
         _array(arrays, "basis.offset", head.channels),
         float(_array(arrays, "basis.shrinkage", 1)[0]),
+        None if images is None else int(images),
     )
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from scipy.stats import multivariate_normal
 
 from padim_edge.detect.detector import Detector
-from padim_edge.errors import UsageError
+from padim_edge.errors import ModelError, UsageError
 from padim_edge.fit.basis import find_basis, principal, within_positions
 from padim_edge.fit.features import Features, extract
 from padim_edge.fit.fit import fit_detector
@@ -261,3 +261,34 @@ def test_what_a_basis_wants_is_said(embedding, good, tmp_path):
     done = fit_detector(embedding, good, tmp_path / "padim.onnx", FEW)
     assert done.wanted == 15
     assert done.model.detector_info.calibration.endswith(", given the basis")
+
+
+def test_a_basis_of_too_few_is_said_in_every_update(embedding, good, tmp_path):
+    """Of 12, where 15 are wanted: more photos do not mend it."""
+    state, again = tmp_path / "moments.npz", tmp_path / "again.npz"
+    few = fit_detector(embedding, good[:12], tmp_path / "a.onnx", FEW, save_moments=state)
+    assert "given the basis of 12 images, which" in few.model.detector_info.calibration
+
+    def updated(photos, state, **options) -> str:
+        done = fit_detector(embedding, photos, tmp_path / "b.onnx", FEW, update=state, **options)
+        assert done.wanted == 0
+        return read(tmp_path / "b.onnx", "padim").detector_info.calibration
+
+    assert "given the basis of 12 images, which" in updated(good[12:18], state, save_moments=again)
+    said = updated(good[18:], again)
+    assert "given the basis of 12 images, which are too few" in said
+    assert "fit 15 or more at once" in said
+
+    for file, words in ((state, "of at most 12 images, which"), (again, "do not say of how many")):
+        with np.load(file) as arrays:  # as versions before wrote them
+            older = {name: arrays[name] for name in arrays if name != "basis.images"}
+            assert len(older) == len(arrays) - 1
+        np.savez(file, **older)
+        assert words in updated(good[18:], file)
+    for wrong in (0.0, 12.5, 19.0, np.nan):
+        np.savez(again, **older, **{"basis.images": np.array([wrong])})
+        with pytest.raises(ModelError, match="damaged"):
+            updated(good[18:], again)
+    enough = tmp_path / "enough.npz"
+    fit_detector(embedding, good[:16], tmp_path / "c.onnx", FEW, save_moments=enough)
+    assert updated(good[16:], enough).endswith(", given the basis")
