@@ -93,37 +93,58 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], M
     return make
 
 
+@pytest.fixture(scope="session")
+def quantised(exported: Callable[[str, str], Model], photos: Path) -> Callable[[str], Model]:
+    """The same in int8, made once."""
+    pytest.importorskip("onnxruntime")
+    from padim_edge.fit.quantised import quantise_embedding
+    from padim_edge.images.dataset import train_images
+    from padim_edge.images.preprocess import Preprocess
+
+    @functools.cache
+    def make(backbone: str) -> Model:
+        whole, good = exported(backbone, "float32"), train_images(photos)[:4]
+        return quantise_embedding(whole, good, Preprocess.whole((224, 224)), "tensorrt").model
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def plan_bytes(
+    tensorrt: Callable[..., Any], exported: Callable[[str, str], Model]
+) -> Callable[[str, str], int]:
+    """The size of a backbone's plan, which is built once."""
+    return functools.cache(lambda *which: len(tensorrt(build, backbone_graph(exported(*which)))[0]))
+
+
 # --- tests ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_backbones_build(
-    tensorrt: Callable[..., Any],
+    plan_bytes: Callable[[str, str], int],
     exported: Callable[[str, str], Model],
     backbone: str,
     precision: str,
 ) -> None:
-    graph = backbone_graph(exported(backbone, precision))
-    plan, _ = tensorrt(build, graph)
-    assert len(plan) > 0.9 * len(graph)  # the weights are in it
+    size = plan_bytes(backbone, precision)
+    assert size > 0.9 * len(backbone_graph(exported(backbone, precision)))  # the weights are in it
     if precision == "float16":  # and in the graph's precision
-        single = backbone_graph(exported(backbone, "float32"))
-        assert len(tensorrt(build, single)[0]) - len(plan) > 0.4 * len(single)
+        single = len(backbone_graph(exported(backbone, "float32")))
+        assert plan_bytes(backbone, "float32") - size > 0.4 * single
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
 def test_int8_backbones_build(
-    tensorrt: Callable[..., Any], exported: Callable[[str, str], Model], backbone: str, good: Any
+    tensorrt: Callable[..., Any],
+    exported: Callable[[str, str], Model],
+    quantised: Callable[[str], Model],
+    backbone: str,
 ) -> None:
-    pytest.importorskip("onnxruntime")
-    from padim_edge.fit.quantised import quantise_embedding
-    from padim_edge.images.preprocess import Preprocess
-
-    whole = exported(backbone, "float32")
-    done = quantise_embedding(whole, good[:4], Preprocess.whole((224, 224)), "tensorrt")
-    plan, _ = tensorrt(build, backbone_graph(done.model))
-    assert len(plan) < 0.6 * len(backbone_graph(whole))  # its weights are int8 in the plan
+    plan, _ = tensorrt(build, backbone_graph(quantised(backbone)))
+    # Its weights are int8 in the plan.
+    assert len(plan) < 0.6 * len(backbone_graph(exported(backbone, "float32")))
 
 
 @pytest.mark.parametrize("kind", ["whitened", "whitened-fine", "roi"])
