@@ -12,6 +12,7 @@ pytest.importorskip("torch")
 import frame
 
 
+@pytest.mark.usefixtures("hurried")
 def test_prepared_images_and_a_cameras_frames(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -123,9 +123,13 @@ def test_the_site_builds_strictly(tmp_path):
     done = build()
     assert done.returncode == 0, done.stdout + done.stderr
     assert 'id="padim_edge.fit.fit.fit_detector"' in (tmp_path / "site/api/fit.html").read_text()
+    for page in (tmp_path / "docs" / "api").iterdir():  # the API takes most of the time
+        page.write_text("")
     with (tmp_path / "docs" / "status.md").open("a") as page:
         page.write("\n[nowhere](figures.md#nowhere)\n")
-    assert build().returncode != 0
+    done = build()
+    assert done.returncode != 0
+    assert "#nowhere" in re.sub(r"\x1b\[[\d;]*m", "", done.stdout + done.stderr)
 
 
 def test_the_picture_of_the_readme_can_be_drawn(tmp_path):
