@@ -10,6 +10,7 @@ import os
 import pickle
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -21,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from helpers import Outcome, blocking, contents, in_process, padim_edge, unchanged
+from helpers import Outcome, contents, in_process, padim_edge, unchanged
 
-from padim_edge.errors import ImageError, PadimEdgeError
+from padim_edge.errors import ImageError, PadimEdgeError, UsageError
 from padim_edge.images.stored_path import StoredPath
 
 if TYPE_CHECKING:
@@ -70,11 +71,14 @@ def mixed(mine: Path) -> Path:
 
 
 def test_fit_gives_the_same_file_moments_and_warnings(
-    tmp_path, cluster, small_runs, embedding_file, mixed
+    tmp_path, cluster, small_runs, embedding_file, mixed, monkeypatch
 ):
+    """Of photos whose paths begin here, which is not where Ray was started."""
+    monkeypatch.chdir(mixed.parent)
+
     def fit(name: str, *options: object) -> Outcome:
         return in_process(
-            *("fit", embedding_file, mixed, "-o", tmp_path / f"{name}.onnx"),
+            *("fit", embedding_file, mixed.name, "-o", tmp_path / f"{name}.onnx"),
             *("--save-moments", tmp_path / f"{name}.npz", *options),
         ).worked()
 
@@ -91,10 +95,12 @@ def test_fit_gives_the_same_file_moments_and_warnings(
 
 
 @pytest.mark.parametrize(
-    "options", [{"preset": "whitened"}, {"preset": "reference", "dims": 30}], ids=lambda o: str(o)
+    ("workers", "options"),
+    [(2, {"preset": "whitened"}), (1, {"preset": "reference", "dims": 30})],
+    ids=str,
 )
 def test_presets_give_the_same_file_for_one_worker_and_two(
-    tmp_path, cluster, small_runs, whole_embedding, mixed, options
+    tmp_path, cluster, small_runs, whole_embedding, mixed, workers, options
 ):
     from padim_edge.fit.fit import fit_detector
     from padim_edge.fit.settings import Settings
@@ -102,19 +108,15 @@ def test_presets_give_the_same_file_for_one_worker_and_two(
     from padim_edge.images.preprocess import Preprocess
 
     settings = Settings(Preprocess.whole((64, 64)), **options)
-    one = dataclasses.replace(cluster, cpus=(1,))
-    for name, extra in (
-        ("plain", {}), ("one", {"extract": spread(one)}), ("two", {"extract": spread(cluster)})
-    ):  # fmt: skip
+    some = dataclasses.replace(cluster, cpus=(workers,))
+    for name, extra in (("plain", {}), ("ray", {"extract": spread(some)})):
         bad: list[Path] = []
         fit_detector(
             whole_embedding, find_images(mixed), tmp_path / name, settings,
             on_error=lambda path, _, bad=bad: bad.append(path), reject_outliers=True, **extra,
         )  # fmt: skip
         assert [path.name for path in bad] == ["001b.png", "007b.png"]
-    plain = (tmp_path / "plain").read_bytes()
-    assert (tmp_path / "one").read_bytes() == plain
-    assert (tmp_path / "two").read_bytes() == plain
+    assert (tmp_path / "ray").read_bytes() == (tmp_path / "plain").read_bytes()
 
 
 def test_a_worker_that_is_killed_is_survived(tmp_path, cluster, small_runs, embedding_file, mine):
@@ -209,11 +211,19 @@ def test_run_says_the_same_and_draws_the_same(tmp_path, cluster, small_runs, mod
     assert "regions" in (tmp_path / "ray" / "lines").read_text()
 
 
-def test_lines_have_their_regions_where_no_map_is_sent(cluster, small_runs, model_file, photos):
-    run = ("run", model_file, photos / "test", "--jsonl", "-", "--threshold", 5)
-    plain, ours = in_process(*run).worked(), in_process(*run, "--ray").worked()
+def test_lines_have_their_regions_where_no_map_is_sent(
+    tmp_path, cluster, small_runs, model_file, photos, monkeypatch
+):
+    """Of photos whose paths begin here, and of a list that names one that is not there."""
+    monkeypatch.chdir(photos)
+    (tmp_path / "list").write_text("none.png\n")
+    run = ("run", model_file, "test", "--files-from", tmp_path / "list", "--jsonl", "-")
+    plain, ours = (in_process(*run, "--threshold", 5, *more).worked() for more in ((), ("--ray",)))
     assert ours.stdout == plain.stdout
-    assert any(json.loads(line)["regions"] for line in ours.stdout.splitlines())
+    assert said(ours) == said(plain)
+    *lines, last = map(json.loads, ours.stdout.splitlines())
+    assert any(line["regions"] for line in lines)
+    assert "none.png: cannot be read" in last["error"]
 
 
 def test_eval_gives_the_same_figures(
@@ -233,9 +243,13 @@ def test_eval_gives_the_same_figures(
     assert (tmp_path / "ray.json").read_bytes() == (tmp_path / "plain.json").read_bytes()
 
 
-def test_categories_are_fitted_and_measured_at_once(tmp_path, cluster, photos, embedding_file):
+def test_categories_are_fitted_and_measured_at_once(
+    tmp_path, cluster, photos, embedding_file, monkeypatch
+):
+    """By paths that begin here."""
     pytest.importorskip("sklearn")
-    datasets = tmp_path / "data"
+    monkeypatch.chdir(tmp_path)
+    datasets = Path("data")
     for name in ("bolt", "cap", "nut"):
         shutil.copytree(photos, datasets / name)
     (datasets / "bolt" / "train" / "good" / "003.png").write_bytes(b"no image")
@@ -243,18 +257,20 @@ def test_categories_are_fitted_and_measured_at_once(tmp_path, cluster, photos, e
 
     def measure(*options: object) -> Outcome:
         """In a folder of the same name each time: the JSON names it."""
-        shutil.rmtree(tmp_path / "made", ignore_errors=True)
-        (tmp_path / "made").mkdir()
+        made = Path("made")
+        shutil.rmtree(made, ignore_errors=True)
+        made.mkdir()
         return in_process(
-            *("eval", tmp_path / "made" / "detectors", datasets, "--fit-from", embedding_file),
-            *("--json", tmp_path / "made" / "all.json", *options),
+            *("eval", made / "detectors", datasets, "--fit-from", "embedding.onnx"),
+            *("--json", made / "all.json", *options),
         )
 
+    shutil.copy(embedding_file, "embedding.onnx")
     plain = measure()
-    before = contents(tmp_path / "made")
+    before = contents(Path("made"))
     ours = measure("--ray")
     assert ours.code == plain.code == 1
-    assert contents(tmp_path / "made") == before
+    assert contents(Path("made")) == before
     assert ours.stdout == plain.stdout
     assert said(ours) == said(plain)
     assert any("003.png" in line for line in ours.warnings())
@@ -265,28 +281,25 @@ def test_categories_are_fitted_and_measured_at_once(tmp_path, cluster, photos, e
 
 
 def test_what_a_worker_refuses_is_said_in_its_words(cluster):
+    """What it did before has its answers, in order; a fault is told in a line, too."""
+
     def opened() -> Callable[[int], int]:
         def work(piece: int) -> int:
             if piece == 3:
                 raise PadimEdgeError("three is too many")
-            return piece + 1
+            return 6 // piece
 
         return work
 
-    assert list(cluster.spread(opened, [5, 1, 2])) == [6, 2, 3]
     assert list(cluster.spread(opened, [])) == []
+    answers = cluster.spread(opened, [6, 1, 2, 3, 4])
+    assert [next(answers) for _ in range(3)] == [1, 6, 3]
     with pytest.raises(PadimEdgeError, match=r"^three is too many \(on "):
-        list(cluster.spread(opened, [1, 2, 3, 4]))
-
-
-def test_a_fault_of_a_worker_is_one_line(cluster):
-    def opened() -> Callable[[int], int]:
-        return lambda piece: 1 // piece
-
+        next(answers)
     with pytest.raises(
         PadimEdgeError, match=r"this should not happen \(ZeroDivisionError: "
     ) as caught:
-        list(cluster.spread(opened, [1, 0]))
+        list(cluster.spread(opened, [0]))
     assert "\n" not in str(caught.value)
 
 
@@ -300,16 +313,21 @@ def test_what_a_cluster_cannot_give_is_refused(tmp_path, cluster, embedding_file
         cluster.workers("trt")
 
 
-def test_what_ends_its_worker_each_time_is_given_up(cluster):
+def test_what_ends_its_worker_each_time_is_given_up(tmp_path, cluster, monkeypatch):
     """As a photo does for which the memory does not suffice."""
+    monkeypatch.setattr("padim_edge.scale.cluster.RETRIES", 1)  # a worker's start takes seconds
+    monkeypatch.chdir(tmp_path)
 
     def opened() -> Callable[[int], int]:
-        return lambda piece: os._exit(1) if piece == 2 else piece
+        return lambda _: os._exit(1)
 
     with pytest.raises(PadimEdgeError, match="did not do the work") as caught:
-        list(cluster.spread(opened, [1, 2]))
+        list(cluster.spread(opened, [1]))
     assert "\n" not in str(caught.value)
-    assert list(cluster.spread(lambda: str, [1])) == ["1"]  # Ray goes on
+    # Ray goes on, and its workers are where it was started.
+    (answer,) = cluster.spread(lambda: lambda piece: (piece, str(Path.cwd())), [1])
+    assert answer[0] == 1
+    assert answer[1] != str(tmp_path)
 
 
 def test_paths_begin_in_the_folder_of_the_first_process(tmp_path, cluster, monkeypatch):
@@ -323,33 +341,9 @@ def test_paths_begin_in_the_folder_of_the_first_process(tmp_path, cluster, monke
     assert start_of([tmp_path, StoredPath("s3://photos/a.png")]) is None
     assert start_of([tmp_path, Path("a.png")]) == tmp_path
     assert list(cluster.spread(opened, [1], folder=tmp_path)) == [str(tmp_path)]
-    assert list(cluster.spread(opened, [1])) != [str(tmp_path)]
     with pytest.raises(PadimEdgeError, match="which cannot be entered here") as caught:
         list(cluster.spread(opened, [1], folder=tmp_path / "none"))
     assert str(tmp_path / "none") in str(caught.value)
-
-
-def test_relative_paths_work_where_the_folder_is_shared(
-    tmp_path, cluster, small_runs, photos, embedding_file, model_file, monkeypatch
-):
-    pytest.importorskip("sklearn")
-    shutil.copytree(photos, tmp_path / "data" / "bolt")
-    (tmp_path / "data" / "bolt" / "test" / "good" / "001b.png").write_bytes(b"no image")
-    shutil.copy(embedding_file, tmp_path / "embedding.onnx")
-    shutil.copy(model_file, tmp_path / "padim.onnx")
-    monkeypatch.chdir(tmp_path)
-    for command in (
-        ("fit", "embedding.onnx", "data/bolt/train/good", "-o", "made.onnx"),
-        ("run", "padim.onnx", "data/bolt/test", "--jsonl", "-"),
-        ("eval", "made", "data", "--fit-from", "embedding.onnx"),
-    ):
-        plain = in_process(*command).worked()
-        made = contents(tmp_path)
-        shutil.rmtree(tmp_path / "made", ignore_errors=True)
-        ours = in_process(*command, "--ray").worked()
-        assert contents(tmp_path) == made
-        assert said(ours) == said(plain)
-        assert command[0] == "fit" or ours.stdout == plain.stdout
 
 
 def test_what_only_the_first_process_has_is_no_bad_photo(tmp_path):
@@ -364,16 +358,6 @@ def test_what_only_the_first_process_has_is_no_bad_photo(tmp_path):
     check_missing(cluster, there, ImageError(f"{there}: damaged"))
     with pytest.raises(PadimEdgeError, match=r"a\.png is not there for a worker of Ray at head"):
         check_missing(cluster, there, error)
-
-
-def test_a_list_may_name_photos_that_are_not_there(
-    tmp_path, cluster, small_runs, model_file, photos
-):
-    (tmp_path / "list").write_text(f"{photos}/test/good/000.png\n{tmp_path}/none.png\n")
-    run = ("run", model_file, "--files-from", tmp_path / "list", "--jsonl", "-")
-    plain, ours = in_process(*run).worked(), in_process(*run, "--ray").worked()
-    assert ours.stdout == plain.stdout
-    assert "none.png: cannot be read" in ours.stdout
 
 
 def test_workers_are_counted_on_each_machine():
@@ -458,6 +442,41 @@ def test_where_nothing_is_left_no_ray_is_started(tmp_path, model_file, photos):
     # No cluster answers there.
     done = in_process(*run, "--resume", "--ray-address", "127.0.0.1:1").worked()
     assert not any(line.startswith("Ray ") for line in done.stderr.splitlines())
+
+
+@pytest.mark.parametrize("address", ["", " ", "6379", "head", "head:", ":6379", "head:70000"])
+def test_what_is_no_address_is_refused(address):
+    """An empty one is that of a variable which is not set: it starts nothing of its own."""
+    pytest.importorskip("ray", reason="needs Ray: pip install 'padim-edge[ray]'")
+    from padim_edge.scale.cluster import connected
+
+    with pytest.raises(UsageError, match="HOST:PORT"), connected(address):
+        pass
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_where_nobody_listens_ray_is_not_asked(scheme, monkeypatch, free_port):
+    """Ray would ask for minutes and say nothing."""
+    pytest.importorskip("ray", reason="needs Ray: pip install 'padim-edge[ray]'")
+    from padim_edge.scale import cluster
+
+    monkeypatch.setattr(cluster.ray, "init", lambda **_: pytest.fail("Ray was asked"))
+    address = f"{scheme}127.0.0.1:{free_port}"
+    with pytest.raises(PadimEdgeError, match=f"answers at {address} .*refused"):
+        with cluster.connected(address):
+            pass
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(PadimEdgeError, match=f"answers at {address} .*refused"):
+        with cluster.connected():
+            pass
+
+
+@pytest.fixture
+def free_port() -> Iterator[int]:
+    """One that is taken, and where nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
 
 
 def test_another_program_joins_a_cluster_by_its_address(
@@ -551,13 +570,15 @@ def test_one_that_was_started_listens_to_this_machine_alone_and_leaves_nothing(t
     assert not done.stderr
 
 
-def test_without_ray_its_extra_is_named(tmp_path, embedding_file, model_file, photos):
-    absent = blocking("ray")
+def test_without_ray_its_extra_is_named(tmp_path, embedding_file, model_file, photos, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("padim_edge.scale.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "ray", None)
     for arguments in (
         ("fit", embedding_file, photos, "-o", tmp_path / "padim.onnx"),
         ("run", model_file, photos / "test"),
         ("eval", model_file, photos),
     ):
         with unchanged(tmp_path):
-            done = padim_edge(*arguments, "--ray", prelude=absent)
+            done = in_process(*arguments, "--ray")
         done.failed(1, "--ray needs ray", "pip install 'padim-edge[ray]'")
