@@ -72,6 +72,15 @@ _BY_WAY_OF = {"P": "RGBA", "PA": "RGBA", "La": "LA", "RGBa": "RGBA"}
 
 
 _BITS_PER_SAMPLE = 258
+_TILE_SIDES = (322, 323)
+
+#: More scans of a JPEG are refused: each goes through all blocks again, for a few bytes of the
+#: file. Programs write some ten, and libjpeg's own djpeg takes such a limit (-maxscans).
+MAX_SCANS = 500
+
+# Its head as libjpeg takes it: of one to four components, and so long. In compressed data 0xff is
+# followed by 0.
+_SCAN = re.compile(rb"\xff\xda\0(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
 
 
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
@@ -145,8 +154,8 @@ def check_head(encoded: bytes, most: int) -> None:
     stream = io.BytesIO(encoded)
     reader = _reader(stream)
     try:
-        image = reader(stream)
-        found, many = f"{image.width} x {image.height}", image.width * image.height > most
+        found = _largest(reader(stream), most)
+        many = found is not None
     except Image.DecompressionBombError as error:
         found, many = str(error), True
     except Exception:  # as in _decode
@@ -263,8 +272,10 @@ def _decode(stream: BinaryIO, shrink: Shrink | None = None) -> Image.Image:
     reader = _reader(stream)
     try:
         image = reader(stream)
-        if image.width * image.height > MAX_PIXELS:
-            raise Image.DecompressionBombError(f"{image.width} x {image.height}")
+        if (found := _largest(image, MAX_PIXELS)) is not None:
+            raise Image.DecompressionBombError(found)
+        if isinstance(image, JpegImageFile):
+            _check_scans(stream)
         if shrink is not None and isinstance(image, JpegImageFile):
             factor = shrink(*_upright_size(image))
             image.draft(None, (image.width // factor, image.height // factor))
@@ -275,13 +286,68 @@ def _decode(stream: BinaryIO, shrink: Shrink | None = None) -> Image.Image:
             f"has too many pixels ({error}); at most {MAX_PIXELS:,} are allowed: scale it down "
             "or cut it up"
         ) from error
-    except MemoryError:
+    except (ImageError, MemoryError):
         raise
     except Exception as error:  # damaged bytes lead Pillow's readers to any exception there is
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(
             f"cannot be decoded ({reason}); it is damaged or truncated: replace or remove it"
         ) from error
+
+
+def _largest(image: ImageFile.ImageFile, most: int) -> str | None:
+    """What of an image has more pixels than ``most`` and is decoded at once; None if nothing.
+
+    Raises:
+        ValueError: the file contradicts itself.
+    """
+    if image.width * image.height > most:
+        return f"{image.width} x {image.height}"
+    if isinstance(image, TiffImageFile):
+        # Decoded as a whole, however little of it lies in the image; strips end with the image.
+        width, height = (image.tag_v2.get(tag, 0) for tag in _TILE_SIDES)
+        if _twice(image, _TILE_SIDES) or not isinstance(width * height, int):
+            raise ValueError("the sides of its tiles are no two numbers")
+        if width * height > most:
+            return f"tiles of {width} x {height}"
+    return None
+
+
+def _twice(image: TiffImageFile, tags: tuple[int, ...]) -> bool:
+    """Whether a tag stands more than once: Pillow believes the last, libtiff the first."""
+    stream = image.fp
+    assert stream is not None
+    begin = stream.tell()
+    order = "<" if image.tag_v2.prefix == b"II" else ">"
+    stream.seek(2)
+    big = stream.read(2) in (b"+\0", b"\0+")
+    stream.seek(8 if big else 4)
+    (at,) = struct.unpack(f"{order}{'Q' if big else 'I'}", stream.read(8 if big else 4))
+    stream.seek(at)
+    (count,) = struct.unpack(f"{order}{'Q' if big else 'H'}", stream.read(8 if big else 2))
+    size = 20 if big else 12
+    entries = stream.read(min(count, 1 << 16) * size)
+    stream.seek(begin)
+    found = [
+        struct.unpack_from(f"{order}H", entries, i)[0] for i in range(0, len(entries) - 1, size)
+    ]
+    return any(found.count(tag) > 1 for tag in tags)
+
+
+def _check_scans(stream: BinaryIO) -> None:
+    """Refuse a JPEG of which decoding has no end.
+
+    Raises:
+        ImageError: it has more than `MAX_SCANS`.
+    """
+    begin = stream.tell()
+    stream.seek(0)
+    body = stream.read()
+    stream.seek(begin)
+    if body.count(b"\xff\xda") > MAX_SCANS and (many := len(_SCAN.findall(body))) > MAX_SCANS:
+        raise ImageError(
+            f"is a JPEG of {many:,} scans; at most {MAX_SCANS} are allowed: save it anew"
+        )
 
 
 def to_rgb(image: Image.Image, bit_depth: int | None = None) -> Image.Image:

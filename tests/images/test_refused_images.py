@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from PIL import Image
 
 from padim_edge.errors import ImageError
 from padim_edge.images import decode
-from padim_edge.images.decode import load_image
+from padim_edge.images.decode import MAX_SCANS, TooManyPixelsError, check_head, load_image
 
 
 @silent
@@ -133,3 +135,40 @@ def test_large_allowed_images_raise_no_warning(
     with pytest.warns(Image.DecompressionBombWarning):
         Image.open(path).close()
     load_image(path)
+
+
+def _tiled(side: int, *again: int) -> bytes:
+    """A TIFF of 8 x 8 pixels in one tile, of which the sides may be said again."""
+    data = zlib.compress(bytes(side * side))
+    tags = [(256, 8), (257, 8), (258, 8), (259, 8), (262, 1), (277, 1)]
+    tags += [(tag, one) for tag in (322, 323) for one in (side, *again)]
+    tags += [(324, 8 + 2 + 12 * (len(tags) + 2) + 4), (325, len(data))]
+    body = b"II*\0" + struct.pack("<IH", 8, len(tags))
+    return body + b"".join(struct.pack("<HHII", t, 4, 1, v) for t, v in tags) + bytes(4) + data
+
+
+def test_a_tile_that_is_larger_than_its_image_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_head(_tiled(4096), 4096**2)
+    assert load_image(_tiled(4096)).size == (8, 8)
+    with pytest.raises(TooManyPixelsError, match=r"\(tiles of 4096 x 4096\); at most 16,777,215"):
+        check_head(_tiled(4096), 4096**2 - 1)
+    # libtiff takes the first, and Pillow says the last.
+    with pytest.raises(ImageError, match="sides of its tiles"):
+        load_image(_tiled(4096, 16))
+    monkeypatch.setattr(decode, "MAX_PIXELS", 4096**2 - 1)
+    with pytest.raises(ImageError, match="tiles of 4096 x 4096"):
+        load_image(_tiled(4096))
+
+
+def test_a_jpeg_of_scans_without_end_is_refused() -> None:
+    stream = io.BytesIO()
+    Image.new("L", (16, 16), 128).save(stream, "JPEG", progressive=True)
+    whole = stream.getvalue()
+    last = whole.rindex(b"\xff\xda")
+    before = whole.count(b"\xff\xda")
+    scans = whole[last:-2] * (MAX_SCANS - before)
+    assert load_image(whole[:last] + scans + whole[last:]).size == (16, 16)
+    # What looks like scans after the image, such as a phone's film, is none.
+    assert load_image(whole + b"\xff\xda" * 1000).size == (16, 16)
+    with pytest.raises(ImageError, match="JPEG of 501 scans; at most 500"):
+        load_image(whole[:last] + scans + whole[last:-2] + whole[last:])
