@@ -293,11 +293,12 @@ def _means(rows: Sequence[Row]) -> list[str]:
     for kind, own in kinds.items():
         if len(own) < most:
             continue
-        values = (statistics.fmean(row[name] for row in own)
-                  for name in ("image_auroc", "pixel_auroc", "pro"))  # fmt: skip
+        # A category without masks has no pixel AUROC and no PRO, and then the mean has none.
+        found = ([row[name] for row in own] for name in ("image_auroc", "pixel_auroc", "pro"))
+        values = ("-" if None in each else f"{statistics.fmean(each):.4f}" for each in found)
         ms = next((f"{row['ms']:.1f}" for row in own if "ms" in row), "not measured")
         size = statistics.fmean(row["bytes"] for row in own) / 1e6
-        cells = [*kind, *(f"{value:.4f}" for value in values), _alarms(own), ms, f"{size:.1f}"]
+        cells = [*kind, *values, _alarms(own), ms, f"{size:.1f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]
 
@@ -336,7 +337,8 @@ def _peers(rows: Sequence[Row]) -> list[str]:
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
-        values = [f"{row[name]:.4f}" for name in ("image_auroc", "pixel_auroc", "pro")]
+        found = [row[name] for name in ("image_auroc", "pixel_auroc", "pro")]
+        values = ["-" if value is None else f"{value:.4f}" for value in found]
         cells = [row["method"], row["category"], *values, f"{row['bytes'] / 1e6:.1f}"]
         lines.append(f"| {' | '.join(cells)} |")
     runs = dict.fromkeys(f"{row['version']}, {row['date']}: `{row['command']}`" for row in rows)
@@ -355,7 +357,9 @@ def _published(rows: Sequence[Row]) -> list[str]:
         if row["preset"] == "published" and row["backbone"] == "resnet18" and known:
             cells = [row["category"]]
             for name, theirs in zip(("image_auroc", "pixel_auroc"), known, strict=True):
-                cells += [f"{row[name]:.4f}", f"{theirs:.3f}", f"{row[name] - theirs:+.4f}"]
+                ours = row[name]
+                own, off = ("-", "-") if ours is None else (f"{ours:.4f}", f"{ours - theirs:+.4f}")
+                cells += [own, f"{theirs:.3f}", off]
             lines.append(f"| {' | '.join(cells)} |")
     return lines
 

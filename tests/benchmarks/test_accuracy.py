@@ -82,6 +82,15 @@ def test_means_are_over_categories_that_all_have_and_alarms_are_added_up() -> No
     assert "- not made: b resnet18 whitened float32 float16: it changes too much" in lines
 
 
+def test_categories_without_masks_have_image_figures_alone() -> None:
+    bare = {"pixel_auroc": None, "pro": None}
+    rows = [row("a", "reference", 0.8), row("bottle", "published", 0.9, **bare)]
+    rows += [row("b", "reference", 0.9, **bare), row("c", "published", 0.7)]
+    text = accuracy.tables({"runs": {}, "rows": rows})
+    assert "| resnet18 | reference | float32 | float16 | 0.8500 | - | - | 2 of 20" in text
+    assert "| bottle | 0.9000 | 0.996 | -0.0960 | - | 0.981 | - |" in text
+
+
 def test_the_published_figures_stand_beside_ours() -> None:
     rows = [row("bottle", "published", 0.9968), row("mine", "published", 0.5)]
     text = accuracy.tables({"runs": {}, "rows": rows})
