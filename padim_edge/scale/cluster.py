@@ -12,6 +12,7 @@ import os
 import pickle
 import platform
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -22,7 +23,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from padim_edge import __version__
-from padim_edge.errors import ImageError, MissingDependencyError, PadimEdgeError, first_line
+from padim_edge.errors import (
+    ImageError,
+    MissingDependencyError,
+    PadimEdgeError,
+    UsageError,
+    first_line,
+)
 from padim_edge.images.decode import NoSuchImageError
 from padim_edge.runtime.engines import NVIDIA
 from padim_edge.system import available_cores
@@ -41,6 +48,9 @@ folder."""
 
 ATTEMPTS = 3
 """To start one. Ray gives its helpers 15 seconds to begin, whatever else the machine is doing."""
+
+SECONDS_TO_ANSWER = 5
+"""For a machine to take a connection. Ray itself asks for minutes, in silence."""
 
 WAITING = 1000
 """Blocks of pieces that Ray Data is given, at most: it keeps books of each."""
@@ -255,10 +265,16 @@ def connected(address: str | None = None) -> Iterator[Cluster]:
     Raises:
         PadimEdgeError: it does not answer, or Ray does not start.
     """
+    if address is not None and not address.strip():
+        raise UsageError(
+            "--ray-address is empty (a variable that is not set?): give HOST:PORT of a running "
+            "cluster, or leave it out to have one started here"
+        )
     if ray.is_initialized():  # by a program of the user's
         yield _cluster("of this program")
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
+    _check_answers(address)
     with contextlib.ExitStack() as stack:
         stack.callback(ray.shutdown)
         options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
@@ -290,6 +306,28 @@ def connected(address: str | None = None) -> Iterator[Cluster]:
                 "HOST:PORT, or neither --ray-address nor RAY_ADDRESS to have one started here"
             ) from error
         yield _cluster("started here" if address == "local" else f"at {address}")
+
+
+def _check_answers(address: str) -> None:
+    """Refuse an address where nobody takes a connection; auto and local are Ray's to look for.
+
+    Raises:
+        PadimEdgeError: it is no address, or nobody does.
+    """
+    if address in ("auto", "local"):
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
+        raise UsageError(
+            f"{address!r} is no address of a Ray cluster: give HOST:PORT, ray://HOST:PORT, or auto"
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), SECONDS_TO_ANSWER).close()
+    except (OSError, UnicodeError) as error:
+        raise PadimEdgeError(
+            f"no Ray cluster answers at {address} ({first_line(error)}): give the address of one, "
+            "HOST:PORT, or neither --ray-address nor RAY_ADDRESS to have one started here"
+        ) from error
 
 
 def _start(address: str, options: dict[str, Any], attempts: int) -> None:

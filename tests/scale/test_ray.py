@@ -462,13 +462,12 @@ def test_where_nobody_listens_ray_is_not_asked(scheme, monkeypatch, free_port):
 
     monkeypatch.setattr(cluster.ray, "init", lambda **_: pytest.fail("Ray was asked"))
     address = f"{scheme}127.0.0.1:{free_port}"
-    with pytest.raises(PadimEdgeError, match=f"answers at {address} .*refused"):
-        with cluster.connected(address):
-            pass
+    words = f"answers at {address} .*refused"
+    with pytest.raises(PadimEdgeError, match=words), cluster.connected(address):
+        pass
     monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(PadimEdgeError, match=f"answers at {address} .*refused"):
-        with cluster.connected():
-            pass
+    with pytest.raises(PadimEdgeError, match=words), cluster.connected():
+        pass
 
 
 @pytest.fixture
