@@ -129,6 +129,11 @@ class Guard:
                 return _last(403, "another page asked for this: open this server's own page")
         elif site == "cross-site" and headers.get("sec-fetch-mode") != "navigate":
             return _last(403, "another site's page asked for this: open this server's own page")
+        if "transfer-encoding" in headers and "content-length" in headers:
+            # Whoever stands in between may have believed the other: RFC 9112, 6.1.
+            return _last(
+                400, "a body has one length: Content-Length or Transfer-Encoding, not both"
+            )
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > self._limits.body_bytes:
             return _last(413, self._body_limit)

@@ -61,6 +61,13 @@ class LimitedProtocol(H11Protocol):
         super().data_received(data)
         self._expect(self.conn.their_state, begun=idle)
 
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP; after an answer there is none to be given any more."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
+            self.transport.close()
+
     def on_response_complete(self) -> None:
         """Expect nothing, or what was sent of the next request already."""
         super().on_response_complete()
