@@ -186,7 +186,7 @@ class Assembly:
         spool = self._spool(folder) if folder and keeps else None
         slots = self._slots(taught)
         cameras = self._cameras(slots, spool)
-        wants_pictures = bool(plan.page) or any(sink.wants_pictures for sink in self._sinks)
+        wants_pictures = any(sink.wants_pictures for sink in self._sinks)
         recorder = Recorder(spool, None if self._sinks else self._voice.line, wants_pictures)
         recorder.told.append(self._tell)
         notifier = Notifier()

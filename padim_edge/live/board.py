@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from padim_edge.detect.detector import Result
 from padim_edge.errors import ImageError
+from padim_edge.live.album import Album, Pictures, kept
 from padim_edge.live.event import Event
 from padim_edge.live.latency import Latencies
 from padim_edge.live.source import Captured
@@ -20,9 +19,6 @@ from padim_edge.live.swap import ModelSlot
 
 POINTS = 2000
 """Verdicts of a camera that are kept for its chart."""
-
-ANOMALIES = 30
-"""Anomalous frames of a camera that are kept with their picture and map."""
 
 MESSAGES = 100
 """Events that are no verdicts (a camera lost, a model swapped), of all cameras."""
@@ -164,15 +160,14 @@ class CameraNow:
         status: its counts.
         newest: the frame that was last dealt with; None before the first.
         points: the last verdicts, oldest first.
-        anomalies: the last anomalous frames, oldest first; their event has a JPEG, and their
-            frame is let go of (``captured.picture`` is an ImageError, or the file's path).
+        anomalies: the last anomalous frames, with their pictures.
     """
 
     def __init__(self, status: CameraStatus) -> None:
         self.status = status
         self.newest: Seen | None = None
         self.points: deque[Point] = deque(maxlen=POINTS)
-        self.anomalies: deque[Seen] = deque(maxlen=ANOMALIES)
+        self.anomalies = Album()
 
 
 class Board:
@@ -201,11 +196,15 @@ class Board:
         self.drifts: dict[tuple[str, str], Event] = {}
         self.version = 0
         self.reading = threading.Condition()
+        albums = [camera.anomalies for camera in self.cameras.values()]
+        self._pictures = Pictures(albums, self.reading, self._new)
 
     def __call__(self, seen: Seen) -> None:
         """Take note of a frame: an observer of `padim_edge.live.watch.Watch`."""
         camera = self.cameras[seen.camera]
         outcome = seen.outcome
+        is_anomalous = isinstance(outcome, Result) and outcome.is_anomalous
+        anomaly = kept(seen) if is_anomalous else None
         with self.reading:
             camera.newest = seen
             if isinstance(outcome, Result):
@@ -219,8 +218,9 @@ class Board:
                         seen.latency,
                     )
                 )
-                if outcome.is_anomalous:
-                    camera.anomalies.append(_without_pixels(seen))
+            if anomaly is not None:
+                camera.anomalies.add(anomaly)
+                self._pictures.begin()
             self._new()
 
     def said(self, event: Event) -> None:
@@ -256,11 +256,3 @@ class Board:
             "cameras": [camera.status.to_json() for camera in self.cameras.values()],
             "sinks": list(self.sinks()),
         }
-
-
-def _without_pixels(seen: Seen) -> Seen:
-    """The same, without the frame's own pixels, of which there are megabytes."""
-    if isinstance(seen.captured.picture, Path):
-        return seen
-    gone = ImageError("the pixels of this frame were let go of; its event has a JPEG")
-    return dataclasses.replace(seen, captured=dataclasses.replace(seen.captured, picture=gone))

@@ -89,7 +89,7 @@ class Recorder:
     Args:
         store: where events are kept durably; None if they are not.
         lines: is given each event as a line of JSON, such as a function that writes it to stdout.
-        pictures: whether anomalous frames are to have a JPEG.
+        pictures: whether events of anomalous frames have a JPEG, for a sink that wants one of each.
     """
 
     def __init__(
@@ -289,5 +289,5 @@ class Recorder:
         }
         picture = None
         if self._pictures and isinstance(outcome, Result) and outcome.is_anomalous:
-            picture = to_jpeg(captured)
+            picture = to_jpeg(captured.picture)
         return Event(name, record, picture)

@@ -30,11 +30,13 @@ from padim_edge.detect.detector import Detector
 from padim_edge.detect.overlay import Scale, overlay
 from padim_edge.errors import ImageError
 from padim_edge.images.decode import load_image
+from padim_edge.live import album
 from padim_edge.live.board import Board
 from padim_edge.live.page import channel
 from padim_edge.live.page.app import Page, page
 from padim_edge.live.page.draw import QUALITY, Drawn, draw
 from padim_edge.live.page.teaching import Lesson, Teaching, Version
+from padim_edge.live.pictures import to_jpeg
 from padim_edge.live.swap import ModelSlot
 from padim_edge.web.server import Server
 
@@ -157,9 +159,10 @@ def test_the_heat_map_is_what_overlay_draws(line, bad):
     )
     assert draw(seen, line.slot, 1600, heat=True) == jpeg_of(wanted)
     assert draw(seen, line.slot, 1600, heat=False) == jpeg_of(Image.fromarray(frame))
-    kept = line.board.cameras["top"].anomalies[-1]  # its pixels are let go of, a JPEG is there
-    assert isinstance(kept.captured.picture, ImageError)
-    again = pixels(draw(kept, line.slot, 1600, heat=True))
+    (kept,) = line.board.cameras["top"].anomalies
+    wait_for(lambda: kept.picture is not None)
+    assert isinstance(kept.seen.captured.picture, ImageError)  # its pixels are let go of
+    again = pixels(draw(kept.seen, line.slot, 1600, True, kept.picture))
     assert np.abs(again - pixels(jpeg_of(wanted))).mean() < 4
     assert np.abs(again - pixels(jpeg_of(Image.fromarray(frame)))).mean() > 40
 
@@ -457,6 +460,87 @@ def test_anomalies_have_pictures_and_nothing_else_has(served, bad, good):
         assert ask(url, get(f"/api/picture?event={event}"))[0] == 404
     assert ask(url, get(f"/api/picture?event={anomaly.event.id}&size=9999"))[0] == 400
     assert ask(url, get(f"/api/picture?camera=none&event={anomaly.event.id}"))[0] == 400
+
+
+@pytest.fixture
+def held(monkeypatch) -> Iterator[tuple[threading.Event, threading.Event]]:
+    """Pictures of anomalies: whether one was begun, and what lets them be made."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def waiting(picture):
+        begun.set()
+        assert go_on.wait(60)
+        return to_jpeg(picture)
+
+    monkeypatch.setattr(album, "to_jpeg", waiting)
+    monkeypatch.setattr(album, "SHARE", 1.0)
+    yield begun, go_on
+    go_on.set()
+
+
+def test_judging_does_not_wait_for_pictures_of_anomalies(model_file, held):
+    """The first picture is not made before all frames, anomalies each, are judged."""
+    begun, go_on = held
+    slot = ModelSlot(lambda path: Detector(path, "ort", 1, threshold=1e-3), model_file)
+    source = Scripted([*pictures(100), END], is_live=False)
+    watch, kept = watching([camera(slot, source)])
+    board = Board(list(watch.statuses.values()))
+    watch.observers.append(board)
+    watch.run()
+    slot.close()
+    assert begun.wait(60)
+    assert kept.sequences() == list(range(100))
+    assert watch.statuses["camera"].anomalous == 100
+    anomalies = list(board.cameras["camera"].anomalies)
+    assert [one.lacks for one in anomalies] == [album.FOLLOWS] * album.ANOMALIES
+    go_on.set()
+    wait_for(lambda: not any(one.lacks for one in anomalies))
+    assert [one.seen.captured.sequence for one in anomalies] == list(range(70, 100))
+    assert all(one.picture.startswith(b"\xff\xd8") for one in anomalies)
+
+
+def test_of_too_many_anomalies_the_worst_have_a_picture_and_the_others_say_so(
+    served, bad, held, monkeypatch
+):
+    line, url, _ = served
+    monkeypatch.setattr(album, "HELD", 3 * 96 * 96 * 3)
+    begun, go_on = held
+    with line.slot.using() as detector:
+        least, *others, worst = sorted(bad, key=lambda photo: detector(photo).score)
+    seen = [line.show(worst)]
+    assert begun.wait(60)  # as the only one
+    seen += [line.show(photo) for photo in (least, *others)]
+    ids = [one.event.id for one in seen]
+    follows, not_kept = album.FOLLOWS, album.NOT_KEPT
+    asked = [ask(url, get(f"/api/picture?event={event}")) for event in ids]
+    assert [code for code, _, _ in asked] == [200, 404, 200, 200]  # drawn of what is held
+    assert json.loads(asked[1][2])["error"] == not_kept
+    with viewing(url) as viewer:
+        listed = (told["anomalies"] for told, _ in viewer.parts() if "anomalies" in told)
+        states = ([one["lacks"] for one in reversed(each)] for each in listed)
+        assert next(states) == [follows, not_kept, follows, follows]
+        go_on.set()
+        assert ["", not_kept, "", ""] in states
+
+
+def test_a_picture_is_of_the_file_that_was_judged(line, bad, good, held, tmp_path):
+    begun, go_on = held
+    line.show(bad[0])
+    assert begun.wait(60)
+    seen = line.show(bad[1])
+    shown = [tmp_path / "moved.png", tmp_path / "written over.png", tmp_path / "gone.png"]
+    for path in shown:
+        path.write_bytes(bad[1].read_bytes())
+    shown[2].unlink()  # before the board heard of it
+    for path in shown:
+        line.board(replace(seen, captured=replace(seen.captured, picture=path)))
+    shown[0].unlink()
+    shown[1].write_bytes(good[0].read_bytes())
+    go_on.set()
+    anomalies = list(line.board.cameras["top"].anomalies)
+    wait_for(lambda: all(one.source is None for one in anomalies))
+    assert [one.lacks for one in anomalies] == [""] * 4 + [album.NO_FILE]
+    assert {one.picture for one in anomalies[1:4]} == {to_jpeg(bad[1])}
 
 
 def test_drawn_pictures_are_kept_in_bounded_memory():

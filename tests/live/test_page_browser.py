@@ -23,10 +23,12 @@ pytest.importorskip("starlette", reason="needs starlette: pip install 'padim-edg
 from padim_edge.detect.calibration import Row, threshold_for
 from padim_edge.errors import PadimEdgeError
 from padim_edge.images.decode import load_image
+from padim_edge.live import album
 from padim_edge.live.board import Board
 from padim_edge.live.page import channel
 from padim_edge.live.page.app import page
 from padim_edge.live.page.teaching import Lesson, Version
+from padim_edge.live.pictures import to_jpeg
 from padim_edge.web.server import Server
 
 pytestmark = pytest.mark.slow
@@ -152,6 +154,42 @@ def test_a_camera_that_is_lost_leaves_no_decision_standing(opened, line, bad):
     one.until("$('why').textContent.startsWith('No frame has come')", False)
 
 
+def test_a_picture_comes_when_it_is_made_and_one_that_was_not_kept_is_said(
+    opened, line, bad, monkeypatch
+):
+    begun, go_on = threading.Event(), threading.Event()
+
+    def waiting(picture):
+        begun.set()
+        assert go_on.wait(60)
+        return to_jpeg(picture)
+
+    monkeypatch.setattr(album, "to_jpeg", waiting)
+    monkeypatch.setattr(album, "HELD", 1)
+    line.show(bad[0])
+    assert begun.wait(60)
+    one = opened()
+    lack = "document.querySelector('#anomalies .lack')?.textContent"
+    one.until(lack, album.FOLLOWS)
+    one.page.locator(".look").click()
+    assert one.text("#large") == album.FOLLOWS
+    go_on.set()
+    one.until("document.querySelector('#large img')?.naturalWidth", 96)
+    one.press("Escape")
+    one.until("document.querySelector('#anomalies img')?.naturalWidth", 96)
+    go_on.clear()
+    begun.clear()
+    line.show(bad[1])
+    assert begun.wait(60)
+    line.show(bad[1])  # as bad: the one before gives way to it
+    one.page.locator("#newer").click()
+    one.until(
+        "[...document.querySelectorAll('#anomalies .lack')].some((p) => p.textContent === "
+        f"{album.NOT_KEPT!r})"
+    )
+    go_on.set()
+
+
 def test_the_heat_map_is_there_or_not_and_a_picture_can_be_held(opened, line, bad, good):
     line.show(bad[0])
     one = opened()
@@ -206,7 +244,7 @@ def test_names_with_scripts_are_shown_and_not_run(opened, line, bad):
     ):
         assert SCRIPT in one.all(f"document.querySelector({selector!r}).textContent"), selector
     one.page.locator(".look").click()
-    one.until("$('large').naturalWidth", 96)
+    one.until("document.querySelector('#large img').naturalWidth", 96)
     assert SCRIPT in one.text("#viewed")
     one.press("Escape")
     assert one.all("document.scripts.length") == 1

@@ -49,7 +49,7 @@ def test_from_nothing_to_a_detector_and_a_false_alarm_taught_away(
     slot = ModelSlot(lambda path: Detector(path, "ort", 1))
     source = Scripted()
     kept = Kept()
-    recorder = Recorder(kept, pictures=True)
+    recorder = Recorder(kept)
     recorder.observers.append(kept.seen.append)
     watch = Watch([camera(slot, source, policy="all")], recorder)
     board = Board(list(watch.statuses.values()))

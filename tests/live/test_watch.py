@@ -493,7 +493,7 @@ def test_the_board_knows_what_is_now(slot, photos):
     defect = sorted((photos / "test").rglob("*.png"))[-1]
     slot.close()
     slot = ModelSlot(lambda path: Detector(path, "ort", 1, threshold=1e-3), slot.followed)
-    recorder = Recorder(pictures=True)
+    recorder = Recorder()
     script = [*pictures(2), defect, ImageError("torn"), END]
     watch = Watch([camera(slot, Scripted(script, is_live=False))], recorder)
     board = Board(list(watch.statuses.values()))
@@ -509,11 +509,15 @@ def test_the_board_knows_what_is_now(slot, photos):
     now = board.cameras["camera"]
     assert isinstance(now.newest.outcome, ImageError)
     assert [point.is_anomalous for point in now.points] == [True] * 3
-    assert [point.score for point in now.points] == [one.outcome.score for one in now.anomalies]
-    assert all(one.event.picture.startswith(b"\xff\xd8") for one in now.anomalies)
-    assert isinstance(now.anomalies[0].captured.picture, ImageError)  # its pixels are let go of
-    assert now.anomalies[-1].captured.picture == defect
-    assert to_jpeg(now.anomalies[-1].captured, 32)
+    anomalies = list(now.anomalies)
+    assert [point.score for point in now.points] == [one.seen.outcome.score for one in anomalies]
+    wait_for(lambda: not any(one.lacks for one in anomalies))
+    assert all(one.source is None for one in anomalies)
+    assert [one.seen.event.picture for one in anomalies] == [None] * 3
+    for frame, one in zip((Frame(script[0]), Frame(script[1]), defect), anomalies, strict=True):
+        assert one.picture == to_jpeg(frame)
+    assert isinstance(anomalies[0].seen.captured.picture, ImageError)  # its pixels are let go of
+    assert anomalies[-1].seen.captured.picture == defect
     shown = board.snapshot()["cameras"][0]
     assert (shown["judged"], shown["anomalous"], shown["unreadable"]) == (3, 3, 1)
     assert shown["latency_ms"]["p50"] <= shown["latency_ms"]["p99"]

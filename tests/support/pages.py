@@ -18,7 +18,6 @@ from padim_edge.images.decode import load_frame
 from padim_edge.live.board import Board, CameraStatus, Seen
 from padim_edge.live.event import Event
 from padim_edge.live.page.teaching import Lesson
-from padim_edge.live.pictures import to_jpeg
 from padim_edge.live.source import Captured
 from padim_edge.live.swap import ModelSlot
 
@@ -60,8 +59,7 @@ class Line:
             status.judged += 1
             status.anomalous += outcome.is_anomalous
             status.latencies.add(0.02)
-        jpeg = to_jpeg(captured) if photo and outcome.is_anomalous else None
-        seen = Seen(camera, captured, outcome, Event(f"e{self.number:06d}", {}, jpeg), 0.02)
+        seen = Seen(camera, captured, outcome, Event(f"e{self.number:06d}", {}), 0.02)
         self.board(seen)
         return seen
 

@@ -10,7 +10,8 @@ from importlib import resources
 from typing import Any
 
 from padim_edge.errors import MissingDependencyError, UsageError
-from padim_edge.live.board import Board, Seen
+from padim_edge.live.album import NONE
+from padim_edge.live.board import Board
 from padim_edge.live.page.channel import Channel, Cursor
 from padim_edge.live.page.draw import Drawn, draw
 from padim_edge.live.page.teaching import Teaching
@@ -32,6 +33,8 @@ FILES = {
     "/page.css": ("page.css", "text/css"),
 }
 """All that is served of a disk, by its name here."""
+
+GONE = "this anomaly is not kept any more: the last ones of a camera are"
 
 SIDES = {"small": 320, "large": 1600}
 """Pixels on the long side of an anomaly's picture."""
@@ -147,17 +150,18 @@ class Page:
             raise UsageError(f"size={size[:40]}: there are {' and '.join(SIDES)}")
         now = self._board.cameras[camera]
         with self._board.reading:
-            found: Seen | None = next((one for one in now.anomalies if one.event.id == event), None)
-        if found is None:
-            return refusal(404, "this anomaly is not kept any more: the last ones of a camera are")
-        seen = found
+            found = next((one for one in now.anomalies if one.seen.event.id == event), None)
+            source, why = (found.picture or found.source, found.why) if found else (None, GONE)
+        if found is None or source is None:
+            return refusal(404, why)
+        seen, whole = found.seen, source
 
         def make() -> bytes | None:
-            return draw(seen, now.status.model, SIDES[size], heat)
+            return draw(seen, now.status.model, SIDES[size], heat, whole)
 
         picture = await run_in_threadpool(self._drawn.get, (camera, event, size, heat), make)
         if picture is None:
-            return refusal(404, "there is no picture of this anomaly")
+            return refusal(404, NONE)
         kept = {"cache-control": "private, max-age=3600"}
         return Response(picture, media_type="image/jpeg", headers=kept)
 

@@ -230,7 +230,7 @@ class Channel:
                     break
                 new.append(point)
             newest = self._now.newest
-            anomalies = tuple(self._now.anomalies)
+            anomalies = [(one.seen, one.lacks) for one in self._now.anomalies]
             messages = tuple(self._board.messages)
             camera = self._now.status.name
             drifts = [event for (name, _), event in self._board.drifts.items() if name == camera]
@@ -265,7 +265,7 @@ class Channel:
 
     def _listed(
         self,
-        anomalies: Sequence[Seen],
+        anomalies: Sequence[tuple[Seen, str]],
         messages: Sequence[Event],
         drifts: Sequence[Event],
         lesson: Lesson | None,
@@ -276,8 +276,8 @@ class Channel:
         said = lesson.said if lesson else {}
         return {
             "anomalies": [
-                {**(_newest(one) or {}), "said": said.get(one.event.id)}
-                for one in reversed(anomalies)
+                {**(_newest(one) or {}), "lacks": lacks, "said": said.get(one.event.id)}
+                for one, lacks in reversed(anomalies)
             ],
             "messages": [
                 {name: event.record.get(name) for name in ("time", "camera", "kind", "message")}

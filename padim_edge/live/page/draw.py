@@ -28,27 +28,26 @@ QUALITY = 80
 """Of every JPEG."""
 
 
-def draw(seen: Seen, model: ModelSlot, longest: int, heat: bool) -> bytes | None:
+def draw(
+    seen: Seen, model: ModelSlot, longest: int, heat: bool, source: Frame | bytes | None = None
+) -> bytes | None:
     """A frame as JPEG.
 
     Args:
-        seen: the frame; its event's JPEG is taken where the pixels are let go of, or were those
-            of a file, which may be another by now.
+        seen: the frame.
         model: whose good images say where the colour scale begins.
         longest: pixels on the long side, at most.
         heat: whether the score map is drawn over it, where there is one.
+        source: the frame, or bytes of an image file, where that of ``seen`` is let go of.
 
     Returns:
         None if there is no picture: it could not be read, or is in the memory of a GPU.
     """
-    picture = seen.captured.picture
-    source: Frame | Path | bytes | ImageError = picture
-    if not isinstance(picture, Frame) and seen.event.picture:
-        source = seen.event.picture
-    if isinstance(source, ImageError):
+    picture = source if source is not None else seen.captured.picture
+    if isinstance(picture, ImageError):
         return None
     try:
-        pixels = _pixels(source, longest)
+        pixels = _pixels(picture, longest)
     except (ImageError, UsageError):
         return None
     image = Image.fromarray(pixels)
@@ -81,12 +80,11 @@ def _pixels(source: Frame | Path | bytes, longest: int) -> NDArray[np.uint8]:
         ImageError: it cannot be decoded.
         UsageError: it is in the memory of a GPU.
     """
-    if isinstance(source, bytes):
-        with Image.open(io.BytesIO(source)) as opened:
-            opened.draft("RGB", (longest, longest))
-            frame = Frame(np.asarray(opened.convert("RGB")))
-    else:
-        frame = source if isinstance(source, Frame) else load_frame(source)
+
+    def shrink(height: int, width: int) -> int:
+        return next(by for by in (8, 4, 2, 1) if by == 1 or max(height, width) >= by * longest)
+
+    frame = source if isinstance(source, Frame) else load_frame(source, shrink)
     height, width = frame.size
     scale = min(1.0, longest / max(height, width))
     size = max(round(scale * height), 1), max(round(scale * width), 1)

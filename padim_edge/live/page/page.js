@@ -654,19 +654,30 @@ function anomalies(list, now = false) {
 }
 
 function card(one) {
-  const image = el("img", { src: picture(one.id, "small"), alt: `Anomaly, score ${score(one.score)}, ${moment(one.time)}`, loading: "lazy" });
   const name = one.name || `frame ${one.sequence}`;
   const from = el("p", { class: "from", title: name }, el("bdi", {}, name));
   return el("li", { "data-id": one.id },
-    el("button", { class: "look", "aria-label": `Look at the anomaly of ${moment(one.time)}`, onclick: () => look(one.id) }, image),
+    el("button", { class: "look", "aria-label": `Look at the anomaly of ${moment(one.time)}`, onclick: () => look(one.id) }),
     el("p", { class: "what" }, el("span", {}, moment(one.time)), el("b", {}, score(one.score))),
     from, el("p", { class: "chip" }), el("div", { class: "buttons" }));
 }
 
 const SAID = { good: ["This was good", "learnt as good"], bad: ["This was bad", "kept as bad"] };
 
+/** The picture of an anomaly, on its card or in the viewer, or in words why there is none now. */
+function pictured(node, one, attributes) {
+  const wanted = `${one.id} ${one.lacks}`;
+  if (node.dataset.kind === wanted) return;
+  node.dataset.kind = wanted;
+  const lack = (text) => el("p", { class: "lack" }, text);
+  node.replaceChildren(one.lacks ? lack(one.lacks)
+    : el("img", { ...attributes, onerror: (event) => event.target.replaceWith(lack("the picture did not come")) }));
+}
+
 /** What was said of an anomaly, and what can be; on its card, and in the viewer. */
 function mark(node, one) {
+  const [place, size, loading] = node === $("viewer") ? [$("large"), "large"] : [node.querySelector(".look"), "small", "lazy"];
+  pictured(place, one, { src: picture(one.id, size), alt: `Anomaly, score ${score(one.score)}, ${moment(one.time)}`, loading });
   put(node.querySelector(".chip"), one.said ? SAID[one.said][1] : "");
   const buttons = node.querySelector(".buttons");
   const wanted = !state.now.lesson ? "" : `${one.said ? "back" : "say"} ${one.id}`;
@@ -716,8 +727,6 @@ function look(id) {
   const one = state.anomalies.find((other) => other.id === id);
   if (!one) return;
   looked = id;
-  $("large").src = picture(id, "large");
-  $("large").alt = `Anomaly, score ${score(one.score)}`;
   put($("viewed"), `${moment(one.time)} \u00b7 score ${score(one.score)}, threshold ${score(one.threshold)} \u00b7 ${one.name || `frame ${one.sequence}`}`);
   put($("refused"), "");
   mark($("viewer"), one);
