@@ -50,14 +50,14 @@ class _Input(msgspec.Struct, frozen=True):
     name: str
     datatype: str
     shape: tuple[int, int, int, int]
-    parameters: _Parameters = _Parameters()
+    parameters: _Parameters | None = None  # which clients may write, too
     data: msgspec.Raw = msgspec.Raw()
     """JSON as it came: as Python's objects it would be up to 30 times as large."""
 
 
 class _Output(msgspec.Struct, frozen=True):
     name: Literal["score", "score_map"]
-    parameters: _Parameters = _Parameters()
+    parameters: _Parameters | None = None  # which clients may write, too
 
 
 class _Request(msgspec.Struct, frozen=True):
@@ -65,7 +65,7 @@ class _Request(msgspec.Struct, frozen=True):
 
     inputs: tuple[_Input]
     outputs: list[_Output] | None = None
-    parameters: _Parameters = _Parameters()
+    parameters: _Parameters | None = None  # which clients may write, too
     id: str | None = None
 
 
@@ -198,7 +198,7 @@ def _images(
             f"the input's shape is {list(shape)}: [N, {size[0]}, {size[1]}, 3] is needed, with N "
             f"from 1 to {max_batch}"
         )
-    text, length = bytes(tensor.data), tensor.parameters.binary_data_size
+    text, length = bytes(tensor.data), (tensor.parameters or _Parameters()).binary_data_size
     if length is None:
         if len(binary):
             raise UsageError(
@@ -267,12 +267,13 @@ def _brackets(shape: Sequence[int]) -> bytes:
 
 def _wanted(request: _Request) -> dict[str, bool]:
     """Names of the outputs, and whether each is to be binary."""
-    binary = request.parameters.binary_data_output or False
+    binary = (request.parameters or _Parameters()).binary_data_output or False
     wanted: dict[str, bool] = {}
     for output in request.outputs or (_Output("score"), _Output("score_map")):
-        if output.parameters.classification:
+        said = output.parameters or _Parameters()
+        if said.classification:
             raise UsageError("no output has classes: leave 'classification' out")
-        own = output.parameters.binary_data
+        own = said.binary_data
         wanted[output.name] = binary if own is None else own
     return wanted
 

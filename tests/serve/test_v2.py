@@ -319,6 +319,16 @@ for begin, piece, end, size in json.loads(sys.argv[1]):
     assert found[0][0] > 1, found  # or it would not be measured
 
 
+def test_parameters_that_are_null_are_none():
+    body = (
+        b'{"parameters":null,"outputs":[{"name":"score","parameters":null}],"inputs":[{"name":'
+        b'"image","datatype":"UINT8","shape":[1,1,1,3],"parameters":null,"data":[1,2,3]}]}'
+    )
+    request = v2.parse(body, None, (1, 1), 1)
+    assert request.images.tolist() == [[[[1, 2, 3]]]]
+    assert request.outputs == {"score": False}
+
+
 def test_versions_and_models_that_are_not_there(client):
     for name, version in (("cable", ""), ("bottle", "2")):
         assert not client.is_model_ready(name, version)
