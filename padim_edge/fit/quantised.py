@@ -87,7 +87,8 @@ def quantise_embedding(
         )
     count = min(len(images), PHOTOS)
     chosen = [images[place * len(images) // count] for place in range(count)]
-    used: list[NDArray[np.uint8]] = []
+    first: list[NDArray[np.uint8]] = []
+    used = brightest = 0
     reasons: list[ImageError] = []
 
     def note(path: Path, error: ImageError) -> None:
@@ -95,9 +96,12 @@ def quantise_embedding(
         on_error(path, error)
 
     def batches() -> Iterator[NDArray[np.uint8]]:
+        nonlocal used, brightest
         for _, batch in read_batches(chosen, preprocess, BATCH, note):
-            used.append(batch)
-            progress("calibration", sum(map(len, used)), len(chosen))
+            first.extend([] if first else [batch])
+            used += len(batch)
+            brightest = max(brightest, int(batch.max()))
+            progress("calibration", used, len(chosen))
             yield batch
         if not used:
             why = f" ({reasons[-1]})" if reasons else ""
@@ -110,15 +114,14 @@ def quantise_embedding(
         extra=embedding.extra,
         path=embedding.path,  # what must not be written over
     )
-    difference = _difference(embedding, model, used[0])
+    difference = _difference(embedding, model, first[0])
     worst = max(difference, key=lambda name: difference[name])
     if not difference[worst] <= TOLERANCE:
         raise PadimEdgeError(
             f"int8 changes {worst} by {difference[worst]:.0%} (root mean square); at most "
             f"{TOLERANCE:.0%} is allowed: stay with float32, or report which backbone this is"
         )
-    brightest = max(int(batch.max()) for batch in used)
-    return Quantised(model, sum(map(len, used)), difference, brightest)
+    return Quantised(model, used, difference, brightest)
 
 
 def _difference(whole: Model, rounded: Model, images: NDArray[np.uint8]) -> dict[str, float]:

@@ -41,17 +41,21 @@ class Target:
         options: of ONNX Runtime's quantiser beside.
         inputs_alone: whether only inputs of convolutions are, and of a sum of two branches the
             one that was not convolved.
+        seven_bits: whether weights are from -64 to 64 and not from -127 to 127.
     """
 
     operators: tuple[str, ...]
     activations: QuantType
     options: dict[str, Any] = field(default_factory=dict)
     inputs_alone: bool = False
+    seven_bits: bool = False
 
 
 TARGETS = {
     # Unsigned activations: with signed ones, ONNX Runtime on x86-64 is slower than in float32.
-    "cpu": Target(("Conv", "Add", "MaxPool"), QuantType.QUInt8),
+    # x86 without VNNI adds two products in 16 bits: 2 x 255 x 64 fits, 2 x 255 x 127 does not, and
+    # the maps would be wrong by half of themselves, on that processor alone.
+    "cpu": Target(("Conv", "Add", "MaxPool"), QuantType.QUInt8, seven_bits=True),
     # NVIDIA's rules for explicit quantisation: symmetric, no int32 biases (its parser refuses
     # them), and Q/DQ on the inputs of layers with weights.
     "tensorrt": Target(
@@ -127,6 +131,7 @@ def quantise(
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=list(wanted.operators),
                 per_channel=True,
+                reduce_range=wanted.seven_bits,
                 activation_type=wanted.activations,
                 weight_type=QuantType.QInt8,
                 calibrate_method=CalibrationMethod.MinMax,
