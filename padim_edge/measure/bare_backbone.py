@@ -76,6 +76,12 @@ def _undo_selection(graph: onnx.GraphProto, layers: Mapping[str, int]) -> dict[s
     weights = {tensor.name: tensor for tensor in graph.initializer}
     gathers: dict[str, str] = {}
 
+    def constants(name: str) -> set[str]:
+        """The initialisers that a weight is made of, through nodes that quantise it and back."""
+        if name in weights or name not in makers:
+            return {name} & weights.keys()
+        return {one for source in makers[name].input for one in constants(source)}
+
     def restore(name: str, channels: int) -> None:
         """Undo a selection that moved up from this tensor, along the way it took."""
         node = makers.get(name)
@@ -85,12 +91,14 @@ def _undo_selection(graph: onnx.GraphProto, layers: Mapping[str, int]) -> dict[s
             gathers[name] = node.input[0]
         elif node.op_type == "Conv":
             for key in node.input[1:]:
-                # Of an int8 weight: the values, their scales and zero points, one a row.
-                for own in [key] if key in weights else makers[key].input:
-                    rows = numpy_helper.to_array(weights[own])
-                    missing = channels - len(rows)
-                    whole = np.pad(rows, [(0, missing)] + [(0, 0)] * (rows.ndim - 1))
-                    weights[own].CopyFrom(numpy_helper.from_array(whole, own))
+                # Of a quantised weight: the values, their scales and zero points, one a row or one.
+                own = {name: numpy_helper.to_array(weights[name]) for name in constants(key)}
+                count = max((len(rows) for rows in own.values() if rows.ndim), default=channels)
+                for name, rows in own.items():
+                    if rows.ndim and len(rows) == count:
+                        edges = [(0, channels - count)] + [(0, 0)] * (rows.ndim - 1)
+                        whole = np.pad(rows, edges)
+                        weights[name].CopyFrom(numpy_helper.from_array(whole, name))
         else:
             for source in node.input:
                 restore(source, channels)

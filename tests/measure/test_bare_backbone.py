@@ -201,9 +201,36 @@ def test_skip_with_a_convolution(resnet18_weights: Path, tmp_path: Path) -> None
     bare = bare_backbone(model)
     rows = [shapes[0][0] for shapes in convolutions(bare)]
     assert rows == [64] * 5 + [128] * 3
-    onnxruntime.InferenceSession(bare.SerializeToString()).run(
-        None, {"normalised": np.zeros((2, 3, *SIZE), np.float32)}
-    )
+    frames = {"normalised": np.random.default_rng(0).normal(size=(2, 3, *SIZE)).astype(np.float32)}
+    (plain,) = onnxruntime.InferenceSession(bare.SerializeToString()).run(None, frames)
+    quantise_as_modelopt(model.proto.graph)
+    bare = bare_backbone(model)
+    (quantised,) = onnxruntime.InferenceSession(bare.SerializeToString()).run(None, frames)
+    assert plain.shape == quantised.shape == (2, 128, 8, 8)
+    np.testing.assert_allclose(quantised[:, :9], plain[:, :9], atol=0.05 * plain.max())
+
+
+def quantise_as_modelopt(graph: onnx.GraphProto) -> None:
+    """Float weights through Q and DQ, by row or (every second) with one scale."""
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    nodes = []
+    for number, node in enumerate(graph.node):
+        if node.op_type == "Conv" and node.input[1] in weights:
+            name = node.input[1]
+            rows = np.abs(weights[name]).max(axis=(1, 2, 3)) / 127
+            scale = np.asarray(rows.max() if number % 2 else rows)
+            graph.initializer.append(numpy_helper.from_array(scale, f"{name}_scale"))
+            zeros = np.zeros(scale.shape, np.int8)
+            graph.initializer.append(numpy_helper.from_array(zeros, f"{name}_zero"))
+            more = [f"{name}_scale", f"{name}_zero"]
+            make = onnx.helper.make_node
+            nodes.append(make("QuantizeLinear", [name, *more], [f"{name}_q"], axis=0))
+            nodes.append(make("DequantizeLinear", [f"{name}_q", *more], [f"{name}_dq"], axis=0))
+            node.input[1] = f"{name}_dq"
+        nodes.append(node)
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
 
 
 @pytest.fixture(scope="module")
