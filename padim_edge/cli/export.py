@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from padim_edge.cli.command import command
-from padim_edge.cli.options import integers, names_of
-from padim_edge.cli.output import say
+from padim_edge.cli.options import folders_of, integers, names_of
+from padim_edge.cli.output import Skipped, good_images, progress_bars, say, say_if_dark
 
 if TYPE_CHECKING:
     from padim_edge.export.channels import Dims
+    from padim_edge.export.export import Exported
+    from padim_edge.model.file import Model
 
 
 @command(
@@ -70,8 +73,28 @@ def export(
         str, typer.Option("--image-size", help="N or HxW, in multiples of 32.")
     ] = "224",
     precision: Annotated[
-        str, typer.Option("--precision", help="Of the backbone: float32, or float16 (for GPUs).")
+        str,
+        typer.Option(
+            "--precision",
+            help="Of the backbone: float32, float16 (for GPUs), or int8 with --calibrate, as "
+            "padim-edge quantize makes it.",
+        ),
     ] = "float32",
+    calibrate: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--calibrate",
+            help="Good images, or folders of them, that an int8 backbone is calibrated on, "
+            "resized whole (otherwise: padim-edge quantize); may be repeated.",
+        ),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            help="What will run an int8 backbone: cpu, openvino or tensorrt [default: cpu].",
+        ),
+    ] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="File to write.")] = Path(
         "embedding.onnx"
     ),
@@ -80,19 +103,30 @@ def export(
 
     Once per backbone, on any machine; fit and run need no torch.
     """
+    from padim_edge.errors import UsageError
     from padim_edge.images.preprocess import parse_size
 
+    if (precision == "int8") != bool(calibrate):
+        raise UsageError(
+            f"--precision {precision} {'with' if calibrate else 'without'} --calibrate: an int8 "
+            "backbone needs photos of good parts, and no other does"
+        )
+    if target and not calibrate:
+        raise UsageError(f"--for {target} is of an int8 backbone: give --precision int8 with it")
     size = parse_size(image_size)
     names = names_of(layers)
     numbers: Dims = "all" if dims == "all" else integers("--dims", dims)
     with export_extra("padim-edge export"):
-        from padim_edge.export.export import export_backbone
+        from padim_edge.export.export import export_backbone, traced
 
         if weights == "random":
             say(f"warning: RANDOM weights (seed {seed}): for trials; real parts need real weights")
-        done = export_backbone(
-            output, backbone, names, numbers, channels, size, weights, seed, precision, source
-        )
+        asked = (backbone, names, numbers, channels, size, weights, seed)
+        if calibrate:
+            trace = functools.partial(traced, *asked, "float32", source)
+            done, changes = _calibrated(output, calibrate, target or "cpu", trace)
+        else:
+            done, changes = export_backbone(output, *asked, precision, source), ""
     info = done.model.backbone_info
     typer.echo(f"{output}: {done.size / 1e6:.1f} MB")
     layers_used = ", ".join(info.layers)
@@ -101,6 +135,32 @@ def export(
         typer.echo(f"  licence     of the weights: {info.licence}")
     typer.echo(f"  channels    {info.selection}")
     typer.echo(f"  validated   differs from torch by {done.difference:.1e} of the largest value")
+    if changes:
+        typer.echo(f"  int8        {changes}")
+
+
+def _calibrated(
+    output: Path, photos: list[str], target: str, trace: Callable[[], tuple[Model, float]]
+) -> tuple[Exported, str]:
+    """Export in float32, and write that in int8, calibrated on photos prepared whole."""
+    from padim_edge.export.export import Exported
+    from padim_edge.files import atomic_write
+    from padim_edge.fit.quantised import quantise_embedding
+    from padim_edge.images.preprocess import Preprocess
+    from padim_edge.model.file import write
+    from padim_edge.runtime.quantise import check_target
+
+    check_target(target)
+    paths = good_images(photos, folders_of(None))
+    skipped = Skipped(strict=False)
+    with progress_bars() as progress, atomic_write(output) as stream:
+        whole, difference = trace()
+        prepare = Preprocess.whole(whole.backbone_info.image_size)
+        made = quantise_embedding(whole, paths, prepare, target, skipped, progress)
+        size = write(stream, made.model)
+    skipped.summary()
+    say_if_dark(made.brightest)
+    return Exported(made.model, size, difference), made.described()
 
 
 @contextlib.contextmanager

@@ -15,11 +15,15 @@ from padim_edge.cli.options import (
     AbnormalDirs,
     BitDepth,
     Constants,
+    Crop,
     FalseAlarmRate,
+    Interpolation,
     MaskDirs,
     NormalDirs,
     OnRay,
+    PreprocessName,
     RayAddress,
+    Reduce,
     ReportFile,
     Resize,
     Strict,
@@ -57,33 +61,11 @@ def fit(
     normal_dir: NormalDirs = None,
     abnormal_dir: AbnormalDirs = None,
     mask_dir: MaskDirs = None,
-    preprocess: Annotated[
-        str,
-        typer.Option(
-            "--preprocess",
-            help="whole: the entire image, resized. reference: shorter side 256, centre crop 224.",
-        ),
-    ] = "whole",
+    preprocess: PreprocessName = "whole",
     resize: Resize = None,
-    crop: Annotated[
-        str | None, typer.Option("--crop", help="Centre crop after the resize: N or HxW.")
-    ] = None,
-    interpolation: Annotated[
-        str | None,
-        typer.Option(
-            "--interpolation",
-            help="bilinear, bicubic, lanczos or box, antialiased "
-            "[default: bilinear; lanczos for reference].",
-        ),
-    ] = None,
-    reduce: Annotated[
-        bool | None,
-        typer.Option(
-            "--reduce/--no-reduce",
-            help="Average whole blocks of pixels before, and decode JPEG files smaller: several "
-            "times faster from large frames [default: reduce; no-reduce for reference].",
-        ),
-    ] = None,
+    crop: Crop = None,
+    interpolation: Interpolation = None,
+    reduce: Reduce = None,
     bit_depth: BitDepth = None,
     preset: Annotated[
         str,
@@ -159,7 +141,8 @@ def fit(
     target: Annotated[
         str | None,
         typer.Option(
-            "--for", help="What will run an int8 backbone: cpu or tensorrt [default: cpu]."
+            "--for",
+            help="What will run an int8 backbone: cpu, openvino or tensorrt [default: cpu].",
         ),
     ] = None,
     constants: Constants = "float16",
@@ -260,8 +243,16 @@ def fit(
         cluster = stack.enter_context(open_cluster(ray, ray_address))
         progress = stack.enter_context(progress_bars())
         if precision:
+            from padim_edge.fit.chosen import with_chosen
+            from padim_edge.fit.fit import check_settings
             from padim_edge.fit.quantised import quantise_embedding
             from padim_edge.images.batches import refuse
+
+            check_settings(model, settings, moments=False)
+            if preset == "reference" and settings.dims is not None:
+                # Before it is quantised: afterwards all channels stay in the file.
+                model = with_chosen(model, settings.dims)
+                settings = dataclasses.replace(settings, dims=None)
 
             # Photos that cannot be read are told of by the fit, which reads them all.
             quiet = refuse if strict else lambda *_: None

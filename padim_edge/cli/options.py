@@ -73,6 +73,34 @@ Resize = Annotated[
     typer.Option("--resize", help="Instead of a preset: shorter side N, or HxW."),
 ]
 
+PreprocessName = Annotated[
+    str,
+    typer.Option(
+        "--preprocess",
+        help="whole: the entire image, resized. reference: shorter side 256, centre crop 224.",
+    ),
+]
+
+Crop = Annotated[str | None, typer.Option("--crop", help="Centre crop after the resize: N or HxW.")]
+
+Interpolation = Annotated[
+    str | None,
+    typer.Option(
+        "--interpolation",
+        help="bilinear, bicubic, lanczos or box, antialiased "
+        "[default: bilinear; lanczos for reference].",
+    ),
+]
+
+Reduce = Annotated[
+    bool | None,
+    typer.Option(
+        "--reduce/--no-reduce",
+        help="Average whole blocks of pixels before, and decode JPEG files smaller: several "
+        "times faster from large frames [default: reduce; no-reduce for reference].",
+    ),
+]
+
 Constants = Annotated[str, typer.Option("--constants", help="Storage: float16, float32 or int8.")]
 
 FalseAlarmRate = Annotated[

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from padim_edge.cli.command import command
-from padim_edge.cli.options import BitDepth, NormalDirs, Strict, folders_of
+from padim_edge.cli.options import (
+    BitDepth,
+    Crop,
+    Interpolation,
+    NormalDirs,
+    PreprocessName,
+    Reduce,
+    Resize,
+    Strict,
+    folders_of,
+)
 from padim_edge.cli.output import Skipped, good_images, progress_bars, say_if_dark
 
 
@@ -23,9 +32,14 @@ def quantize(
     target: Annotated[
         str,
         typer.Option(
-            "--for", help="cpu (ONNX Runtime, OpenVINO) or tensorrt: what will run the graph."
+            "--for", help="What will run the graph: cpu (ONNX Runtime), openvino or tensorrt."
         ),
     ] = "cpu",
+    preprocess: PreprocessName = "whole",
+    resize: Resize = None,
+    crop: Crop = None,
+    interpolation: Interpolation = None,
+    reduce: Reduce = None,
     bit_depth: BitDepth = None,
     strict: Strict = False,
     output: Annotated[Path, typer.Option("-o", "--output", help="File to write.")] = Path(
@@ -34,7 +48,8 @@ def quantize(
 ) -> None:
     """Make the backbone int8: a quarter of the size, and faster where the processor has int8.
 
-    Then fit on the new file: means and covariances absorb most of what the rounding does.
+    Then fit on the new file, and prepare the photos in the same way: means and covariances absorb
+    most of what the rounding does.
     """
     from padim_edge.files import atomic_write, check_distinct
     from padim_edge.fit.quantised import quantise_embedding
@@ -43,18 +58,13 @@ def quantize(
 
     check_distinct(embedding=embedding, output=output)
     model = read(embedding, "embedding")
-    whole = Preprocess.whole(model.backbone_info.image_size)
+    prepare = Preprocess.choose(
+        model.backbone_info.image_size, preprocess, resize, crop, interpolation, reduce, bit_depth
+    )
     paths = good_images(images, folders_of(normal_dir))
     skipped = Skipped(strict)
     with progress_bars() as progress, atomic_write(output) as stream:
-        done = quantise_embedding(
-            model,
-            paths,
-            dataclasses.replace(whole, bit_depth=bit_depth),
-            target,
-            skipped,
-            progress,
-        )
+        done = quantise_embedding(model, paths, prepare, target, skipped, progress)
         size = write(stream, done.model)
     skipped.summary()
     say_if_dark(done.brightest)

@@ -110,7 +110,8 @@ def tune(
         ),
     ] = None,
     target: Annotated[
-        str, typer.Option("--for", help="What will run an int8 backbone: cpu or tensorrt.")
+        str,
+        typer.Option("--for", help="What will run an int8 backbone: cpu, openvino or tensorrt."),
     ] = "cpu",
     preprocess: Annotated[
         str, typer.Option("--preprocess", help="whole or reference, as of fit.")
@@ -174,8 +175,8 @@ def tune(
     # All that can be wrong with the request is said now, not after minutes of fitting.
     require_eval_extra("padim-edge tune")
     check_name(engine)
-    if target not in ("cpu", "tensorrt"):
-        raise UsageError(f"--for {target}: cpu or tensorrt")
+    if target not in ("cpu", "openvino", "tensorrt"):
+        raise UsageError(f"--for {target}: choose one of cpu, openvino, tensorrt")
     metric = by.replace("-", "_")
     if metric not in METRICS:
         names = ", ".join(name.replace("_", "-") for name in METRICS)

@@ -61,22 +61,32 @@ def export_backbone(
         PadimEdgeError: bad arguments, weights that cannot be had, or a graph that differs from
             the network; nothing is written then.
     """
-    if precision == "int8":
-        raise UsageError(
-            "--precision int8 needs photos of good parts to calibrate on: export in float32, then "
-            "padim-edge quantize embedding.onnx photos/"
-        )
     if precision not in TOLERANCES:
         raise UsageError(f"--precision {precision}: choose {' or '.join(TOLERANCES)}")
     with atomic_write(output) as stream:
-        network = backbones.load(backbone, layers, weights, image_size, seed, source)
-        chosen, selection = channels.choose(
-            network.channels, dims, channels_file, seed, network.dims
+        model, difference = traced(
+            backbone, layers, dims, channels_file, image_size, weights, seed, precision, source
         )
-        model = assemble(network, chosen, selection, precision)
         size = write(stream, model)
-        difference = validate(model, network, seed)
     return Exported(model, size, difference)
+
+
+def traced(
+    backbone: str,
+    layers: tuple[str, ...] | None,
+    dims: channels.Dims,
+    channels_file: Path | None,
+    image_size: tuple[int, int],
+    weights: str,
+    seed: int,
+    precision: str,
+    source: str | None,
+) -> tuple[Model, float]:
+    """What `export_backbone` writes, and how far it is from torch; see there."""
+    network = backbones.load(backbone, layers, weights, image_size, seed, source)
+    chosen, selection = channels.choose(network.channels, dims, channels_file, seed, network.dims)
+    model = assemble(network, chosen, selection, precision)
+    return model, validate(model, network, seed)
 
 
 def validate(model: Model, network: backbones.Backbone, seed: int) -> float:

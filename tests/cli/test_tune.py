@@ -127,7 +127,7 @@ def test_a_backbone_is_exported_on_the_way_and_made_int8(tmp_path, photos):
         (("--embedding", "{small}", "--under", "nan"), ["--under nan", "a positive number"]),
         (("--embedding", "{small}", "--preset", "x"), ["--preset x", "whitened-fine"]),
         (("--embedding", "{small}", "--dims", "x"), ["--dims x", "integers"]),
-        (("--embedding", "{small}", "--for", "npu"), ["--for npu", "cpu or tensorrt"]),
+        (("--embedding", "{small}", "--for", "npu"), ["--for npu", "cpu, openvino, tensorrt"]),
         (("--embedding", "{small}", "--plot", "a.gif"), ["a.gif", ".png"]),
         (("--embedding", "{small}", "--engine", "warp"), ["warp"]),
         (("--embedding", "{small}", "--image-size", "64"), ["of a --backbone"]),

@@ -143,7 +143,7 @@ def test_only_a_float32_embedding_is_quantised(made, good):
 
 
 def test_an_unknown_target_is_refused_before_the_work(embedding_file):
-    with pytest.raises(UsageError, match="--for gpu: choose cpu or tensorrt"):
+    with pytest.raises(UsageError, match="--for gpu: choose one of cpu, openvino, tensorrt"):
         quantise_embedding(read(embedding_file, "embedding"), [], WHOLE, "gpu")
 
 
@@ -181,9 +181,30 @@ def test_quantize_as_it_is_typed(embedding_file, photos, tmp_path):
     with unchanged(tmp_path):
         again = in_process("quantize", output, photos, "-o", tmp_path / "again.onnx")
         again.failed(2, "is in int8", "--precision float32")
-        in_process("export", "--precision", "int8", "-o", tmp_path / "e.onnx").failed(
-            2, "padim-edge quantize"
-        )
+        export = ("export", "-o", tmp_path / "e.onnx")
+        in_process(*export, "--precision", "int8").failed(2, "without --calibrate")
+        in_process(*export, "--calibrate", photos).failed(2, "float32 with --calibrate")
+        in_process(*export, "--for", "cpu").failed(2, "give --precision int8 with it")
+
+
+def test_export_in_int8_is_export_and_quantize(photos, tmp_path):
+    pytest.importorskip("torch")
+    small = ("export", "--weights", "random", "--image-size", 64, "-o")
+    whole, at_once, after = (tmp_path / f"{name}.onnx" for name in ("whole", "at_once", "after"))
+    in_process(*small, whole).worked()
+    int8 = ("--precision", "int8", "--calibrate", photos, "--for", "openvino")
+    done = in_process(*small, at_once, *int8).worked()
+    assert "int8        for openvino, calibrated on 12 images" in done.stdout
+    in_process("quantize", whole, photos, "--for", "openvino", "-o", after).worked()
+    assert at_once.read_bytes() == after.read_bytes()
+
+
+def test_quantize_prepares_as_it_is_told(embedding_file, photos, tmp_path):
+    made = []
+    for name, how in (("whole", ()), ("cut", ("--resize", 80, "--crop", 64))):
+        in_process("quantize", embedding_file, photos, *how, "-o", tmp_path / name).worked()
+        made.append((tmp_path / name).read_bytes())
+    assert made[0] != made[1]
 
 
 def test_fit_in_int8_as_it_is_typed(embedding_file, photos, tmp_path):
@@ -201,6 +222,26 @@ def test_fit_in_int8_as_it_is_typed(embedding_file, photos, tmp_path):
         in_process(*fit, "--precision", "int8", *moments).failed(2, "padim-edge quantize once")
         in_process(*fit, "--precision", "float16").failed(2, "float16 is for export")
         in_process(*fit, "--for", "tensorrt").failed(2, "give --precision int8 with it")
+
+
+def test_channels_are_drawn_before_the_backbone_is_quantised(photos, tmp_path):
+    pytest.importorskip("torch")
+    small = ("export", "--weights", "random", "--image-size", 64, "-o")
+    int8 = ("--precision", "int8")
+    some, whole = tmp_path / "some.onnx", tmp_path / "whole.onnx"
+    in_process(*small, some, "--dims", 20).worked()
+    in_process(*small, whole, "--dims", "all").worked()
+    sizes = []
+    for embedding, dims in ((some, ()), (whole, ("--dims", 20))):
+        output = tmp_path / f"padim-{embedding.name}"
+        in_process("fit", embedding, photos, *int8, *dims, "-o", output).worked()
+        sizes.append(output.stat().st_size)
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.005)
+    with unchanged(tmp_path):
+        wrong = ("fit", whole, photos, *int8, "-o", tmp_path / "none.onnx")
+        done = in_process(*wrong)
+        done.failed(2, "say how many to draw")
+        assert "calibration" not in done.stderr
 
 
 def test_quantize_knows_the_bit_depth_too(embedding_file, photos, tmp_path):
