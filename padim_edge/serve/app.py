@@ -213,7 +213,13 @@ class App:
                     items = [Prepared(image, size) for image in wanted.images]
                     results = await _run(loaded, items)
                     self._count(slot, results)
-                    text, headers = await self._in_pool(v2.answer, slot.name, wanted, results)
+                    # It counts as the longest that it may be while it is written.
+                    longest = v2.longest_answer(slot.name, wanted, results)
+                    self._hold(longest)
+                    try:
+                        text, headers = await self._in_pool(v2.answer, slot.name, wanted, results)
+                    finally:
+                        self._hold(-longest)
                     return self._kept(Response(text, headers=headers))
 
                 return await _unless_gone(request, inferred())

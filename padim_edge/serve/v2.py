@@ -6,6 +6,7 @@ https://github.com/triton-inference-server/server/blob/main/docs/protocol/extens
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,9 @@ _INPUT = "image"
 _HEAD_BYTES = 64 << 10  # of JSON beside the data
 _JSON_BYTES = 6  # of a value in JSON: three digits, a comma, blanks
 _BLOCK = 1 << 16  # bytes of JSON whose values are 8-byte integers at a time
+_NUMBER_BYTES = 16  # of a float32 in JSON: -1.23456789e-38 and a comma
+_AROUND_BYTES = 1024  # of JSON around the data in an answer
+_NUMBERS = 1 << 12  # that are Python's floats at a time
 
 
 class _Parameters(msgspec.Struct, frozen=True):
@@ -135,40 +139,75 @@ def parse(
     return InferRequest(images, _wanted(request), request.id)
 
 
+def longest_answer(name: str, request: InferRequest, results: Sequence[Result]) -> int:
+    """Bytes that `answer` takes at most, before it is built."""
+    sizes = {"score": len(results), "score_map": sum(one.score_map.size for one in results)}
+    data = sum(
+        sizes[wanted] * (4 if binary else _NUMBER_BYTES)
+        for wanted, binary in request.outputs.items()
+    )
+    # A character in JSON is six bytes at most.
+    return data + 6 * (len(name) + len(request.id or "")) + _AROUND_BYTES
+
+
 def answer(
     name: str, request: InferRequest, results: Sequence[Result]
 ) -> tuple[bytes, dict[str, str]]:
     """The body of an answer, and its headers.
 
+    Numbers in JSON have nine significant digits, which are enough for any float32 to come back.
+
     Raises:
         PadimEdgeError: JSON is asked for, and a score is no number.
     """
     tensors = {
-        "score": np.array([one.score for one in results], np.float32),
-        "score_map": np.stack([one.score_map for one in results]).astype(np.float32, copy=False),
+        "score": ([np.array([one.score for one in results], np.float32)], [len(results)]),
+        "score_map": (
+            [one.score_map for one in results],
+            [len(results), *results[0].score_map.shape],
+        ),
     }
-    outputs, data = [], []
-    for wanted, binary in request.outputs.items():
-        tensor = tensors[wanted]
-        said: dict[str, Any] = {"name": wanted, "datatype": "FP32", "shape": list(tensor.shape)}
-        if binary:
-            data.append(tensor.astype("<f4", copy=False).tobytes())
-            said["parameters"] = {"binary_data_size": len(data[-1])}
-        elif not np.isfinite(tensor).all():
-            raise PadimEdgeError(
-                f"{wanted!r} is NaN or infinity, which JSON has not: ask for binary"
-            )
-        else:
-            said["data"] = tensor.ravel().tolist()
-        outputs.append(said)
-    head = {"model_name": name, "model_version": VERSION, "outputs": outputs}
+    head = {"model_name": name, "model_version": VERSION}
     if request.id is not None:
         head["id"] = request.id
-    text = msgspec.json.encode(head)
-    if not data:
-        return text, {"content-type": "application/json"}
-    headers = {"content-type": "application/octet-stream", LENGTH: str(len(text))}
-    return b"".join((text, *data)), headers
+    # Written piece by piece: as Python's floats all of it would be many times as large.
+    text, comma = io.BytesIO(), b""
+    text.write(msgspec.json.encode(head)[:-1] + b',"outputs":[')
+    for wanted, binary in request.outputs.items():
+        parts, shape = tensors[wanted]
+        said: dict[str, Any] = {"name": wanted, "datatype": "FP32", "shape": shape}
+        if binary:
+            size = 4 * sum(part.size for part in parts)
+            said["parameters"] = {"binary_data_size": size}
+        text.write(comma + msgspec.json.encode(said))
+        comma = b","
+        if not binary:
+            text.seek(-1, io.SEEK_CUR)  # over the last bracket
+            text.write(b',"data":[')
+            _write_numbers(text, wanted, parts)
+            text.write(b"]}")
+    text.write(b"]}")
+    length = text.tell()
+    if not any(request.outputs.values()):
+        return text.getvalue(), {"content-type": "application/json"}
+    for wanted, binary in request.outputs.items():
+        if binary:
+            for part in tensors[wanted][0]:
+                text.write(part.astype("<f4", copy=False).tobytes())
+    return text.getvalue(), {"content-type": "application/octet-stream", LENGTH: str(length)}
+
+
+def _write_numbers(text: io.BytesIO, name: str, parts: Sequence[NDArray[np.float32]]) -> None:
+    """Write numbers with commas between them."""
+    comma = b""
+    for part in parts:
+        if not np.isfinite(part).all():
+            raise PadimEdgeError(f"{name!r} is NaN or infinity, which JSON has not: ask for binary")
+        values = part.reshape(-1)
+        for begin in range(0, values.size, _NUMBERS):
+            some = tuple(values[begin : begin + _NUMBERS].tolist())
+            text.write(comma + (("%.9g," * len(some))[:-1] % some).encode())
+            comma = b","
 
 
 def _split(body: bytes, head_length: str | None) -> tuple[bytes, memoryview]:

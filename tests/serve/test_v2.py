@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ pytest.importorskip("urllib3")
 
 import tritonclient.http as triton
 import urllib3
+from live_events import until
 from tritonclient.utils import InferenceServerException
 
 from padim_edge import Detector
@@ -317,6 +319,76 @@ for begin, piece, end, size in json.loads(sys.argv[1]):
     assert [was_read for _, was_read in found] == [True, True, *[False] * 8]
     assert all(factor < 6 for factor, _ in found), found
     assert found[0][0] > 1, found  # or it would not be measured
+
+
+def test_an_answer_takes_what_is_held_for_it():
+    """Of a binary request whose maps are wanted as JSON; in a process of its own, as above."""
+    code = """
+import json
+from pathlib import Path
+from types import SimpleNamespace
+import numpy as np
+from padim_edge.serve import v2
+
+def most():
+    return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+
+for count, binary in ((1, False), (8, False), (8, True)):
+    images = np.zeros((count, 224, 224, 3), np.uint8)
+    maps = np.random.default_rng(0).random((count, 224, 224), np.float32)
+    results = [SimpleNamespace(score=0.5, score_map=one) for one in maps]
+    request = v2.InferRequest(images, {"score": False, "score_map": binary}, None)
+    v2.answer("x", v2.InferRequest(images, {"score": False}, None), results)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = most()
+    body, _ = v2.answer("x", request, results)
+    longest = v2.longest_answer("x", request, results)
+    print(json.dumps([most() - before, len(body), longest, images.nbytes]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "100000"},  # what is freed is given back
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    for peak, length, longest, asked in map(json.loads, done.stdout.splitlines()):
+        assert 0.9 * length < peak < longest + (2 << 20), done.stdout
+        assert length <= longest < 6 * asked
+
+
+def test_every_float32_comes_back_from_json():
+    bits = np.random.default_rng(0).integers(0, 1 << 32, 300_000, dtype=np.uint32)
+    values = bits.view(np.float32)
+    values = values[np.isfinite(values)]
+    edges = np.array([0, -0.0, 1e-45, 0.1, 16777217, np.finfo(np.float32).max], np.float32)
+    maps = np.concatenate((edges, -edges, values))[None, None]
+    results = [SimpleNamespace(score=0.1, score_map=one) for one in maps]
+    request = v2.InferRequest(np.zeros(0), {"score_map": False, "score": False}, 'é"\n\1')
+    body, _ = v2.answer("ä", request, results)
+    assert len(body) <= v2.longest_answer("ä", request, results)
+    said = json.loads(body)
+    assert (said["id"], said["model_name"], said["model_version"]) == ('é"\n\1', "ä", "1")
+    assert [one["shape"] for one in said["outputs"]] == [list(maps.shape), [1]]
+    found = np.array(said["outputs"][0]["data"], np.float32)
+    np.testing.assert_array_equal(found, maps.ravel())
+
+
+def test_an_answer_that_has_no_room_is_not_built(serve, model, images, monkeypatch):
+    service = serve(model, max_bytes=1 << 20)
+    built = []
+    monkeypatch.setattr(v2, "answer", lambda *_: built.append(1))
+    service._app._held = (8 << 20) - images.nbytes - 10_000
+    body = json.dumps({"inputs": [{**GOOD, "parameters": {"binary_data_size": 12288}}]}).encode()
+    given = HTTP.request(
+        *("POST", service.url + "v2/models/bottle/infer"),
+        body=body + bytes(12288),
+        headers={v2.LENGTH: str(len(body))},
+    )
+    assert given.status == 429, given.data
+    assert not built
+    until(lambda: service._app._held == (8 << 20) - images.nbytes - 10_000)
 
 
 def test_parameters_that_are_null_are_none():
