@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from alike import networks
 from exports import SMALL, TOLERANCE, assert_close, noise, run, save, shape_of
 from PIL import Image
 from torch_side import RESNET, State, embedding_of, feature_maps, random_state, reference_draw
@@ -29,6 +30,7 @@ DEFAULTS = {
     "wide_resnet50_2": (RESNET, (256, 512, 1024), 550, (64, 64)),
     "mobilenet_v3_large": (MOBILE, (24, 40, 112), 100, (96, 64)),
 }
+each_backbone = pytest.mark.parametrize("name", networks(DEFAULTS))
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,7 @@ def default_export(
     return make
 
 
-@pytest.mark.parametrize("name", DEFAULTS)
+@each_backbone
 def test_embedding_equals_torch(
     name: str, default_export: Any, record_property: Callable[[str, object], None]
 ) -> None:
@@ -99,7 +101,7 @@ def test_embedding_equals_torch_on_real_images(
     assert exported.model.backbone_info.weights == weights.name
 
 
-@pytest.mark.parametrize("name", DEFAULTS)
+@each_backbone
 def test_file_keeps_its_contract(name: str, default_export: Any) -> None:
     path, _, exported = default_export(name)
     layers, sizes, count, (height, width) = DEFAULTS[name]
@@ -131,7 +133,7 @@ def test_file_keeps_its_contract(name: str, default_export: Any) -> None:
     assert {t.name for t in proto.graph.initializer} <= read_names  # no unused constant
 
 
-@pytest.mark.parametrize("name", DEFAULTS)
+@each_backbone
 def test_file_tells_nothing_of_the_machine(name: str, default_export: Any) -> None:
     path, _, _ = default_export(name)
     proto = onnx.load(path)
@@ -203,7 +205,7 @@ class Wiring:
         return convolutions, gathers
 
 
-@pytest.mark.parametrize("name", DEFAULTS)
+@each_backbone
 def test_last_block_computes_chosen_channels_only(name: str, default_export: Any) -> None:
     path, _, exported = default_export(name)
     wiring = Wiring(path)
@@ -219,7 +221,7 @@ def test_last_block_computes_chosen_channels_only(name: str, default_export: Any
     assert len([n for n in wiring.proto.graph.node if n.op_type == "Gather"]) == len(RESNET) + 1
 
 
-@pytest.mark.parametrize("name", DEFAULTS)
+@each_backbone
 def test_selection_comes_before_repeating(name: str, default_export: Any) -> None:
     path, _, exported = default_export(name)
     wiring = Wiring(path)

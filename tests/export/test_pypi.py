@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from alike import networks
 from exports import assert_close, noise, run, save
 from PIL import Image
 from torch_side import embedding_of, reference_draw
@@ -34,7 +35,7 @@ ENDS = {"efficientnet-lite0": (2, 4, 10), "efficientnet-lite1": (3, 6, 14)}
 ENDS["efficientnet-lite2"] = ENDS["efficientnet-lite1"]
 
 
-@pytest.fixture(params=NETWORKS)
+@pytest.fixture(params=networks(NETWORKS))
 def name(request: pytest.FixtureRequest) -> str:
     """Each network whose weights are installed; the smallest one's are, with the extra demo."""
     try:

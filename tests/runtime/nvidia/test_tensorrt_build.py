@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alike import networks
 from onnx import TensorProto, helper
 from tensorrt_rtx_cpu import BINDINGS, assemble
 from wheels import interpreter
@@ -121,7 +122,7 @@ def plan_bytes(
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", networks(BACKBONES))
 def test_backbones_build(
     plan_bytes: Callable[[str, str], int],
     exported: Callable[[str, str], Model],
