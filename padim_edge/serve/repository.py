@@ -225,12 +225,14 @@ def export_repository(
         batching: what the server is told of batches.
 
     Raises:
-        UsageError: there is no such target, the name is none for a server, or the folder holds
-            something that was not written here, or was changed since.
+        UsageError: there is no such target, the name is none for a server, the working directory
+            is or lies in the folder, or that holds something that was not written here, or was
+            changed since.
         PadimEdgeError: the file is no detector, or the folder cannot be written.
     """
     if target not in TARGETS:
         raise UsageError(f"--for {target}: {', '.join(TARGETS)} are allowed")
+    _check_not_here(folder)
     name = path.stem
     _check_name(name, path)
     batching = batching or Batching()
@@ -261,6 +263,16 @@ def export_repository(
             ) from error
         raise cannot_write(error.filename or folder, error) from error
     return Exported(folder, tuple(models), tuple(files))
+
+
+def _check_not_here(folder: Path) -> None:
+    """Refuse the working directory and what holds it: whoever stands there would stand nowhere."""
+    with contextlib.suppress(FileNotFoundError):  # there is none any more
+        if Path.cwd().is_relative_to(os.path.realpath(folder)):
+            raise UsageError(
+                f"{folder} is replaced as a whole, and the working directory is "
+                "it or lies in it: name a new folder, or go to another one first"
+            )
 
 
 def _check_name(name: str, path: Path) -> None:

@@ -148,6 +148,18 @@ def test_a_folder_that_is_not_ours_is_left_alone(model, tmp_path):
         export_repository(model, folder / "thesis.tex", "triton")
 
 
+def test_the_working_directory_is_not_replaced(model, tmp_path, monkeypatch):
+    inside = tmp_path / "models" / "inside"
+    inside.mkdir(parents=True)
+    monkeypatch.chdir(inside)
+    for folder in (".", inside, "..", tmp_path / "models"):
+        with unchanged(tmp_path):
+            done = in_process("export-repository", model, folder, "--for", "triton")
+        done.failed(2, f"{folder} is replaced as a whole", "name a new folder")
+    in_process("export-repository", model, "new", "--for", "triton").worked()
+    assert (inside / "new" / MARKER).exists()
+
+
 def test_what_another_hand_changed_is_not_overwritten(model, tmp_path):
     folder = tmp_path / "models"
     export_repository(model, folder, "triton")
