@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -106,13 +107,13 @@ class Slot:
         self._metrics.reloads.labels(self.name, "done").inc()
         return f"{self.name}: {self.path} was loaded again"
 
-    def close(self) -> None:
+    def close(self, seconds: float = CLOSE_SECONDS) -> None:
         """Let go of what is loaded, once nobody uses it. Closing twice is harmless.
 
-        An engine that does not come back is waited for `CLOSE_SECONDS`, and left as it is.
+        An engine that does not come back is waited for some seconds, and left as it is.
         """
         self._closed = True
-        self._change(None, CLOSE_SECONDS)
+        self._change(None, seconds)
 
     def _change(self, loaded: Loaded | None, seconds: float | None = None) -> None:
         with self._free:
@@ -130,12 +131,14 @@ def slots_of(paths: Sequence[Path], settings: Settings, metrics: Metrics) -> dic
     """A slot for each file, by name.
 
     Raises:
-        UsageError: there is none, or two have one name, or one that makes no address.
+        UsageError: there is none, two have one name, or are one, or a name makes no address.
     """
     slots: dict[str, Slot] = {}
     for path in paths:
         name = path.stem
         if name in slots:
+            if os.path.realpath(path) == os.path.realpath(slots[name].path):
+                raise UsageError(f"{path} is one file given twice: name it once")
             raise UsageError(
                 f"{slots[name].path} and {path} would both be called {name}: rename one of them"
             )

@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -317,6 +318,11 @@ def test_what_cannot_be_served_is_said_before_anything_is_loaded(model, tmp_path
     shutil.copy(model, twice)
     with pytest.raises(UsageError, match="would both be called bottle: rename one"):
         Service([model, twice])
+    (tmp_path / "link").mkdir()
+    (tmp_path / "link" / "bottle.onnx").symlink_to(twice)
+    for again in (twice, tmp_path / "link" / ".." / "bottle.onnx", tmp_path / "link/bottle.onnx"):
+        with pytest.raises(UsageError, match=r"bottle\.onnx is one file given twice: name it once"):
+            Service([twice, again])
     with pytest.raises(UsageError, match="no model was given"):
         Service([])
     with pytest.raises(UsageError, match="unknown engine 'x'"):
@@ -380,6 +386,53 @@ def test_the_command_reloads_on_a_hangup_and_drains_on_term(model, other, photos
     assert "bottle: ONNX Runtime " in said
     assert f"bottle: {file} was loaded again" in said
     assert said.endswith("stopped: what was begun has been answered\n")
+
+
+@pytest.mark.parametrize("client_stays", [True, False])
+def test_the_end_waits_for_no_picture_without_end(model, client_stays):
+    prelude = """
+import sys, threading
+from padim_edge.serve import app, service
+
+def endless(*_):
+    print("decoding", file=sys.stderr, flush=True)
+    threading.Event().wait()
+
+app.App._prepare = endless
+service.Service.drain.__defaults__ = (0.3,)
+"""
+    with subprocess.Popen(
+        command("serve", model, "--port", 0, "--engine", "ort", prelude=prelude),
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            place = urlsplit(process.stderr.readline().split()[-1])
+            with socket.create_connection((place.hostname, place.port), 60) as one:
+                one.sendall(
+                    b"POST /v1/models/bottle/judge HTTP/1.1\r\nHost: localhost\r\n"
+                    b"Content-Length: 1\r\n\r\nx"
+                )
+                while process.stderr.readline() != "decoding\n":
+                    assert process.poll() is None
+                if client_stays:
+                    process.send_signal(signal.SIGTERM)
+                    said = process.communicate(timeout=60)[1]
+            if not client_stays:
+                url = f"http://{place.netloc}/metrics"
+                until(lambda: b'code="499"' in HTTP.request("GET", url).data)
+                process.send_signal(signal.SIGTERM)
+                said = process.communicate(timeout=60)[1]
+        finally:
+            process.kill()
+    assert process.returncode == 0
+    last = said.splitlines()[-1]
+    assert last == (
+        "stopped: what was still at work was left"
+        if client_stays
+        else "stopped: what was begun has been answered; what nobody waits for was left"
+    )
+    assert ("some requests were not answered" in said) == client_stays
 
 
 def test_signals_are_heard_from_the_first_load_on_and_none_is_lost():
