@@ -133,6 +133,11 @@ def read(path: str | Path, kind: str | None, *, lazily: bool = False) -> Model:
     path = Path(path)
     try:
         source = Source(path)
+    except IsADirectoryError as error:
+        raise ModelError(
+            f"the model {path} is a folder: give a file in it, or {path / '*.onnx'} where several "
+            "models are taken"
+        ) from error
     except OSError as error:
         raise ModelError(f"cannot read the model {path}: {error.strerror or error}") from error
     if lazily:

@@ -34,11 +34,13 @@ def test_fit_on_an_onnx_file_that_is_not_ours(tmp_path, photos):
     done.failed(1, "theirs.onnx", "not made by padim-edge")
 
 
-@pytest.mark.parametrize("name", ["run", "fit", "inspect", "eval", "bench"])
+@pytest.mark.parametrize("name", ["run", "fit", "inspect", "eval", "bench", "serve"])
 def test_a_model_that_is_not_there_or_a_folder(tmp_path, photos, name):
     source = (photos,) if name in ("run", "fit", "eval") else ()
     in_process(name, tmp_path / "no.onnx", *source).failed(1, "no.onnx", "No such file")
-    words = "is one data set" if name == "eval" else "Is a directory"
+    words = (
+        "is one data set" if name == "eval" else f"is a folder: give a file in it, or {tmp_path}/*."
+    )
     in_process(name, tmp_path, *source).failed(1, str(tmp_path), words)
 
 
