@@ -5,6 +5,14 @@ export class Detector {
   // ort: the runtime; bytes: Uint8Array of the file.
   static async open(ort, bytes) {
     const metadata = readMetadata(bytes);
+    const format = JSON.parse(metadata.get("padim_edge.format") ?? "1"); // without: no detector, see below
+    // 2: a region of interest, which lies in the graph.
+    if (format !== 1 && format !== 2) {
+      throw new Error(
+        `its format is version ${format}, this program reads 1 and 2: take the example of the ` +
+          "padim-edge that made the file",
+      );
+    }
     const threshold = JSON.parse(metadata.get("padim_edge.threshold") ?? "null");
     if (threshold === null) throw new Error("this file is no detector: fit one with padim-edge fit");
     const session = await ort.InferenceSession.create(bytes);

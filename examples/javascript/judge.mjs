@@ -8,15 +8,21 @@
 
 import { readFile } from "node:fs/promises";
 
-import * as ort from "onnxruntime-node";
-import sharp from "sharp";
-
 import { Detector } from "./detector.mjs";
 
 const [model, ...photos] = process.argv.slice(2);
 if (!photos.length) {
   console.error("usage: node judge.mjs padim.onnx PHOTO...");
   process.exit(2);
+}
+
+let ort, sharp;
+try {
+  ort = await import("onnxruntime-node");
+  sharp = (await import("sharp")).default;
+} catch (error) {
+  console.error(`error: ${error.message.split("\n", 1)[0]}: run npm install beside this file`);
+  process.exit(1);
 }
 
 let anomalous = 0;

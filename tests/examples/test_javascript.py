@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import onnx
 import pytest
+import raw_http
 from browser import chromium
-from node import example
+from node import EXAMPLE, example
 from PIL import Image
 
 from padim_edge import Detector
@@ -53,11 +56,15 @@ def test_node_says_what_python_says(folder, model, frames, tmp_path):
 def test_node_refuses_other_files_in_a_line(folder, model_file, embedding_file, frames, tmp_path):
     photo = frames[0]
     (tmp_path / "half.onnx").write_bytes(model_file.read_bytes()[:5000])
+    newer = onnx.load(model_file)
+    next(one for one in newer.metadata_props if one.key == "padim_edge.format").value = "3"
+    onnx.save(newer, tmp_path / "newer.onnx")
     for path, said in (
         (model_file, "--frame-input"),
         (embedding_file, "is no detector"),
         (photo, "no ONNX file"),
         (tmp_path / "half.onnx", "no whole ONNX file"),
+        (tmp_path / "newer.onnx", "its format is version 3, this program reads 1 and 2"),
         (tmp_path / "absent.onnx", "ENOENT"),
     ):
         done = judged(folder, path, photo)
@@ -87,6 +94,37 @@ def served(folder: Path) -> Iterator[str]:
             yield server.stdout.readline().strip()
         finally:
             server.kill()
+
+
+def test_the_pages_server_goes_on_whatever_is_asked_for(folder):
+    with served(folder) as address:
+        for place in ("//", "//x:y", "/http://[", "/none", "/package.json", "/%", "/?photo=1", "/"):
+            answer = raw_http.ask(address.rstrip("/"), raw_http.get(place))
+            assert answer[0] == (200 if place in ("/", "/?photo=1") else 404), place
+        again = server_refuses(folder, address.rstrip("/").rpartition(":")[2])
+        assert "EADDRINUSE" in again
+
+
+def server_refuses(folder: Path, *arguments: str) -> str:
+    """The only line that the example's server says before it ends."""
+    command = ["node", str(folder / "page-server.mjs"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+def test_what_is_not_installed_is_said_in_a_line(folder, tmp_path):
+    for path in EXAMPLE.glob("*.*"):
+        shutil.copy(path, tmp_path)
+    assert "run npm install" in server_refuses(tmp_path)
+    assert "is no port" in server_refuses(folder, "http")
+    done = judged(tmp_path, "padim.onnx", "photo.png")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: Cannot find package 'onnxruntime-node'")
+    assert done.stderr.endswith(": run npm install beside this file\n")
+    assert done.stderr.count("\n") == 1
 
 
 def shows(page, selector: str, text: str) -> None:
