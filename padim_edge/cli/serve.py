@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import queue
 import signal
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -98,8 +101,20 @@ def serve(
             say(line)
         if service.made_token:
             say(f"token: {service.token}")
-        answered = service.run(signals.wanted, say)
-    say("stopped: what was begun has been answered" if answered else "stopped")
+        if not service.run(signals.wanted, say):
+            _leave("stopped: what was still at work was left")
+    if service.is_working:
+        _leave("stopped: what was begun has been answered; what nobody waits for was left")
+    say("stopped: what was begun has been answered")
+
+
+def _leave(last: str) -> NoReturn:
+    """End now: the interpreter would wait for all threads, and a picture may take a minute."""
+    with contextlib.suppress(OSError):  # nobody reads it
+        say(last)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(0)
 
 
 class _Signals:

@@ -9,7 +9,7 @@ import io
 import math
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import resources
 from typing import Any, TypeVar
 
@@ -103,6 +103,7 @@ class App:
         threads = min(WORKERS, available_cores())
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="padim-edge-serve")
         self._free = asyncio.Semaphore(threads)
+        self._working: set[Future[Any]] = set()
         handlers = {
             **HANDLERS,
             RefusedError: _refused,
@@ -138,8 +139,13 @@ class App:
         return not self.draining and all(slot.loaded for slot in self._slots.values())
 
     def close(self) -> None:
-        """End the threads."""
-        self._pool.shutdown(cancel_futures=True)
+        """Let the threads end with what they do now; see `is_working`."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def is_working(self) -> bool:
+        """Whether a thread is at work, be it for a client who is gone."""
+        return bool(self._working)
 
     # --- judging -------------------------------------------------------------------------------
 
@@ -232,9 +238,11 @@ class App:
         # The pool's own queue would hold a body whose client went away until its turn comes.
         await self._free.acquire()
         future = self._pool.submit(function, *arguments)
+        self._working.add(future)
         loop = asyncio.get_running_loop()
 
         def done(_: object) -> None:
+            self._working.discard(future)
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(self._free.release)
 

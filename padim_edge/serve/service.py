@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import queue
 import threading
 import time
@@ -14,7 +15,7 @@ from padim_edge.serve.app import OPEN_PATHS, App
 from padim_edge.serve.metrics import Metrics
 from padim_edge.serve.samples import Samples
 from padim_edge.serve.settings import Settings
-from padim_edge.serve.slots import load_all, slots_of
+from padim_edge.serve.slots import CLOSE_SECONDS, load_all, slots_of
 from padim_edge.web.limits import Limits
 from padim_edge.web.server import Server
 
@@ -73,6 +74,7 @@ class Service:
             body_bytes=settings.max_bytes + _BESIDE, connections=_CONNECTIONS, idle_seconds=75
         )
         self._server = Server(self._app.asgi, host, port, token, limits, OPEN_PATHS)
+        self._end = math.inf  # of the time to end in, once that has begun
         self.token, self.made_token = self._server.token, self._server.made_token
 
     @property
@@ -124,20 +126,29 @@ class Service:
             Whether all of it was answered in time.
         """
         self._app.draining = True
-        end = time.monotonic() + seconds
+        self._end = time.monotonic() + seconds
         while not self._server.is_idle:
-            if time.monotonic() > end:
+            if time.monotonic() > self._end:
                 return False
             time.sleep(0.02)
         return True
 
     def stop(self) -> None:
-        """Answer no more, and free everything. Twice is harmless."""
+        """Answer no more, and free everything. Twice is harmless.
+
+        Threads that decode for nobody any more are not waited for (`is_working`), nor is, after
+        `drain`, an engine beyond its time.
+        """
         self._app.draining = True
         self._server.stop()
         for slot in self._slots.values():
-            slot.close()
+            slot.close(min(CLOSE_SECONDS, max(0.0, self._end - time.monotonic())))
         self._app.close()
+
+    @property
+    def is_working(self) -> bool:
+        """Whether a thread is still at work, which the interpreter would wait for at its end."""
+        return self._app.is_working
 
     def run(self, wanted: queue.SimpleQueue[str], tell: Callable[[str], None]) -> bool:
         """Serve until it is said that this is the end; then answer what was begun.
