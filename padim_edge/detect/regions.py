@@ -11,6 +11,7 @@ device installs beside an engine.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -126,22 +127,30 @@ def regions_of(
     """
     left, top, right, bottom = seen
     across, down = (right - left) / labels.shape[1], (bottom - top) / labels.shape[0]
+    rows, columns = np.nonzero(labels)
+    numbers = labels[rows, columns]
+    # Each part's pixels side by side, in their order: one pass for all parts, not one for each.
+    order = np.argsort(numbers, kind="stable")
+    rows, columns, numbers = rows[order], columns[order], numbers[order]
+    scores = score_map[rows, columns]
+    borders = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
     found = []
-    for number in range(1, int(labels.max(initial=0)) + 1):
-        y, x = np.nonzero(labels == number)
-        scores = score_map[y, x]
-        highest = int(scores.argmax())
+    for begin, end in itertools.pairwise(borders):
+        if begin == end:  # there is none at all
+            break
+        x, y, of_part = columns[begin:end], rows[begin:end], scores[begin:end]
+        highest = int(of_part.argmax())
         box = (
             max(0, math.floor(left + float(x.min()) * across + _HAIR)),
-            max(0, math.floor(top + float(y.min()) * down + _HAIR)),
+            max(0, math.floor(top + float(y[0]) * down + _HAIR)),
             min(size[1], math.ceil(left + float(x.max() + 1) * across - _HAIR)),
-            min(size[0], math.ceil(top + float(y.max() + 1) * down - _HAIR)),
+            min(size[0], math.ceil(top + float(y[-1] + 1) * down - _HAIR)),
         )
         found.append(
             Region(
                 box,
                 max(1, round(len(x) * across * down)),
-                float(scores[highest]),
+                float(of_part[highest]),
                 (
                     left + (float(x[highest]) + 0.5) * across,
                     top + (float(y[highest]) + 0.5) * down,

@@ -172,18 +172,12 @@ class App:
         (result,) = await _run(loaded, [prepared])
         took = {"server-timing": f"judge;dur={1000 * (time.perf_counter() - begun):.1f}"}
         self._count(slot, [result])
-        if alone and not math.isfinite(result.score):
-            raise RefusedError(500, "the score is no number, so there is nothing to draw")
-        picture = None
-        if (alone or heat_map) and math.isfinite(result.score):
-            kind = "png" if alone else heat_map
-            picture = await self._in_pool(_picture, loaded, encoded, result, kind)
-        if alone:
-            return self._kept(Response(picture, headers=took, media_type="image/png"))
-        value = judgement(slot.name, result)
-        if heat_map:
-            value["heat_map"] = None if picture is None else base64.b64encode(picture).decode()
-        return self._kept(answer(value, headers=took))
+        # Noise has thousands of regions; they are found where they are first asked for.
+        kind = "png" if alone else heat_map
+        response = await self._in_pool(
+            _answered, slot.name, loaded, encoded, result, kind, alone, took
+        )
+        return self._kept(response)
 
     def _prepare(self, loaded: Loaded, encoded: bytes) -> Prepared:
         try:
@@ -454,6 +448,28 @@ def judgement(name: str, result: Result) -> dict[str, Any]:
         "regions": [region.to_json() for region in result.regions if finite],
         "size": {"width": width, "height": height},
     }
+
+
+def _answered(
+    name: str,
+    loaded: Loaded,
+    encoded: bytes,
+    result: Result,
+    kind: str | None,
+    alone: bool,
+    headers: Mapping[str, str],
+) -> Response:
+    """The answer to `judge`: with a picture of some kind, or that alone."""
+    finite = math.isfinite(result.score)
+    if alone and not finite:
+        raise RefusedError(500, "the score is no number, so there is nothing to draw")
+    picture = _picture(loaded, encoded, result, kind) if kind and finite else None
+    if alone:
+        return Response(picture, headers=headers, media_type="image/png")
+    value = judgement(name, result)
+    if kind:
+        value["heat_map"] = None if picture is None else base64.b64encode(picture).decode()
+    return answer(value, headers=headers)
 
 
 def _decision(result: Result) -> str:

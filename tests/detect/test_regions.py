@@ -90,6 +90,53 @@ def test_a_region_in_pixels_of_the_frame():
     assert second.peak == (85.0, 45.0)
 
 
+def test_many_regions_are_those_of_each_part_alone_to_the_bit():
+    score_map = np.random.default_rng(0).random((96, 80), dtype=np.float32).round(2)  # with ties
+    place = (3.3, -2, 90.1, 70.7), (60, 80)
+    for low, high in ((0.75, 0.8), (0.4, 0.99), (2, 2)):
+        labels = labelled(score_map, high, low)
+        count = labels.max()
+        alone = [
+            regions_of(
+                score_map, (labels == number).astype(np.intp), (3.3, -2, 90.1, 70.7), (60, 80)
+            )
+            for number in range(1, count + 1)
+        ]
+        for number, (region,) in enumerate(alone, start=1):
+            y, x = np.nonzero(labels == number)
+            best = int(score_map[y, x].argmax())
+            across, down = (90.1 - 3.3) / 80, 72.7 / 96
+            assert region.score == float(score_map[y, x].max())
+            assert region.peak == (3.3 + (x[best] + 0.5) * across, -2 + (y[best] + 0.5) * down)
+            assert region.centroid == (
+                3.3 + (float(x.mean()) + 0.5) * across,
+                -2 + (float(y.mean()) + 0.5) * down,
+            )
+            assert region.box[0] == math.floor(3.3 + x.min() * across + 1e-6)
+            assert region.box[3] == min(60, math.ceil(-2 + (y.max() + 1) * down - 1e-6))
+        expected = sorted((one for (one,) in alone), key=lambda region: -region.score)
+        assert regions_of(score_map, labels, *place) == tuple(expected)
+    assert count == 0
+
+
+def test_the_work_for_many_regions_grows_with_pixels_and_not_with_regions_too():
+    class Counted(np.ndarray):
+        """Pixels that its comparisons looked at."""
+
+        looked = 0
+
+        def __eq__(self, other):
+            Counted.looked += self.size
+            return super().__eq__(other)
+
+    noise = np.random.default_rng(0).random((64, 64), dtype=np.float32)
+    labels = labelled(noise, 0.9, 0.9)
+    assert labels.max() > 200
+    found = regions_of(noise, labels.view(Counted), (0, 0, 64, 64), (64, 64))
+    assert len(found) == labels.max()
+    assert Counted.looked <= 10 * labels.size
+
+
 @pytest.mark.parametrize("size", [(48, 80), (640, 200), (64, 64), (31, 997)])
 @pytest.mark.parametrize("form", ["array", "frame", "pillow", "png", "jpeg", "rotated"])
 def test_a_frame_of_any_size_and_form(model_file, tmp_path, size, form):

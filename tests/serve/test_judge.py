@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import struct
+import threading
 import zlib
 
 import numpy as np
@@ -21,6 +22,7 @@ import urllib3
 
 from padim_edge import Detector
 from padim_edge.detect.overlay_folder import drawn
+from padim_edge.detect.regions import regions_of
 from padim_edge.errors import PadimEdgeError
 from padim_edge.fit.fit import fit_detector
 from padim_edge.fit.settings import Settings as FitSettings
@@ -167,6 +169,19 @@ def test_too_many_bytes_are_refused_whether_or_not_their_number_is_said(serve, m
         assert "at most 4096 bytes" in given.json()["error"]
     far = judge(service, b"x" * 200_000)
     assert far.status == 413
+
+
+def test_regions_are_found_in_the_pool_and_not_where_all_clients_wait(service, noise, monkeypatch):
+    threads = []
+
+    def told(*arguments):
+        threads.append(threading.current_thread().name)
+        return regions_of(*arguments)
+
+    monkeypatch.setattr("padim_edge.detect.detector.regions_of", told)
+    assert judge(service, noise.read_bytes()).json()["regions"]
+    assert len(threads) == 1
+    assert threads[0].startswith("padim-edge-serve")
 
 
 def test_the_openapi_document_names_every_address_and_answers_conform(service):
