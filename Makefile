@@ -66,7 +66,7 @@ bench: $(VENV)/.ready         ## the figures of benchmarks/README.md
 bench-peers: $(VENV)/.ready   ## anomalib, AnomaVision, plain runtimes and us, in one run
 	$(BIN)/python benchmarks/peers/compare.py $(PEERS)
 
-fuzz: $(VENV)/.ready          ## 10,000 damaged files are read; 200 times kill -9 while files are written
+fuzz: $(VENV)/.ready          ## 10,000 damaged files are read; 200 times kill -9 while files are written; tests that repeat
 	$(BIN)/python tests/support/hostile.py
 	$(BIN)/python tests/support/killed.py
 	$(BIN)/python -m pytest -n 2 --dist load -m fuzz
