@@ -173,14 +173,22 @@ _SCHEMAS: dict[str, Any] = {
 _WORDS = {
     400: "The request makes no sense; or, of health: no.",
     401: "A token is needed.",
+    403: "Another site's page asked for this.",
     404: "There is no such model or address.",
+    408: "The headers or the body came too slowly.",
     413: "The body has too many bytes, or the image too many pixels.",
     415: "The body is no image, or it is compressed.",
+    421: "A server on loopback is asked for by another name than this machine's.",
     422: "The image is damaged, or too small for the crop.",
-    429: "Too many wait already: come back after Retry-After seconds.",
+    429: "Too many wait, or too many tokens were wrong: come back after Retry-After seconds.",
+    431: "The headers are too long.",
     500: "The server's fault.",
     503: "The model is being loaded, or the server is going away.",
 }
+
+
+_EVERYWHERE = (403, 408, 421, 431)
+"""What may be answered before anybody looks at what is asked for."""
 
 
 def _answers(schema: str, *codes: int, more: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -189,8 +197,12 @@ def _answers(schema: str, *codes: int, more: dict[str, Any] | None = None) -> di
 
 
 def _errors(*codes: int) -> dict[str, Any]:
-    content = {_JSON: {"schema": _named("Error")}}
-    return {str(code): {"description": _WORDS[code], "content": content} for code in codes}
+    said: dict[str, Any] = {_JSON: {"schema": _named("Error")}}
+    plain: dict[str, Any] = {"text/plain": {}}  # of what was not read to its end
+    return {
+        str(code): {"description": _WORDS[code], "content": plain if code == 408 else said}
+        for code in codes
+    }
 
 
 def _asked(path: str, what: str, schema: str, *codes: int) -> dict[str, Any]:
@@ -290,8 +302,9 @@ def document(settings: Settings) -> dict[str, Any]:
     }
     for operations in paths.values():
         for operation in operations.values():
+            operation["responses"].update(_errors(*_EVERYWHERE))
             if "security" not in operation:  # those of health say that they need no token
-                operation["responses"].update(_errors(401))
+                operation["responses"].update(_errors(401, 429))
     return {
         "openapi": "3.1.0",
         "info": {"title": "padim-edge serve", "version": __version__},

@@ -195,6 +195,8 @@ def test_the_openapi_document_names_every_address_and_answers_conform(service):
     for path, said in given["paths"].items():
         for method, operation in said.items():
             assert ("401" in operation["responses"]) == ("/health/" not in path), path
+            assert {"403", "408", "421", "431"} <= set(operation["responses"]), path
+            assert set(operation["responses"]["408"]["content"]) == {"text/plain"}
             content = operation["responses"]["200"]["content"]
             if method != "get" or "application/json" not in content:
                 continue
@@ -203,6 +205,21 @@ def test_the_openapi_document_names_every_address_and_answers_conform(service):
             assert value.status == 200, address
             name = content["application/json"]["schema"]["$ref"].rpartition("/")[2]
             conforms(value.json(), name)
+
+
+def test_what_is_refused_everywhere_is_as_the_document_says(service):
+    codes = {}
+    for headers in (
+        {"sec-fetch-site": "cross-site"},
+        {"host": "elsewhere.example"},
+        {"x-long": "x" * 17_000},
+    ):
+        given = HTTP.request("GET", service.url + "v1/models", headers=headers)
+        conforms(given.json(), "Error")
+        codes[given.status] = given.headers["content-type"]
+    said = document(Settings())["paths"]["/v1/models"]["get"]["responses"]
+    assert codes == dict.fromkeys((403, 421, 431), "application/json")
+    assert {str(code) for code in codes} <= set(said)
 
 
 def test_the_page_asks_nobody_else(service):
