@@ -3,7 +3,8 @@
 `stage` makes a folder whose `sitecustomize.py` brings the fake driver into any Python that has the
 folder on PYTHONPATH: nothing of the product knows of it. The kernels are the real ones, run on the
 CPU; pycuda and TensorRT's Python bindings are real; plans run in ONNX Runtime, as does `ort-cuda`.
-A fault can be planted by the environment's PADIM_EDGE_FAULT, of `FAULTS`.
+A fault can be planted by the environment's PADIM_EDGE_FAULT, of `FAULTS`; PADIM_EDGE_PRESETS names
+the presets of which detectors are made.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 
 SUPPORT = Path(__file__).parent
 FAULT = "PADIM_EDGE_FAULT"
+PRESETS = "PADIM_EDGE_PRESETS"
 WATCHED = "padim_edge.runtime.nvidia"
 MEMORY = 2**28
 
@@ -43,7 +45,6 @@ small = proof_line.Sizes(networks=("tiny",), image=32, kernel_batches=(1, 9), co
                          camera=(80, 64), repeats=2, batches=(1, 3), calls=3, cycles=4,
                          frames=10, drift=1e9)
 proof.ENGINES = {engines!r}
-proof.PRESETS = {presets!r}
 proof.CHECKS = tuple(x for x in proof.CHECKS if not {only!r} or x.place.split(":")[1] in {only!r})
 real, alone = proof.prove, proof._in_a_child
 proof.prove = lambda **options: real(small, checks=proof.CHECKS, **options)
@@ -85,6 +86,9 @@ def stage(folder: Path, driver: str) -> dict[str, str]:
 def prepare(folder: str) -> None:
     """Load the driver; the rest comes when the room of the GPU is entered."""
     sys.modules |= dict.fromkeys(ABSENT)  # type: ignore[arg-type]  # None: it cannot be imported
+    from padim_edge.measure import proof_line
+
+    proof_line.PRESETS = tuple(os.environ[PRESETS].split())  # type: ignore[assignment]
     ctypes.CDLL(f"{folder}/libcuda.so.1", mode=ctypes.RTLD_GLOBAL)
     sys.meta_path.insert(0, _Entrance(folder))
 
