@@ -28,11 +28,17 @@ def as_path(source: str | Path) -> Path:
     """A file or folder, or what an address names in an object store.
 
     Raises:
-        UsageError: there is no such kind of store, or the address may name another place.
+        UsageError: it is empty, there is no such kind of store, or the address may name another
+            place.
         PadimEdgeError: what reads it is not installed.
     """
     if isinstance(source, Path):
         return source
+    if not source:  # to pathlib the folder one is in, which nobody has named
+        raise UsageError(
+            "an empty name was given for a file or folder (a variable that is not set?): name "
+            "one; . is the folder you are in"
+        )
     if "://" in source and "::" in source:
         raise UsageError(
             f"{source}: addresses with :: are not taken: give one that leads to the store itself, "
