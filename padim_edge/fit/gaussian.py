@@ -78,7 +78,8 @@ def _inverse_cholesky(matrices: Array) -> Array:
     if not np.isfinite(factors).all():
         raise NotPositiveDefiniteError(
             "a covariance is not positive definite: the features hold NaN, infinity or constant "
-            "values; check the backbone's weights, or give a larger --eps"
+            "values; check the backbone's weights, or give a larger --eps "
+            "(of a whitened preset, --shrinkage)"
         )
     # LAPACK's general inverse; a triangular solve is not batched in numpy.
     inverse: Array = np.tril(np.linalg.inv(factors))

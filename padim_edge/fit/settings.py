@@ -20,6 +20,12 @@ SIGMA = 4.0
 HEADS = {"whitened": (16, 100), "whitened-fine": (8, 128)}
 """Preset -> pixels of the image by position of the grid, and number of directions."""
 
+SHRINKAGE = (1e-6, 0.999999)
+"""Of --shrinkage, least and most. The pooled covariance is the identity in its basis, so alpha
+lets no direction vary by less than sqrt(alpha): below a thousandth, float16 and the engines' own
+rounding would be what is judged. And scores are as sqrt(1 - alpha): beyond, they tend to 0, and
+what is a position's own in its covariance is less than float32 and float16 hold."""
+
 
 def check_rate(false_alarm_rate: float | None) -> None:
     """Refuse what is no false-alarm rate.
@@ -85,9 +91,10 @@ class Settings:
             raise UsageError(f"--preset {self.preset}: choose {', '.join(PRESETS)}")
         if self.dims is not None and self.dims < 1:
             raise UsageError(f"--dims {self.dims}: at least 1 is needed")
-        if self.shrinkage is not None and not 0 < self.shrinkage < 1:
+        if self.shrinkage is not None and not SHRINKAGE[0] <= self.shrinkage <= SHRINKAGE[1]:
             raise UsageError(
-                f"--shrinkage {self.shrinkage}: auto, or a number between 0 and 1, is needed"
+                f"--shrinkage {self.shrinkage}: auto, or a number from {SHRINKAGE[0]} to "
+                f"{SHRINKAGE[1]}, is needed"
             )
         if self.preset == "reference":
             for option, value in (("--grid", self.grid), ("--shrinkage", self.shrinkage)):

@@ -71,7 +71,7 @@ def store(rows: NDArray[np.float64], constants: str) -> dict[str, NDArray[Any]]:
     if not np.isfinite(values).all():
         raise PadimEdgeError(
             f"the whitening does not fit into {constants}: the features vary too little; give "
-            "--constants float32 or a larger --eps"
+            "--constants float32 or a larger --eps (of a whitened preset, --shrinkage)"
         )
     return {"": values}
 

@@ -16,7 +16,7 @@ from padim_edge.errors import ModelError, UsageError
 from padim_edge.fit.basis import find_basis, principal, within_positions
 from padim_edge.fit.features import Features, extract
 from padim_edge.fit.fit import fit_detector
-from padim_edge.fit.settings import Settings
+from padim_edge.fit.settings import SHRINKAGE, Settings
 from padim_edge.fit.shrinkage import CANDIDATES, leave_one_out_likelihoods, likeliest
 from padim_edge.images.find import find_images
 from padim_edge.images.preprocess import Preprocess
@@ -84,6 +84,21 @@ def test_the_written_file_scores_as_the_definition(
     ours = np.stack([result.score_map for result in results])
     np.testing.assert_allclose(ours, expected, rtol=TOLERANCES[constants])
     assert done.model.pyramid().levels[0].layers == (head,)
+
+
+@pytest.mark.parametrize("alpha", SHRINKAGE)
+def test_the_least_and_the_most_shrinkage_give_a_detector(tmp_path, embedding, photos, good, alpha):
+    fine = dataclasses.replace(FEW, preset="whitened-fine", dims=30, shrinkage=alpha)
+    done = fit_detector(embedding, good, tmp_path / "padim.onnx", fine)
+    assert done.model.detector_info.threshold > 0.005  # it is printed with three digits
+    test = find_images(photos / "test")
+    with Detector(tmp_path / "padim.onnx", "ort") as detector:
+        ours = [result.score for result in detector.batch([Image.open(path) for path in test])]
+    distances = reference.whitened(
+        pooled(embedding, good, (8, 8)), pooled(embedding, test, (8, 8)), 30, alpha
+    )
+    expected = reference.score_maps(distances, SIZE).max(axis=(1, 2))
+    np.testing.assert_allclose(ours, expected, rtol=2e-3)
 
 
 def test_the_threshold_is_that_of_refitting_without_each_image(tmp_path, embedding, good):
@@ -224,9 +239,10 @@ def test_moments_of_another_preset_are_refused(tmp_path, embedding, good):
     [
         ({"preset": "bleached"}, "choose reference, whitened, whitened-fine"),
         ({"dims": 0}, "at least 1"),
-        ({"shrinkage": 0.0}, "between 0 and 1"),
-        ({"shrinkage": 1.0}, "between 0 and 1"),
-        ({"shrinkage": float("nan")}, "between 0 and 1"),
+        *(
+            ({"shrinkage": value}, "from 1e-06 to 0.999999")
+            for value in (0.0, 1e-300, 9e-7, 0.9999991, 0.9999999999999999, 1.0, float("nan"))
+        ),
         ({"covariance": "ledoit-wolf"}, "leave --covariance out"),
         ({"preset": "reference", "dims": None, "grid": (4, 4)}, "--grid: goes with --preset"),
         ({"preset": "reference", "dims": None, "shrinkage": 0.1}, "--shrinkage: goes with"),
