@@ -16,7 +16,7 @@ from padim_edge.export import backbones, channels
 from padim_edge.export.trace import assemble
 from padim_edge.files import atomic_write
 from padim_edge.model.file import Model, write
-from padim_edge.runtime.graphs import open_graph
+from padim_edge.runtime.graphs import check_installed, open_graph
 
 # Largest difference between graph and network, relative to the largest value of the embedding.
 TOLERANCES = {"float32": 1e-4, "float16": 1e-2}
@@ -83,6 +83,7 @@ def traced(
     source: str | None,
 ) -> tuple[Model, float]:
     """What `export_backbone` writes, and how far it is from torch; see there."""
+    check_installed()  # what `validate` needs, now, not after the trace
     network = backbones.load(backbone, layers, weights, image_size, seed, source)
     chosen, selection = channels.choose(network.channels, dims, channels_file, seed, network.dims)
     model = assemble(network, chosen, selection, precision)

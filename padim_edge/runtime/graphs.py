@@ -57,6 +57,25 @@ def check_graph_engine(name: str) -> None:
         raise UsageError(f"no engine '{name}' runs a bare graph: choose auto, {', '.join(GRAPHS)}")
 
 
+def check_installed() -> None:
+    """Refuse where `open_graph` with "auto" would find nothing installed, before any work.
+
+    Raises:
+        MissingDependencyError: of the engine to install.
+    """
+    missing: list[MissingDependencyError] = []
+    for name in GRAPHS:
+        if name in NVIDIA and not has_driver():
+            continue
+        try:
+            load(GRAPHS[name])
+        except MissingDependencyError as error:
+            missing.append(error)
+        else:
+            return
+    raise missing[0]
+
+
 def open_graph(
     data: bytes,
     engine: str = "auto",

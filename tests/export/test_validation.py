@@ -14,11 +14,12 @@ import pytest
 from exports import export_layer1
 from onnx import numpy_helper
 
-from padim_edge.errors import PadimEdgeError
+from padim_edge.errors import MissingDependencyError, PadimEdgeError
 from padim_edge.export import export as exporting
 from padim_edge.export.export import export_backbone
 from padim_edge.model.file import Model
 from padim_edge.model.metadata import PRECISIONS
+from padim_edge.runtime import graphs
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +91,16 @@ def test_unwritable_output_is_found_before_the_work(
     for output in (tmp_path / "none" / "embedding.onnx", tmp_path):
         with pytest.raises(PadimEdgeError, match="cannot write"):
             export_backbone(output, weights="random")
+
+
+def test_no_engine_to_validate_with_is_found_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(place: str) -> Any:
+        raise MissingDependencyError("running a graph", place, "cpu")
+
+    monkeypatch.setattr(graphs, "load", missing)
+    monkeypatch.setattr(exporting.backbones, "load", lambda *_: pytest.fail("work was begun"))
+    with pytest.raises(MissingDependencyError, match=r"padim-edge\[cpu\]"):
+        export_backbone(tmp_path / "embedding.onnx", weights="random")
+    assert not list(tmp_path.iterdir())

@@ -12,7 +12,7 @@ from padim_edge.images.dataset import train_images
 from padim_edge.images.preprocess import Preprocess
 from padim_edge.model.file import read
 from padim_edge.runtime import graphs
-from padim_edge.runtime.graphs import GRAPHS, open_graph
+from padim_edge.runtime.graphs import GRAPHS, check_installed, open_graph
 
 CPU = ("ort", "openvino")
 
@@ -68,10 +68,14 @@ def test_auto_goes_on_to_the_next_that_is_installed_and_says_why(embedding_file,
 
 
 def test_where_none_is_installed_the_first_is_named(monkeypatch):
+    monkeypatch.setattr(graphs, "load", without("ort"))
+    check_installed()
     monkeypatch.setattr(graphs, "load", without(*CPU))
     monkeypatch.setattr(graphs, "has_driver", lambda: False)
     with pytest.raises(MissingDependencyError, match=r"padim-edge\[ort\]"):
         open_graph(b"")
+    with pytest.raises(MissingDependencyError, match=r"padim-edge\[ort\]"):
+        check_installed()
 
 
 def test_auto_does_not_hide_a_graph_that_is_refused():
