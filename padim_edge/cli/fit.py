@@ -95,7 +95,7 @@ def fit(
         str | None,
         typer.Option(
             "--shrinkage",
-            help="Weight of the covariance of all positions in each position's, 0 to 1, of a "
+            help="Weight of the covariance of all positions in each position's, between 0 and 1, of a "
             "whitened preset [default: auto, the likeliest].",
         ),
     ] = None,
