@@ -95,8 +95,8 @@ def fit(
         str | None,
         typer.Option(
             "--shrinkage",
-            help="Weight of the covariance of all positions in each position's, between 0 and 1, of a "
-            "whitened preset [default: auto, the likeliest].",
+            help="Weight of the covariance of all positions in each position's, between 0 and 1, "
+            "of a whitened preset [default: auto, the likeliest].",
         ),
     ] = None,
     roi: Annotated[
