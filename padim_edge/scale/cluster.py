@@ -270,11 +270,13 @@ def connected(address: str | None = None) -> Iterator[Cluster]:
             "--ray-address is empty (a variable that is not set?): give HOST:PORT of a running "
             "cluster, or leave it out to have one started here"
         )
-    if ray.is_initialized():  # by a program of the user's
+    own = ray.is_initialized()  # by a program of the user's
+    asked, address = address, address or os.environ.get("RAY_ADDRESS") or "local"
+    if asked or not own:
+        _check_answers(address)
+    if own:
         yield _cluster("of this program")
         return
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    _check_answers(address)
     with contextlib.ExitStack() as stack:
         stack.callback(ray.shutdown)
         options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}

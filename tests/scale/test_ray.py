@@ -461,6 +461,7 @@ def test_where_nobody_listens_ray_is_not_asked(scheme, monkeypatch, free_port):
     from padim_edge.scale import cluster
 
     monkeypatch.setattr(cluster.ray, "init", lambda **_: pytest.fail("Ray was asked"))
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)  # other tests share one
     address = f"{scheme}127.0.0.1:{free_port}"
     words = f"answers at {address} .*refused"
     with pytest.raises(PadimEdgeError, match=words), cluster.connected(address):
