@@ -62,7 +62,10 @@ def export_backbone(
             the network; nothing is written then.
     """
     if precision not in TOLERANCES:
-        raise UsageError(f"--precision {precision}: choose {' or '.join(TOLERANCES)}")
+        raise UsageError(
+            f"--precision {precision}: choose {' or '.join(TOLERANCES)}; int8 is made of float32 "
+            "on photos of good parts: padim-edge quantize"
+        )
     with atomic_write(output) as stream:
         model, difference = traced(
             backbone, layers, dims, channels_file, image_size, weights, seed, precision, source

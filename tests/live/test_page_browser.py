@@ -631,6 +631,7 @@ def test_with_a_token_there_is_a_login(browser, line, good):
     with Server(page(line.board), token="0123456789abcdef") as server:
         one = Opened(browser, server.url)
         assert urlsplit(one.page.url).path == "/login"
+        one.until("document.activeElement.id", "token")  # a test may be before the browser there
         one.page.get_by_label("Token").fill("wrong")
         one.press("Enter")
         one.page.get_by_text("That was not the token.").wait_for()

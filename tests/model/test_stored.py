@@ -234,5 +234,5 @@ def test_every_truncation_is_refused_as_onnx_refuses_it(model_file, tmp_path):
 def test_what_is_no_regular_file_is_refused(tmp_path):
     with pytest.raises(ModelError, match="no regular file"):
         read("/dev/zero", "padim")
-    with pytest.raises(ModelError, match="directory"):
+    with pytest.raises(ModelError, match="is a folder"):
         read(tmp_path, "padim")
