@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from padim_edge.cli.command import command
-from padim_edge.cli.options import folders_of, integers, names_of
+from padim_edge.cli.options import Int8Target, folders_of, integers, names_of
 from padim_edge.cli.output import Skipped, good_images, progress_bars, say, say_if_dark
 
 if TYPE_CHECKING:
@@ -88,13 +88,7 @@ def export(
             "resized whole (otherwise: padim-edge quantize); may be repeated.",
         ),
     ] = None,
-    target: Annotated[
-        str | None,
-        typer.Option(
-            "--for",
-            help="What will run an int8 backbone: cpu, openvino or tensorrt [default: cpu].",
-        ),
-    ] = None,
+    target: Int8Target = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="File to write.")] = Path(
         "embedding.onnx"
     ),

@@ -17,6 +17,7 @@ from padim_edge.cli.options import (
     Constants,
     Crop,
     FalseAlarmRate,
+    Int8Target,
     Interpolation,
     MaskDirs,
     NormalDirs,
@@ -138,13 +139,7 @@ def fit(
             "does [default: what the embedding has].",
         ),
     ] = None,
-    target: Annotated[
-        str | None,
-        typer.Option(
-            "--for",
-            help="What will run an int8 backbone: cpu, openvino or tensorrt [default: cpu].",
-        ),
-    ] = None,
+    target: Int8Target = None,
     constants: Constants = "float16",
     false_alarm_rate: FalseAlarmRate = None,
     frame_input: Annotated[

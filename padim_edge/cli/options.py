@@ -101,6 +101,13 @@ Reduce = Annotated[
     ),
 ]
 
+Int8Target = Annotated[
+    str | None,
+    typer.Option(
+        "--for", help="What will run an int8 backbone: cpu, openvino or tensorrt [default: cpu]."
+    ),
+]
+
 Constants = Annotated[str, typer.Option("--constants", help="Storage: float16, float32 or int8.")]
 
 FalseAlarmRate = Annotated[

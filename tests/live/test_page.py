@@ -462,22 +462,6 @@ def test_anomalies_have_pictures_and_nothing_else_has(served, bad, good):
     assert ask(url, get(f"/api/picture?camera=none&event={anomaly.event.id}"))[0] == 400
 
 
-@pytest.fixture
-def held(monkeypatch) -> Iterator[tuple[threading.Event, threading.Event]]:
-    """Pictures of anomalies: whether one was begun, and what lets them be made."""
-    begun, go_on = threading.Event(), threading.Event()
-
-    def waiting(picture):
-        begun.set()
-        assert go_on.wait(60)
-        return to_jpeg(picture)
-
-    monkeypatch.setattr(album, "to_jpeg", waiting)
-    monkeypatch.setattr(album, "SHARE", 1.0)
-    yield begun, go_on
-    go_on.set()
-
-
 def test_judging_does_not_wait_for_pictures_of_anomalies(model_file, held):
     """The first picture is not made before all frames, anomalies each, are judged."""
     begun, go_on = held

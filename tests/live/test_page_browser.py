@@ -28,7 +28,6 @@ from padim_edge.live.board import Board
 from padim_edge.live.page import channel
 from padim_edge.live.page.app import page
 from padim_edge.live.page.teaching import Lesson, Version
-from padim_edge.live.pictures import to_jpeg
 from padim_edge.web.server import Server
 
 pytestmark = pytest.mark.slow
@@ -155,16 +154,9 @@ def test_a_camera_that_is_lost_leaves_no_decision_standing(opened, line, bad):
 
 
 def test_a_picture_comes_when_it_is_made_and_one_that_was_not_kept_is_said(
-    opened, line, bad, monkeypatch
+    opened, line, bad, held, monkeypatch
 ):
-    begun, go_on = threading.Event(), threading.Event()
-
-    def waiting(picture):
-        begun.set()
-        assert go_on.wait(60)
-        return to_jpeg(picture)
-
-    monkeypatch.setattr(album, "to_jpeg", waiting)
+    begun, go_on = held
     monkeypatch.setattr(album, "HELD", 1)
     line.show(bad[0])
     assert begun.wait(60)
@@ -187,7 +179,6 @@ def test_a_picture_comes_when_it_is_made_and_one_that_was_not_kept_is_said(
         "[...document.querySelectorAll('#anomalies .lack')].some((p) => p.textContent === "
         f"{album.NOT_KEPT!r})"
     )
-    go_on.set()
 
 
 def test_the_heat_map_is_there_or_not_and_a_picture_can_be_held(opened, line, bad, good):
