@@ -14,7 +14,7 @@ demo: $(VENV)/.ready          ## synthetic photos -> export -> fit -> run -> eva
 check: lint                   ## while you work: ruff, mypy and the fast tests, within a minute
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not fuzz"
 
-test: lint parts              ## everything that CI runs
+test: lint parts              ## ruff, mypy, and all tests but those of make fuzz and of GPUs; CI runs demo, docs and dist, too
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not fuzz"
 
 # Playwright's own Chromium cannot be had from a registry of packages; the others are no Python's.

@@ -1,6 +1,6 @@
 // Judge photos in Node.js: one JSON line each.
 //
-//     npm install
+//     npm ci
 //     node judge.mjs padim.onnx photo.png ...
 //
 // padim.onnx is fitted with --frame-input. Exit code 3 if a photo is anomalous, 1 if one could not
@@ -21,7 +21,7 @@ try {
   ort = await import("onnxruntime-node");
   sharp = (await import("sharp")).default;
 } catch (error) {
-  console.error(`error: ${error.message.split("\n", 1)[0]}: run npm install beside this file`);
+  console.error(`error: ${error.message.split("\n", 1)[0]}: run npm ci beside this file`);
   process.exit(1);
 }
 

@@ -27,7 +27,7 @@ if (!(Number.isInteger(port) && port >= 0 && port < 65536)) {
 }
 for (const file of FILES.values()) {
   await access(new URL(file, import.meta.url)).catch(() => {
-    fail(`${file} is not here: run npm install in ${import.meta.dirname ?? "this folder"}`);
+    fail(`${file} is not here: run npm ci in ${import.meta.dirname ?? "this folder"}`);
   });
 }
 

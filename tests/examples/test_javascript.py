@@ -118,12 +118,12 @@ def server_refuses(folder: Path, *arguments: str) -> str:
 def test_what_is_not_installed_is_said_in_a_line(folder, tmp_path):
     for path in EXAMPLE.glob("*.*"):
         shutil.copy(path, tmp_path)
-    assert "run npm install" in server_refuses(tmp_path)
+    assert "run npm ci" in server_refuses(tmp_path)
     assert "is no port" in server_refuses(folder, "http")
     done = judged(tmp_path, "padim.onnx", "photo.png")
     assert done.returncode == 1
     assert done.stderr.startswith("error: Cannot find package 'onnxruntime-node'")
-    assert done.stderr.endswith(": run npm install beside this file\n")
+    assert done.stderr.endswith(": run npm ci beside this file\n")
     assert done.stderr.count("\n") == 1
 
 
