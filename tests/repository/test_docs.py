@@ -23,7 +23,9 @@ ROOT = Path(__file__).parents[2]
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")),
     ROOT / "benchmarks" / "README.md",
+    ROOT / "benchmarks" / "results" / "further.md",
     *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "examples").glob("*/README.md")),
 ]
 COMMANDS = typer.main.get_command(app)
 
@@ -129,7 +131,7 @@ def test_a_wrong_command_is_noticed(wrong):
 def test_the_pages_have_something_to_check():
     assert {name_of(page) for page in PAGES} >= {
         "README.md", "docs/architecture.md", "docs/choices.md", "docs/figures.md", "docs/jetson.md",
-        "docs/status.md",
+        "docs/status.md", "examples/cpp/README.md", "examples/javascript/README.md",
     }  # fmt: skip
     assert sum(len(commands(block.text)) for block in SHELL) > 15
     assert any(block.language == "python" for block in BLOCKS)

@@ -15,7 +15,12 @@ from PIL import Image
 from padim_edge.images.synthetic import make_dataset
 
 ROOT = Path(__file__).parents[2]
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "benchmarks").rglob("*.md")),
+    *sorted((ROOT / "examples").glob("*/README.md")),
+]
 TARGETS = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
@@ -37,7 +42,7 @@ def test_named_files_are_found_in_text():
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_files_that_a_page_names_exist(page):
     for name in files_named(page.read_text("utf-8")):
-        places = [ROOT / name, ROOT / "padim_edge" / name]
+        places = [page.parent / name, ROOT / name, ROOT / "padim_edge" / name]
         if page.name == "CONTRIBUTING.md":
             places.append(ROOT / "tests" / name)
         assert any(place.exists() for place in places), name
