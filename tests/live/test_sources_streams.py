@@ -362,23 +362,28 @@ def test_caps_say_which_colours_they_are():
 
 
 GENICAM = """
-import subprocess, sys, time
+import atexit, subprocess, time
 from padim_edge.errors import ImageError
 from padim_edge.live.source import SourceError
 from padim_edge.live.sources import open_source
 
 def camera():
-    return subprocess.Popen(["arv-fake-gv-camera-0.8", "-i", "127.0.0.1", "-s", "GV42"])
+    started = subprocess.Popen(["arv-fake-gv-camera-0.8", "-i", "127.0.0.1", "-s", "GV42"])
+    atexit.register(started.kill)  # otherwise it holds what this is read from
+    return started
+
+def opened(address):  # a camera is not there at once
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return open_source(address)
+        except SourceError:
+            if time.monotonic() > deadline:
+                raise
 
 address = "genicam:Aravis-Fake-GV42?size=256x128&fps=50&format=Mono8&timeout=2"
 fake = camera()
-deadline = time.monotonic() + 60
-while True:
-    try:
-        source = open_source(address)
-        break
-    except SourceError:
-        assert time.monotonic() < deadline
+source = opened(address)
 print(source.describe())
 taken = []
 try:
@@ -394,12 +399,10 @@ assert [one.sequence for one in taken] == list(range(len(taken)))
 assert {one.picture.pixels.shape for one in taken} == {(128, 256)}
 steps = [b.time - a.time for a, b in zip(taken, taken[1:])]
 print(sorted(steps)[len(steps) // 2])
-fake = camera()
-for colour in ("bayer-rggb",):
-    source = open_source("genicam:?size=256x128&format=BayerRG8")
-    print(next(iter(source)).picture.pixel_format)
-    source.close()
-fake.kill()
+camera()
+source = opened("genicam:?size=256x128&format=BayerRG8")
+print(next(iter(source)).picture.pixel_format)
+source.close()
 """
 
 
