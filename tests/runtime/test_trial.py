@@ -7,8 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import numpy_helper
 
 from padim_edge.errors import PadimEdgeError
+from padim_edge.model import graph
+from padim_edge.model.smoothing import Smoothing
 from padim_edge.runtime import trial
 from padim_edge.runtime.engines import open_engine
 
@@ -40,6 +43,39 @@ def test_the_trial_model_is_answered_as_numpy_answers_it(tiny_engine):
     np.testing.assert_allclose(maps, expected, rtol=1e-4)
     np.testing.assert_allclose(scores, expected.max(axis=(1, 2)), rtol=1e-4)
     assert expected.std() > 0.1 * expected.mean()  # a flat map would hide misplaced positions
+
+
+@pytest.mark.parametrize("judged", ["everywhere", "in a region"])
+@pytest.mark.parametrize("name", ["ort", "openvino"])
+def test_a_map_with_nan_has_no_score(tmp_path, name, judged):
+    """Neither runtime's largest value says so: it is 0 beside zeros, or the lowest number."""
+    pytest.importorskip({"ort": "onnxruntime"}.get(name, name))
+    model = trial.write_model(tmp_path / "padim.onnx")
+    mask = np.ones((32, 32), np.bool_)
+    if judged == "in a region":
+        mask[:20] = False
+        last = graph.smoothing(Smoothing.of(model.pyramid(), (32, 32), trial.SIGMA, mask))
+        nodes, constants = model.proto.graph.node, model.proto.graph.initializer
+        kept = [node for node in nodes if not node.name.startswith("smoothing/")]
+        others = [one for one in constants if not one.name.startswith(("smoothing.", "score."))]
+        del nodes[:], constants[:]
+        nodes.extend(kept + last.nodes)
+        constants.extend(others + last.constants)
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    engine = open_engine(name, model, 1)
+    scores, maps = engine.infer(images)
+    np.testing.assert_allclose(scores, (trial.answer(images) * mask).max(axis=(1, 2)), rtol=1e-4)
+    assert np.array_equal(scores, maps.max(axis=(1, 2)))
+    engine.close()
+    (mean,) = (one for one in model.proto.graph.initializer if one.name == "mean.1")
+    values = numpy_helper.to_array(mean).copy()
+    values[0, 0, 1, 1] = np.nan
+    mean.CopyFrom(numpy_helper.from_array(values, mean.name))
+    engine = open_engine(name, model, 1)
+    scores, maps = engine.infer(images)
+    assert np.isnan(scores).all()
+    assert np.isnan(maps).any(axis=(1, 2)).all()
+    engine.close()
 
 
 @pytest.mark.parametrize(

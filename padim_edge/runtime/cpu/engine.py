@@ -94,6 +94,9 @@ class CpuEngine(ABC):
     def infer(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Score a batch; see `padim_edge.runtime.engines.Engine`."""
         scores, maps = self._graph.run({"image": images}, ["score", "score_map"])
+        # The largest of NaN and numbers is a number to both runtimes, of NaN alone to OpenVINO;
+        # a sum is none where any of its terms is none.
+        scores[~np.isfinite(maps.sum(axis=(1, 2)))] = np.nan
         return scores, maps
 
     def stages(self, images: NDArray[np.uint8]) -> dict[str, float]:
