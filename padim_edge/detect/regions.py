@@ -72,7 +72,8 @@ def labelled(
     # As `Detector` compares; NaN exceeds nothing.
     if not float(score_map.max(initial=0)) > threshold:
         return labels
-    marked = score_map > limit
+    # In float32 a score just above a limit may be none: NumPy rounds the limit to the map's type.
+    marked = score_map.astype(np.float64) > limit
     numbers, counts = _connected(marked)
     of_pixels = np.repeat(numbers, counts)
     highest = np.zeros(len(numbers))

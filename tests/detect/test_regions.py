@@ -74,6 +74,11 @@ def test_there_is_a_region_if_and_only_if_the_frame_is_anomalous():
     # Without a pixel threshold, or with a lower threshold of one's own, that takes its place.
     assert labelled(score_map, 2.9, 0.0).sum() == 4
     assert (labelled(score_map, 2.4, 2.9) > 0).sum() == 5
+    # A threshold that the map's own type rounds up to the score.
+    threshold = math.nextafter(float(np.float32(3.1)), 0)
+    score_map[2, 2] = 3.1
+    assert (score_map.max() > threshold, float(score_map.max()) > threshold) == (False, True)
+    assert (labelled(score_map, threshold, 0.0) > 0).sum() == 1
 
 
 def test_a_region_in_pixels_of_the_frame():
