@@ -88,6 +88,16 @@ class Result:
         return labelled(self.score_map, self.threshold, self.pixel_threshold)
 
 
+def check_threshold(threshold: float | None) -> None:
+    """Refuse what is no threshold of one's own; None is none.
+
+    Raises:
+        UsageError: it is not a positive, finite number.
+    """
+    if threshold is not None and not 0 < threshold < math.inf:
+        raise UsageError(f"a threshold of {threshold} makes no sense: a positive number is one")
+
+
 class Detector:
     """A padim.onnx opened in an engine.
 
@@ -102,6 +112,7 @@ class Detector:
             each.
         pixel_format: of frames that are bare arrays.
         threshold: a frame whose score exceeds it is anomalous.
+        is_given: whether that is one of one's own, and not the file's.
         roi: bool [H, W], where the score map is judged (`fit --roi`); None for everywhere.
 
     Args:
@@ -131,13 +142,13 @@ class Detector:
         self.pixel_format = pixel_format
         if not isinstance(path, str | os.PathLike):
             raise UsageError(f"a detector is opened from a file's path; {path!r} was given")
-        if threshold is not None and not 0 < threshold < math.inf:
-            raise UsageError(f"a threshold of {threshold} makes no sense: a positive number is one")
+        check_threshold(threshold)
         model = read(path, "padim", lazily=True)
         if model.detector_info is None:
             raise ModelError(f"{path} is no detector")
         self.backbone_info = model.backbone_info
         self.detector_info = model.detector_info
+        self.is_given = threshold is not None
         self.threshold = self.detector_info.threshold if threshold is None else float(threshold)
         self.roi = model.constant(ROI).astype(bool) if model.detector_info.judged < 1 else None
         self._closed = False

@@ -122,22 +122,25 @@ def load_image(path: str | Path | bytes, bit_depth: int | None = None) -> Image.
         return to_rgb(_decode(stream), bit_depth)
 
 
-def load_frame(path: str | Path | bytes, shrink: Shrink | None = None) -> Frame:
+def load_frame(
+    path: str | Path | bytes, shrink: Shrink | None = None, bit_depth: int | None = None
+) -> Frame:
     """Decode a file as `load_image` does, but leave grey ones grey, and 16 bits 16.
 
     Args:
         path: as there.
         shrink: by how much a JPEG may be decoded smaller. Each 8 x 8 cosine block gives fewer
             pixels then, in less time.
+        bit_depth: as there.
 
     Returns:
-        A frame in rgb, grey8, grey12 or grey16.
+        A frame in rgb, grey8, or grey of the bits that its values have.
 
     Raises:
         ImageError: as there.
     """
     with _opened(path) as stream:
-        return to_frame(_decode(stream, shrink))
+        return to_frame(_decode(stream, shrink), bit_depth)
 
 
 def check_head(encoded: bytes, most: int) -> None:
@@ -278,7 +281,8 @@ def _decode(stream: BinaryIO, shrink: Shrink | None = None) -> Image.Image:
             _check_scans(stream)
         if shrink is not None and isinstance(image, JpegImageFile):
             factor = shrink(*_upright_size(image))
-            image.draft(None, (image.width // factor, image.height // factor))
+            # Of a side shorter than the factor one pixel is left.
+            image.draft(None, (max(1, image.width // factor), max(1, image.height // factor)))
         image.load()
         return image
     except Image.DecompressionBombError as error:  # some readers raise it themselves
@@ -383,11 +387,12 @@ def to_rgb(image: Image.Image, bit_depth: int | None = None) -> Image.Image:
     return _upright(rgb, _orientation(image))
 
 
-def to_frame(image: Image.Image) -> Frame:
-    """Bring an image of any mode upright, and to a frame in rgb, grey8, grey12 or grey16.
+def to_frame(image: Image.Image, bit_depth: int | None = None) -> Frame:
+    """Bring an image of any mode upright, and to a frame in rgb, grey8, or grey of more bits.
 
     Args:
         image: any Pillow image. It is not changed.
+        bit_depth: as of `load_image`.
 
     Raises:
         ImageError: as `to_rgb`.
@@ -395,7 +400,7 @@ def to_frame(image: Image.Image) -> Frame:
     image.load()
     if _has_16_bits(image):
         pixels = np.asarray(_upright(image, _orientation(image))).astype(np.uint16, copy=False)
-        return Frame(pixels, "grey12" if _has_12_bits(image) else "grey16")
+        return Frame(pixels, f"grey{bit_depth or (12 if _has_12_bits(image) else 16)}")
     if image.mode == "L":
         return Frame(np.asarray(_upright(image, _orientation(image))), "grey8")
     return Frame(np.asarray(to_rgb(image)))

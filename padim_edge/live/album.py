@@ -30,6 +30,9 @@ ANOMALIES = 30
 HELD = 32 * 2**20
 """Bytes of a camera's frames that are held until their picture is made; one, however large."""
 
+LONGEST = 1600
+"""Pixels on the long side of a picture."""
+
 SHARE = 0.2
 """Of one core's time that making pictures takes: two a second of 1920 x 1080, on our machine."""
 
@@ -45,16 +48,18 @@ class Anomaly:
     """An anomalous frame. Exactly one of ``picture``, ``source`` and ``why`` is there.
 
     Attributes:
-        seen: without the frame's own pixels.
-        picture: JPEG, in full.
+        seen: without the frame's own pixels, and its event's picture.
+        picture: JPEG, of `LONGEST` pixels on the long side at most.
         source: what it is still to be made of: the frame, or the bytes of an image file.
         why: why there is none, and will be none.
+        bit_depth: of grey values of 16 bits in that file.
     """
 
     seen: Seen
     picture: bytes | None = None
     source: Frame | bytes | None = None
     why: str = ""
+    bit_depth: int | None = None
 
     @property
     def lacks(self) -> str:
@@ -76,19 +81,25 @@ class Anomaly:
         return math.inf if math.isnan(score) else score
 
 
-def kept(seen: Seen) -> Anomaly:
-    """What is kept of an anomalous frame; reads its file, which may be another one later."""
-    picture = seen.captured.picture
+def kept(seen: Seen, bit_depth: int | None = None) -> Anomaly:
+    """What is kept of an anomalous frame; reads its file, which may be another one later.
+
+    Args:
+        seen: the frame.
+        bit_depth: of grey values of 16 bits in its file, as its detector was fitted.
+    """
+    picture, made = seen.captured.picture, seen.event.picture
     if isinstance(picture, Frame):
         # There are megabytes of them, and the JPEG takes their place.
         gone = ImageError("the pixels of this frame were let go of")
         captured = dataclasses.replace(seen.captured, picture=gone)
         seen = dataclasses.replace(seen, captured=captured)
-    if seen.event.picture is not None:
-        return Anomaly(seen, picture=seen.event.picture)
+    if made is not None:  # in full, for a sink
+        seen = dataclasses.replace(seen, event=dataclasses.replace(seen.event, picture=None))
+        return Anomaly(seen, source=made)
     if isinstance(picture, Path):
         try:
-            return Anomaly(seen, source=picture.read_bytes())
+            return Anomaly(seen, source=picture.read_bytes(), bit_depth=bit_depth)
         except (OSError, PadimEdgeError):  # who judges a hot folder's files may have moved it
             return Anomaly(seen, why=NO_FILE)
     if isinstance(picture, Frame):
@@ -161,7 +172,8 @@ class Pictures:
             began = time.thread_time()
             picture = None
             try:
-                picture = to_jpeg(source) if source is not None else None
+                if source is not None:
+                    picture = to_jpeg(source, anomaly.bit_depth, LONGEST)
             except Exception:  # whatever a decoder raises: the others get theirs
                 log.exception("a picture cannot be made")
             took = time.thread_time() - began

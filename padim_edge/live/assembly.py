@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from padim_edge.detect.detector import Detector
+from padim_edge.detect.detector import Detector, check_threshold
 from padim_edge.errors import PadimEdgeError, UsageError, first_line
 from padim_edge.live.addresses import parse
 from padim_edge.live.delivery import Deliveries, spooled
@@ -127,8 +126,7 @@ class Assembly:
     def __init__(self, plan: Plan, voice: Voice) -> None:
         check_policy(plan.policy)
         check_name(plan.engine)
-        if plan.threshold is not None and not math.isfinite(plan.threshold):
-            raise UsageError(f"--threshold {plan.threshold} is no number that a score can be above")
+        check_threshold(plan.threshold)
         self._plan, self._voice = plan, voice
         self._stack = contextlib.ExitStack()
         metrics = f"{METRICS}:"

@@ -17,7 +17,7 @@ from padim_edge.live.latency import Latencies
 from padim_edge.live.source import Captured
 from padim_edge.live.swap import ModelSlot
 
-POINTS = 2000
+POINTS = 600
 """Verdicts of a camera that are kept for its chart."""
 
 MESSAGES = 100
@@ -134,6 +134,7 @@ class CameraStatus:
             "is_connected": self.is_connected,
             "model": str(self.model.path) if self.model.path else None,
             "threshold": self.model.threshold,
+            "threshold_file": str(file) if (file := self.model.threshold_file) else None,
             "rate": round(self.rate, 2),
             **{name: getattr(self, name) for name in COUNTS},
             "latency_ms": {
@@ -195,7 +196,7 @@ class Board:
         self.messages: deque[Event] = deque(maxlen=MESSAGES)
         self.drifts: dict[tuple[str, str], Event] = {}
         self.version = 0
-        self.reading = threading.Condition()
+        self.reading = threading.Lock()
         albums = [camera.anomalies for camera in self.cameras.values()]
         self._pictures = Pictures(albums, self.reading, self._new)
 
@@ -204,7 +205,7 @@ class Board:
         camera = self.cameras[seen.camera]
         outcome = seen.outcome
         is_anomalous = isinstance(outcome, Result) and outcome.is_anomalous
-        anomaly = kept(seen) if is_anomalous else None
+        anomaly = kept(seen, camera.status.model.bit_depth) if is_anomalous else None
         with self.reading:
             camera.newest = seen
             if isinstance(outcome, Result):
@@ -237,16 +238,6 @@ class Board:
 
     def _new(self) -> None:
         self.version += 1
-        self.reading.notify_all()
-
-    def wait(self, version: int, timeout: float) -> int:
-        """Wait until there is something newer than ``version``; returns the version of now.
-
-        The same one if nothing came within ``timeout`` seconds.
-        """
-        with self.reading:
-            self.reading.wait_for(lambda: self.version > version, timeout)
-            return self.version
 
     def snapshot(self) -> dict[str, Any]:
         """Counts, source, latency of every camera, status of every sink: plain values."""

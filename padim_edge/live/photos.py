@@ -151,12 +151,13 @@ def _write(captured: Captured, folder: Path, number: int) -> Path:
     return path
 
 
-def to_image(picture: Frame | Path) -> Image.Image:
+def to_image(picture: Frame | Path | bytes, bit_depth: int | None = None) -> Image.Image:
     """A frame in full as an image that PNG keeps without loss.
 
     Args:
-        picture: a file, or pixels of any format in the memory of the host. YUV and mosaics become
-            RGB as they do for the detector.
+        picture: a file, its bytes, or pixels of any format in the memory of the host. YUV and
+            mosaics become RGB as they do for the detector.
+        bit_depth: of grey values of 16 bits in a file; None for those that it says it has.
 
     Returns:
         In mode RGB, L, or I;16, in which white is 65535.
@@ -165,7 +166,7 @@ def to_image(picture: Frame | Path) -> Image.Image:
         ImageError: the file cannot be decoded.
         UsageError: the pixels are in the memory of a GPU.
     """
-    frame = load_frame(picture) if isinstance(picture, Path) else picture
+    frame = picture if isinstance(picture, Frame) else load_frame(picture, bit_depth=bit_depth)
     if not frame.pixel_format.startswith("grey"):
         return Image.fromarray(Preprocess.whole(frame.size)(frame))
     grey = frame.in_host_memory().reshape(frame.size)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from padim_edge.errors import ImageError, UsageError
@@ -14,12 +16,21 @@ from padim_edge.images.preprocess import Preprocess
 
 QUALITY = 90
 
+LONGEST = 65_500
+"""Pixels on a side that JPEG's encoder takes (libjpeg's JPEG_MAX_DIMENSION)."""
 
-def to_jpeg(picture: Frame | Path | bytes | ImageError) -> bytes | None:
-    """A frame in full as JPEG.
+
+def to_jpeg(
+    picture: Frame | Path | bytes | ImageError,
+    bit_depth: int | None = None,
+    longest: int = LONGEST,
+) -> bytes | None:
+    """A frame as JPEG.
 
     Args:
         picture: a frame of any pixel format; an image file, or its bytes.
+        bit_depth: of grey values of 16 bits in a file, as the detector was fitted.
+        longest: pixels on the long side, at most.
 
     Returns:
         None if there is no picture: it could not be read, or is in the memory of a GPU.
@@ -27,10 +38,37 @@ def to_jpeg(picture: Frame | Path | bytes | ImageError) -> bytes | None:
     if isinstance(picture, ImageError):
         return None
     try:
-        frame = picture if isinstance(picture, Frame) else load_frame(picture)
-        pixels = Preprocess.whole(frame.size)(frame)
+        pixels = shrunk(picture, longest, bit_depth)
     except (ImageError, UsageError):
         return None
     written = io.BytesIO()
     Image.fromarray(pixels).save(written, "JPEG", quality=QUALITY)
     return written.getvalue()
+
+
+def shrunk(
+    picture: Frame | Path | bytes, longest: int, bit_depth: int | None = None
+) -> NDArray[np.uint8]:
+    """RGB of at most this size: shrunk in the camera's own format, before colours are made.
+
+    Args:
+        picture: as of `to_jpeg`.
+        longest: pixels on the long side, at most.
+        bit_depth: as of `to_jpeg`.
+
+    Returns:
+        uint8 [h, w, 3].
+
+    Raises:
+        ImageError: it cannot be decoded.
+        UsageError: it is in the memory of a GPU.
+    """
+
+    def shrink(height: int, width: int) -> int:
+        return next(by for by in (8, 4, 2, 1) if by == 1 or max(height, width) >= by * longest)
+
+    frame = picture if isinstance(picture, Frame) else load_frame(picture, shrink, bit_depth)
+    height, width = frame.size
+    scale = min(1.0, longest / max(height, width))
+    size = max(round(scale * height), 1), max(round(scale * width), 1)
+    return Preprocess.whole(size)(frame)

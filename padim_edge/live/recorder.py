@@ -235,11 +235,14 @@ class Recorder:
             try:
                 listener(news)
             except Exception as error:
-                complaint = f"{type(error).__name__}: {first_line(error)}"
-                if complaint != self._complaint:
-                    self._complaint = complaint
-                    name = getattr(listener, "__qualname__", type(listener).__name__)
-                    self.say("watch", "", f"this should not happen: {name} failed ({complaint})")
+                self._complain(getattr(listener, "__qualname__", type(listener).__name__), error)
+
+    def _complain(self, name: str, error: Exception) -> None:
+        """Say that something beside judging failed, once in a row."""
+        complaint = f"{type(error).__name__}: {first_line(error)}"
+        if complaint != self._complaint:
+            self._complaint = complaint
+            self.say("watch", "", f"this should not happen: {name} failed ({complaint})")
 
     @staticmethod
     def _count(entry: Judged) -> None:
@@ -289,5 +292,8 @@ class Recorder:
         }
         picture = None
         if self._pictures and isinstance(outcome, Result) and outcome.is_anomalous:
-            picture = to_jpeg(captured.picture)
+            try:
+                picture = to_jpeg(captured.picture, entry.status.model.bit_depth)
+            except Exception as error:  # whatever an encoder raises: the event goes without one
+                self._complain("making a picture", error)
         return Event(name, record, picture)

@@ -113,6 +113,21 @@ class ModelSlot:
         current = self._current
         return current.detector.threshold if current else None
 
+    @property
+    def threshold_file(self) -> Path | None:
+        """The file whose threshold is that of now, and when it is replaced, that of then.
+
+        None where a threshold was given instead, or no file is followed.
+        """
+        current = self._current
+        return None if current and current.detector.is_given else self.followed
+
+    @property
+    def bit_depth(self) -> int | None:
+        """Of grey values of 16 bits in files, as the detector that judges now was fitted."""
+        info = self.detector_info
+        return info.preprocess.bit_depth if info else None
+
     def acquire(self) -> Opened | None:
         """The detector for a frame, open until `Opened.release`; None if there is none."""
         with self._lock:

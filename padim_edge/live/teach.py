@@ -92,6 +92,45 @@ class _Taken:
         return cls(image, digest, small(image), look(image), ratio)
 
 
+@dataclass(frozen=True, eq=False)
+class _Shown:
+    """A frame that may be learnt, held as it was when it came.
+
+    Attributes:
+        picture: its pixels; or the bytes of its image file, which may be another one later, or
+            gone; or why there are none.
+        time: as of `Captured`.
+        name: the same.
+    """
+
+    picture: Frame | bytes | ImageError
+    time: float
+    name: str
+
+    @classmethod
+    def of(cls, captured: Captured) -> _Shown:
+        picture: Frame | Path | bytes | ImageError = captured.picture
+        if isinstance(picture, Path):
+            try:
+                picture = picture.read_bytes()
+            except OSError as error:
+                reason = error.strerror or error
+                picture = ImageError(
+                    f"{captured.picture} cannot be read any more ({reason}): let files lie until "
+                    "their verdict is told"
+                )
+            except PadimEdgeError as error:  # of a store
+                picture = ImageError(first_line(error))
+        return cls(picture, captured.time, captured.name)
+
+    @property
+    def held(self) -> int:
+        """Bytes of memory."""
+        if isinstance(self.picture, Frame):
+            return int(self.picture.layout.nbytes)
+        return 4096 + (len(self.picture) if isinstance(self.picture, bytes) else 0)
+
+
 class Teacher:
     """Teaches the detector of a slot. An observer of a watch; its methods may be called anywhere.
 
@@ -176,24 +215,28 @@ class Teacher:
         self._looked: tuple[int, ...] = ()
         self._odd: tuple[int, ...] = ()
         self._closing = False
-        self._offered: queue.Queue[Captured | None] = queue.Queue(1)
+        self._offered: queue.Queue[_Shown | None] = queue.Queue(1)
         self._worker = threading.Thread(target=self._work, name="padim-edge-teach", daemon=True)
         self._worker.start()
 
     # --- frames ----------------------------------------------------------------------------------
 
     def __call__(self, seen: Seen) -> None:
-        """Look at a frame of the watch; takes microseconds."""
+        """Look at a frame of the watch; takes microseconds, and reads its file if it is one."""
         if isinstance(seen.outcome, ImageError) or isinstance(seen.captured.picture, ImageError):
             return
         if self._cameras is not None and seen.camera not in self._cameras:
             return
-        if seen.outcome is not None:
-            self._held[0 if seen.outcome.is_anomalous else 1].add(seen.event.id, seen.captured)
         now = time.monotonic()
-        if self._is_taking and now >= self._next:
+        is_wanted = self._is_taking and now >= self._next
+        if seen.outcome is None and not is_wanted:
+            return
+        shown = _Shown.of(seen.captured)
+        if seen.outcome is not None:
+            self._held[0 if seen.outcome.is_anomalous else 1].add(seen.event.id, shown)
+        if is_wanted:
             with contextlib.suppress(queue.Full):
-                self._offered.put_nowait(seen.captured)
+                self._offered.put_nowait(shown)
                 self._next = now + self._every
 
     def take(self, on: bool = True, count: int | None = None) -> None:
@@ -206,7 +249,7 @@ class Teacher:
             count: how many, after which it ends; None for no end.
         """
         with self._counting:
-            self._left, self._next = count, 0.0
+            self._left, self._next, self._failed = count, 0.0, ""
             self._is_taking = on and count != 0
         if not self._is_taking:
             with contextlib.suppress(queue.Full):  # the frame that waits is not taken any more
@@ -216,11 +259,11 @@ class Teacher:
         """Take what is offered; when taking has ended, look for odd ones."""
         _be_nice()  # taking a frame may be a whole fit, which looks for odd ones
         while not self._closing:
-            captured = self._offered.get()
+            shown = self._offered.get()
             try:
                 with self._lock:  # what was ordered while something else was done holds
-                    if self._is_taking and captured is not None:
-                        self.take_frame(captured)
+                    if self._is_taking and shown is not None:
+                        self._take(shown)
                     elif not (self._is_taking or self._closing):
                         self._warn_of_odd_ones()
             except Exception as error:  # whatever an engine raises: the thread goes on
@@ -240,9 +283,12 @@ class Teacher:
             ImageError: it cannot be prepared.
             PadimEdgeError: no room, on the disk or in memory.
         """
+        return self._take(_Shown.of(captured))
+
+    def _take(self, shown: _Shown) -> bool:
         with self._lock:
             self._check_open()
-            taken = self._prepared(captured)
+            taken = self._prepared(shown)
             good = self.versions.state.good
             if good and self._is_still(taken, self._taken[good[-1]]):
                 self.skipped += 1
@@ -255,7 +301,7 @@ class Teacher:
                     f"{len(good)} good parts are held, as many as there is memory for: fit on them"
                 )
             taken.levels = [level[0] for level in self._backbone(taken.image[None])]
-            photo = self._new_photo(captured, taken, is_good=True)
+            photo = self._new_photo(shown, taken, is_good=True)
             self._taken[photo.number] = taken
             self._add_photo(photo)
             self._failed = ""
@@ -277,11 +323,14 @@ class Teacher:
             self.versions.discard(photo)
             raise
 
-    def _prepared(self, captured: Captured) -> _Taken:
-        picture = captured.picture
+    def _prepared(self, shown: _Shown) -> _Taken:
+        picture = shown.picture
         if isinstance(picture, ImageError):
             raise picture
-        image, (height, width) = self.settings.preprocess.prepare(picture)
+        try:
+            image, (height, width) = self.settings.preprocess.prepare(picture)
+        except ImageError as error:
+            raise ImageError(f"{shown.name}: {error}" if shown.name else str(error)) from error
         return _Taken.of(image, width / height)
 
     def _stored(self, number: int) -> _Taken:
@@ -298,18 +347,16 @@ class Teacher:
             ) from error
         return _Taken.of(image, ratio)
 
-    def _new_photo(
-        self, captured: Captured, taken: _Taken, is_good: bool, event: str = ""
-    ) -> Photo:
+    def _new_photo(self, shown: _Shown, taken: _Taken, is_good: bool, event: str = "") -> Photo:
         files: list[Callable[[BinaryIO], object]] = [
             lambda stream: _write_png(stream, Image.fromarray(taken.image), ratio=taken.ratio)
         ]
-        picture = captured.picture
+        picture = shown.picture
         assert not isinstance(picture, ImageError)  # or it was not prepared
-        whole = _whole(picture)
+        whole = _whole(picture, self.settings.preprocess.bit_depth)
         if whole is not None:
             files.append(lambda stream: _write_png(stream, whole))
-        return self.versions.new_photo(is_good, captured.time, event, captured.name, files)
+        return self.versions.new_photo(is_good, shown.time, event, shown.name, files)
 
     @staticmethod
     def _is_still(one: _Taken, other: _Taken) -> bool:
@@ -406,11 +453,11 @@ class Teacher:
     def _learn(self, event: str) -> None:
         with self._busy("learning a good part"):
             self._check_unsaid(event)
-            captured = self._frame_of(event)
+            shown = self._frame_of(event)
             state = self.versions.state
             if not state.version:
                 raise UsageError("nothing was judged yet: take good parts and fit first")
-            taken = self._prepared(captured)
+            taken = self._prepared(shown)
             # Of photos that were taken since, the detector knows nothing.
             known = self.versions.versions[state.version].photos
             self._hold(known)
@@ -421,7 +468,7 @@ class Teacher:
             if (twin := next(twins, None)) is not None:
                 photo = dataclasses.replace(self.versions.photos[twin], event=event)
             else:
-                photo = self._new_photo(captured, taken, is_good=True, event=event)
+                photo = self._new_photo(shown, taken, is_good=True, event=event)
                 self._taken[photo.number] = taken
             try:
                 everyone = (*known, photo.number)
@@ -448,8 +495,8 @@ class Teacher:
         """
         with self._busy("keeping a bad part"):
             self._check_unsaid(event)
-            captured = self._frame_of(event)
-            photo = self._new_photo(captured, self._prepared(captured), is_good=False, event=event)
+            shown = self._frame_of(event)
+            photo = self._new_photo(shown, self._prepared(shown), is_good=False, event=event)
             self._add_photo(photo)
 
     def _check_unsaid(self, event: str) -> None:
@@ -743,10 +790,10 @@ class Teacher:
     def _progress(self, stage: str, done: int, total: int) -> None:
         self._doing = f"{stage} {done} of {total}"
 
-    def _frame_of(self, event: str) -> Captured:
+    def _frame_of(self, event: str) -> _Shown:
         for held in self._held:
-            if (captured := held.get(event)) is not None:
-                return captured
+            if (shown := held.get(event)) is not None:
+                return shown
         raise UsageError(
             f"the frame of {event} is not held any more (the newest {self._held[0].limit >> 20} MB "
             "of anomalous ones are, since the start): choose a newer one"
@@ -790,33 +837,28 @@ class _Held:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._frames: dict[str, Captured] = {}
+        self._frames: dict[str, _Shown] = {}
         self._bytes = 0
         self._lock = threading.Lock()
 
-    def add(self, event: str, captured: Captured) -> None:
+    def add(self, event: str, shown: _Shown) -> None:
         with self._lock:
-            self._frames[event] = captured
-            self._bytes += _bytes_of(captured)
+            self._frames[event] = shown
+            self._bytes += shown.held
             # The newest one stays, however large it is.
             while self._bytes > self.limit and len(self._frames) > 1:
-                self._bytes -= _bytes_of(self._frames.pop(next(iter(self._frames))))
+                self._bytes -= self._frames.pop(next(iter(self._frames))).held
 
-    def get(self, event: str) -> Captured | None:
+    def get(self, event: str) -> _Shown | None:
         with self._lock:
             return self._frames.get(event)
 
 
-def _bytes_of(captured: Captured) -> int:
-    picture = captured.picture
-    return int(picture.layout.nbytes) if isinstance(picture, Frame) else 4096
-
-
-def _whole(picture: Frame | Path) -> Image.Image | None:
+def _whole(picture: Frame | bytes, bit_depth: int | None) -> Image.Image | None:
     """A frame in full, as bright as it is judged; None where it is in a GPU."""
     if isinstance(picture, Frame) and not isinstance(picture.pixels, np.ndarray):
         return None
-    return to_image(picture)
+    return to_image(picture, bit_depth)
 
 
 def _write_png(stream: BinaryIO, image: Image.Image, ratio: float | None = None) -> None:

@@ -16,10 +16,10 @@ def held(monkeypatch) -> Iterator[tuple[threading.Event, threading.Event]]:
     """Pictures of anomalies: whether one was begun, and what lets them be made."""
     begun, go_on = threading.Event(), threading.Event()
 
-    def waiting(picture):
+    def waiting(*arguments):
         begun.set()
         assert go_on.wait(60)
-        return to_jpeg(picture)
+        return to_jpeg(*arguments)
 
     monkeypatch.setattr(album, "to_jpeg", waiting)
     monkeypatch.setattr(album, "SHARE", 1.0)

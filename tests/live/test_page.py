@@ -30,13 +30,14 @@ from padim_edge.detect.detector import Detector
 from padim_edge.detect.overlay import Scale, overlay
 from padim_edge.errors import ImageError
 from padim_edge.images.decode import load_image
+from padim_edge.images.frames import Frame
 from padim_edge.live import album
-from padim_edge.live.board import Board
+from padim_edge.live.board import POINTS, Board
 from padim_edge.live.page import channel
 from padim_edge.live.page.app import Page, page
 from padim_edge.live.page.draw import QUALITY, Drawn, draw
 from padim_edge.live.page.teaching import Lesson, Teaching, Version
-from padim_edge.live.pictures import to_jpeg
+from padim_edge.live.pictures import LONGEST, to_jpeg
 from padim_edge.live.swap import ModelSlot
 from padim_edge.web.server import Server
 
@@ -174,11 +175,35 @@ def test_pictures_are_shrunk_and_frames_without_any_are_said(served, tmp_path):
     seen = line.show(large)
     assert pixels(draw(seen, line.slot, 800, heat=True)).shape == (400, 800, 3)
     assert pixels(draw(seen, line.slot, 800, heat=False)).shape == (400, 800, 3)
+    # A line camera's, of more pixels than JPEG has, and a JPEG of fewer rows than it is shrunk by.
+    wide = Frame(np.zeros((2, 70_000), np.uint8), "grey8")
+    assert pixels(to_jpeg(wide)).shape == (2, LONGEST, 3)
+    flat = tmp_path / "flat.jpg"
+    Image.new("RGB", (6400, 4), "white").save(flat)
+    assert pixels(to_jpeg(flat, longest=800)).shape == (1, 800, 3)
     line.show(None, error=SCRIPT)
     with viewing(url) as viewer:
         told, jpeg = viewer.part()
     assert told["newest"]["error"] == SCRIPT
     assert (told["has_picture"], jpeg) == (False, b"")
+
+
+def test_pictures_of_files_are_as_bright_as_they_are_judged(line, tmp_path):
+    """Of 16 bits, of which the camera fills 12."""
+    file = tmp_path / "grey.png"
+    Image.fromarray(np.full((96, 96), 3000, np.uint16)).save(file)
+    with line.slot.using() as detector:
+        info = detector.detector_info
+        its = replace(info.preprocess, bit_depth=12)
+        detector.detector_info = replace(info, preprocess=its)
+        seen = line.show(file)
+        outcome = replace(detector(file), is_anomalous=True)
+    seen = replace(seen, captured=replace(seen.captured, picture=file), outcome=outcome)
+    line.board(seen)
+    anomaly = list(line.board.cameras["top"].anomalies)[-1]
+    wait_for(lambda: anomaly.picture is not None)
+    for jpeg in (draw(seen, line.slot, 1600, False), anomaly.picture):
+        assert pixels(jpeg) == pytest.approx(3000 * 255 / 4095, abs=2)
 
 
 def test_cameras_and_their_viewers_are_apart(served, good, bad):
@@ -245,14 +270,15 @@ def test_scores_that_are_told_are_thin_where_they_matter_least(count):
 def test_the_chart_holds_the_last_verdicts_of_a_slow_viewer_too(served, good):
     line, url, _ = served
     with viewing(url) as viewer:
-        assert viewer.part()[0]["points"] == []
+        told, _ = viewer.part()
+        assert (told["points"], told["has_picture"]) == ([], False)  # which is told, too
         seen = line.show(good[0])
-        for _ in range(channel.CHART + 50):
+        for _ in range(POINTS + 50):
             line.board(seen)
         points = []
-        while len(points) < channel.CHART:
+        while len(points) < POINTS:
             points += viewer.part()[0]["points"]
-    assert len(points) <= channel.CHART + 51
+    assert len(points) <= POINTS + 51
 
 
 # --------------------------------------------------------------------------- many, slow, held up
@@ -346,16 +372,20 @@ def test_nothing_is_drawn_when_nobody_looks(line, good, monkeypatch):
             viewer.part()
         assert len(drawn) == 1
         wait_for(lambda: one._channels["top"]._running is None, "the end of the channel")
-        line.show(good[1])
+        later = line.show(good[1])
         with viewing(server.url, SCRIPT) as viewer:  # another camera's viewer
             viewer.part()
         assert len(drawn) == 1
+        with viewing(server.url) as viewer:  # the next one is told of now, and not of then
+            told, jpeg = viewer.part()
+        assert (told["newest"]["id"], len(drawn)) == (later.event.id, 2)
+        assert jpeg
 
 
-def test_a_mistake_in_drawing_is_said_and_the_next_frame_is_shown(
+def test_a_mistake_in_drawing_is_said_and_the_decision_is_told_without_a_picture(
     served, good, monkeypatch, caplog
 ):
-    line, url, _ = served
+    line, url, pupil = served
     monkeypatch.setattr(channel, "QUIET", 0.05)
     fails = [RuntimeError("no memory")]
 
@@ -365,10 +395,24 @@ def test_a_mistake_in_drawing_is_said_and_the_next_frame_is_shown(
         return draw(*args)
 
     monkeypatch.setattr(channel, "draw", failing)
-    line.show(good[0])
+    first = line.show(good[0])
     with viewing(url) as viewer:
-        assert viewer.part()[1]
-    assert "no memory" in caplog.text
+        told, jpeg = viewer.part()
+        assert (told["newest"]["id"], told["has_picture"], jpeg) == (first.event.id, False, b"")
+        assert "no memory" in caplog.text
+        later = line.show(good[1])
+        assert next(told["newest"]["id"] for told, jpeg in viewer.parts() if jpeg) == later.event.id
+        # Whatever else fails is said as well, and tried again.
+        mistakes, lesson = [RuntimeError("no lesson")], pupil.lesson
+        pupil.lesson = lambda: lesson() if not mistakes else failing_with(mistakes.pop())
+        last = line.show(good[0])
+        while viewer.part()[0]["newest"]["id"] != last.event.id:
+            pass
+    assert "no lesson" in caplog.text
+
+
+def failing_with(error: Exception) -> None:
+    raise error
 
 
 def test_a_mistake_in_making_a_part_is_said_and_ends_the_stream(served, good, monkeypatch, caplog):
@@ -525,6 +569,13 @@ def test_a_picture_is_of_the_file_that_was_judged(line, bad, good, held, tmp_pat
     wait_for(lambda: all(one.source is None for one in anomalies))
     assert [one.lacks for one in anomalies] == [""] * 4 + [album.NO_FILE]
     assert {one.picture for one in anomalies[1:4]} == {to_jpeg(bad[1])}
+    # That which was made for a sink, in full, is made smaller.
+    large = jpeg_of(load_image(bad[1]).resize((2000, 1000)))
+    line.board(replace(seen, event=replace(seen.event, picture=large)))
+    last = list(line.board.cameras["top"].anomalies)[-1]
+    wait_for(lambda: last.picture is not None)
+    assert pixels(last.picture).shape == (800, 1600, 3)
+    assert last.seen.event.picture is None
 
 
 def test_drawn_pictures_are_kept_in_bounded_memory():

@@ -21,6 +21,7 @@ pytest.importorskip("uvicorn", reason="needs uvicorn: pip install 'padim-edge[li
 pytest.importorskip("starlette", reason="needs starlette: pip install 'padim-edge[live]'")
 
 from padim_edge.detect.calibration import Row, threshold_for
+from padim_edge.detect.detector import Detector
 from padim_edge.errors import PadimEdgeError
 from padim_edge.images.decode import load_image
 from padim_edge.live import album
@@ -199,9 +200,10 @@ def test_the_heat_map_is_there_or_not_and_a_picture_can_be_held(opened, line, ba
     one.until("state.now.newest.sequence", 2)
     one.page.wait_for_timeout(50)
     assert one.all("$('frame').src") == held
+    assert "frame 1" in one.text("#named")
     one.page.locator("#hold").click()
-    line.show(good[1])
-    one.until(f"$('frame').src !== {held!r}")
+    one.until(f"$('frame').src !== {held!r}")  # without another frame: the line may wait
+    assert "frame 2" in one.text("#named")
 
 
 def test_names_with_scripts_are_shown_and_not_run(opened, line, bad):
@@ -244,6 +246,34 @@ def test_names_with_scripts_are_shown_and_not_run(opened, line, bad):
     line.show(bad[1], SCRIPT)
     one.until("document.querySelectorAll('#anomalies li').length", 1)
     assert one.all("$('anomalies').querySelector('li').dataset.id") == "e000004"
+
+
+def test_nothing_of_another_camera_is_shown_or_acted_on(opened, line, bad):
+    line.show(bad[0])
+    pupil = Pupil(Lesson(taken=5, versions=(Version("0001", 1.0, "fit", True),)))
+    one = opened(pupil)
+    one.until("$('frame').naturalWidth", 96)
+    one.until("document.querySelectorAll('#anomalies li').length", 1)
+    pupil.refuses = "99 parts are needed"
+    one.page.locator("#fit").click()
+    one.until("$('failed').textContent", pupil.refuses)
+    one.expected = ("Failed to load resource: the server responded with a status of 422",)
+    # Before anything has come of the other one.
+    shown = """(() => { $('tabs').children[1].click(); return [state.now, $('decision').textContent,
+        $('failed').textContent, $('named').textContent,
+        ...['teaching', 'kept', 'frame', 'keep'].map((id) => $(id).hidden),
+        ...['numbers', 'anomalies', 'versions', 'states'].map((id) => $(id).children.length),
+        $('tabs').children[1].getAttribute('aria-selected')]; })()"""
+    assert one.all(shown) == [None, "waiting", "", "", *[True] * 4, 0, 0, 0, 0, "true"]
+    one.until("document.title", f"{SCRIPT} \u2013 padim-edge")
+    assert one.text("#nothing") == "No frame has come yet."
+    assert one.all("$('frame').hidden && $('teaching').hidden && $('kept').hidden")
+    one.page.locator("#tabs button >> nth=0").click()
+    one.until("document.querySelectorAll('#versions li').length", 1)
+    one.until("$('frame').hidden", False)
+    assert not one.all("$('kept').hidden || $('teaching').hidden")
+    # An anomaly is told of by more than a colour, to a screen reader as well.
+    assert one.page.get_by_role("tab", name="anomaly top").count() == 1
 
 
 def try_threshold(one: Opened, limit: float) -> None:
@@ -317,6 +347,32 @@ def test_another_threshold_is_tried_and_what_keeps_it_is_said(opened, line, good
     one.until("state.preview !== null")
 
 
+def test_what_keeps_a_threshold_is_said_for_what_judges(opened, line, bad, model_file):
+    line.show(bad[0])
+    pupil = Pupil()
+    scores = sorted(line.slot.detector_info.good_scores)
+    given = Detector(model_file, "ort", 1, threshold=scores[5])
+
+    def said(one: Opened) -> str:
+        try_threshold(one, scores[4] + 1e-4)
+        return one.text("#keep")
+
+    one = opened()
+    one.until("state.points.length", 1)
+    assert "--in-place (it is taken while this runs)" in said(one)
+    assert "watch \u2026 --threshold" in said(one)
+    line.slot.opener = lambda _: given
+    line.slot.swap(model_file)  # as with --threshold
+    one.until("state.now.camera.threshold_file", None)
+    assert "--in-place, and start without --threshold" in said(one)
+    # One that is taught follows no file, and a threshold for all of its fits is refused.
+    taught = opened(pupil)
+    taught.until("state.points.length", 1)
+    assert "and watch the file that it writes" in said(taught)
+    assert "--threshold" not in said(taught)
+    assert "--in-place" not in said(taught)
+
+
 def test_everything_by_keyboard(opened, line, bad, good):
     for photo in bad[:3]:
         line.show(photo)
@@ -353,9 +409,43 @@ def test_everything_by_keyboard(opened, line, bad, good):
     one.until("document.activeElement.closest('li')?.dataset.id", "e000002")
     one.page.locator("#tabs button >> nth=0").focus()
     one.press("ArrowRight")
-    one.until("state.now.camera.name", SCRIPT)
+    one.until("state.now?.camera.name", SCRIPT)
     assert one.all("document.activeElement.getAttribute('aria-selected')") == "true"
     assert not one.page.locator("#teaching").is_visible()  # nobody teaches this one
+
+
+def test_an_anomaly_that_is_none_of_the_last_ones_is_still_looked_at_and_taught(opened, line, bad):
+    event = line.show(bad[0]).event.id
+    pupil = Pupil(Lesson(taken=5))
+    one = opened(pupil)
+    one.until("document.querySelectorAll('#anomalies li').length", 1)
+    one.page.locator(".look").click()
+    one.until("document.querySelector('#large img').naturalWidth", 96)
+    assert one.all("['previous', 'next'].map((id) => $(id).getAttribute('aria-disabled'))") == [
+        *("true", "true")
+    ]
+    one.page.locator("#previous").focus()
+    newer = line.show(bad[1]).event.id
+    one.until("$('previous').getAttribute('aria-disabled')", None)  # there is a newer one now
+    for _ in range(album.ANOMALIES):
+        line.show(bad[1])
+    one.until("$('viewed').textContent.endsWith('no longer among the last 30')")
+    one.until(f"state.anomalies.some((one) => one.id === {newer!r})", False)
+    assert one.focus() == "previous"
+    one.page.get_by_role("dialog").get_by_role("button", name="This was bad").click()
+    one.until("$('viewer').querySelector('.chip').textContent", "kept as bad")
+    assert pupil.asked == [("bad", event)]
+    assert "is kept as bad" in one.all("$('told').textContent")
+    assert one.text(f"#anomalies [data-id={event}] .chip") == "kept as bad"
+    one.page.get_by_role("dialog").get_by_role("button", name="Take back").click()
+    one.until("$('viewer').querySelector('.chip').textContent", "")
+    assert pupil.asked[1:] == [("take back", event)]
+    oldest = one.all("state.anomalies.at(-1).id")
+    one.press("ArrowLeft")
+    one.until("looked.id", oldest)
+    assert one.all("$('next').getAttribute('aria-disabled')") == "true"
+    one.press("Escape")
+    one.until("document.activeElement.className", "look")
 
 
 def test_new_anomalies_wait_while_somebody_points_at_the_list(opened, line, bad):
@@ -585,11 +675,19 @@ def test_a_lost_connection_is_said_and_found_again(browser, line, good, model_fi
     with again(line.board, port):
         one.until("$('line').textContent", "live")
         one.until("$('decision').textContent", before)
-    # Started anew with another camera: that one is shown.
+    # Started anew with the names of two cameras swapped: a tab is what it says.
+    swapped = Line(model_file, (SCRIPT, "top"))
+    with again(swapped.board, port):
+        one.until("$('tabs').children[0].textContent", SCRIPT)
+        one.until("$('tabs').children[1].getAttribute('aria-selected')", "true")
+        one.page.locator("#tabs button >> nth=0").click()
+        one.until("state.now?.camera.name", SCRIPT)
+    swapped.slot.close()
+    # With another camera: that one is shown.
     other = Line(model_file, ("bottom",))
     other.show(good[0])
     with again(other.board, port):
-        one.until("state.now.camera.name", "bottom")
+        one.until("state.now?.camera.name", "bottom")
         one.until("$('line').textContent", "live")
         one.context.close()
     other.slot.close()

@@ -15,7 +15,7 @@ import pytest
 from lessons import captured, seen, teaching
 from PIL import Image
 
-from padim_edge.errors import PadimEdgeError, UsageError
+from padim_edge.errors import ImageError, PadimEdgeError, UsageError
 from padim_edge.fit.fit import fit_detector
 from padim_edge.fit.saved import SavedMoments
 from padim_edge.fit.settings import Settings
@@ -111,6 +111,16 @@ def test_a_kept_frame_is_read_as_bright_as_it_was_judged(bits, embedding_file, t
         judged = SETTINGS.preprocess(frame).astype(int)
         assert np.abs(SETTINGS.preprocess(kept).astype(int) - judged).max() <= 1
         assert np.array_equal(np.asarray(Image.open(teacher.versions.photo(1))), judged)
+    # So is a file of 16 bits that the camera does not fill.
+    file = tmp_path / "of a camera.png"
+    Image.fromarray(values).save(file)
+    its = dataclasses.replace(SETTINGS.preprocess, bit_depth=bits)
+    settings = dataclasses.replace(SETTINGS, preprocess=its)
+    with teaching(tmp_path / "files", embedding_file, settings=settings) as (teacher, _):
+        teacher.take_frame(dataclasses.replace(captured(frame), picture=file))
+        again = np.asarray(Image.open(teacher.versions.frame(1)))
+        assert np.array_equal(again, stored)
+        assert np.array_equal(np.asarray(Image.open(teacher.versions.photo(1))), judged)
 
 
 def test_near_copies_do_not_count(embedding_file, good, tmp_path):
@@ -188,11 +198,14 @@ def test_whatever_an_engine_raises_ends_taking_and_is_said(embedding_file, good,
                 raise RuntimeError("CUDA error 700")
 
         working, teacher._backbone = teacher._backbone, Broken()
-        teacher.take()
-        teacher(seen(slot, good[0]))
-        until(lambda: said)
-        assert said == [("watch", None, "no more parts are taken: CUDA error 700")]
-        assert (teacher.lesson().failed, teacher.lesson().is_taking) == ("CUDA error 700", False)
+        for times in (1, 2):
+            teacher.take()
+            assert teacher.lesson().failed == ""  # what is said then is said of this
+            teacher(seen(slot, good[0]))
+            until(lambda: len(said) == times)  # noqa: B023 - called at once
+            assert said[-1] == ("watch", None, "no more parts are taken: CUDA error 700")
+            lesson = teacher.lesson()
+            assert (lesson.failed, lesson.is_taking) == ("CUDA error 700", False)
         teacher._backbone = working
         teacher.take()
         teacher(seen(slot, good[0]))
@@ -593,6 +606,46 @@ def test_only_its_own_cameras_and_only_held_frames(embedding_file, good, tmp_pat
         with pytest.raises(UsageError, match=r"is not held any more.*choose a newer"):
             teacher.was_bad(frames[0].event.id)
         teacher.was_bad(frames[-1].event.id)
+
+
+def test_of_a_file_the_part_that_was_judged_is_learnt(embedding_file, good, other, tmp_path):
+    """Whatever becomes of it afterwards."""
+    latest = tmp_path / "latest.png"
+
+    def shown(photo, slot):
+        one = seen(slot, photo)
+        latest.write_bytes(photo.read_bytes())
+        its = dataclasses.replace(one.captured, picture=latest, name=str(latest))
+        return dataclasses.replace(one, captured=its)
+
+    def is_of(number, photo):
+        kept = np.asarray(Image.open(teacher.versions.photo(number)))
+        whole = np.asarray(Image.open(teacher.versions.frame(number)))
+        judged = np.asarray(Image.open(photo).convert("RGB"))
+        return np.array_equal(kept, SETTINGS.preprocess(judged)) and np.array_equal(whole, judged)
+
+    with teaching(tmp_path / "taught", embedding_file) as (teacher, slot):
+        teacher.take()
+        with teacher._lock:  # the thread that takes waits
+            teacher(shown(good[0], slot))
+            latest.write_bytes(other[0].read_bytes())
+        until(lambda: teacher.lesson().taken == 1)
+        assert is_of(1, good[0])
+        teacher.take(False)
+        take_all(teacher, good[1:])
+        teacher.fit()
+        for say, photo in ((teacher.was_bad, other[0]), (teacher.was_good, other[1])):
+            frame = shown(photo, slot)
+            teacher(frame)
+            latest.write_bytes(good[0].read_bytes())
+            say(frame.event.id)
+            assert is_of(max(teacher.versions.photos), photo)
+        assert sum(one._bytes for one in teacher._held) > 2 * 4096 + other[0].stat().st_size
+        frame = shown(other[2], slot)
+        latest.unlink()
+        teacher(frame)
+        with pytest.raises(ImageError, match=r"latest.png cannot be read any more \(No such"):
+            teacher.was_bad(frame.event.id)
 
 
 def test_what_does_not_fit_is_refused_in_one_line(embedding_file, good, tmp_path):

@@ -116,7 +116,10 @@ def test_what_makes_no_sense_is_one_line(model_file, embedding_file, photos, tmp
     in_process("watch", embedding_file, photos, *page).failed(
         2, "--threshold would hold for every detector", "leave it out"
     )
-    in_process(*watch, "--threshold", "nan").failed(2, "--threshold nan is no number")
+    for wrong in ("nan", "0", "-1"):
+        in_process(*watch, "--threshold", wrong).failed(
+            2, f"a threshold of {float(wrong)}", "a positive number"
+        )
     in_process(*watch, "--policy", "newest").failed(2, "no policy 'newest'", "latest and all")
     in_process(*watch, "--engine", "abacus").failed(2, "abacus", "choose auto")
     in_process(*watch, "--also", model_file).failed(2, "--also", "needs two values, MODEL SOURCE")

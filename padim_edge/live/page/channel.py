@@ -24,7 +24,7 @@ import numpy as np
 
 from padim_edge.detect.detector import Result
 from padim_edge.errors import ImageError
-from padim_edge.live.board import Board, CameraNow, Point, Seen
+from padim_edge.live.board import POINTS, Board, CameraNow, Point, Seen
 from padim_edge.live.event import Event
 from padim_edge.live.page.draw import LIVE, draw
 from padim_edge.live.page.teaching import Lesson, Teaching
@@ -45,9 +45,6 @@ LONGEST = 4.0
 
 QUIET = 2.0
 """Seconds after which a part comes even if nothing is new: rates fall, sinks catch up."""
-
-CHART = 600
-"""Verdicts in the chart, of the last ones."""
 
 GOOD = 1000
 """Scores of good images that are told, at most: of more, the more the higher they are."""
@@ -122,14 +119,14 @@ class Channel:
         self._news = asyncio.Event()
         self._part = 0
         self._version = -1
-        self._points: deque[Point] = deque(maxlen=CHART)
+        self._points: deque[Point] = deque(maxlen=POINTS)
         self._last: Point | None = None
         self._total = 0
         self._lists: dict[str, Any] = {}
         self._list_number = 0
         self._shown: Seen | None = None
         self._pictures: dict[bool, bytes | None] = {}
-        self._picture_number = 0
+        self._picture_number = 1  # a viewer has none at first, and that there is none is new
         self._state: dict[str, Any] = {}
         self._made: dict[tuple[int, ...], bytes] = {}
 
@@ -142,6 +139,7 @@ class Channel:
         """A viewer came. In the event loop, as everything here."""
         self._viewers[cursor.heat] += 1
         if self._running is None or self._running.done():
+            self._pictures = {}  # they may be hours old: parts begin with a new look
             self._running = asyncio.ensure_future(self._run())
 
     def leave(self, cursor: Cursor) -> None:
@@ -226,7 +224,7 @@ class Channel:
         with self._board.reading:
             new: list[Point] = []
             for point in reversed(self._now.points):
-                if point is self._last or len(new) == CHART:
+                if point is self._last:
                     break
                 new.append(point)
             newest = self._now.newest
@@ -239,8 +237,12 @@ class Channel:
         state, lists = self._told(newest, lesson), self._listed(anomalies, messages, drifts, lesson)
         pictures = dict(self._pictures) if newest is self._shown else {}
         for heat in wanted - pictures.keys():
-            model = self._now.status.model
-            pictures[heat] = draw(newest, model, LIVE, heat) if newest else None
+            try:
+                model = self._now.status.model
+                pictures[heat] = draw(newest, model, LIVE, heat) if newest else None
+            except Exception:  # what was decided is told without it
+                log.exception("a picture cannot be drawn")
+                pictures[heat] = None
         return _Looked(new, state, lists, newest, pictures, time.thread_time() - began)
 
     def _told(self, newest: Seen | None, lesson: Lesson | None) -> dict[str, Any]:

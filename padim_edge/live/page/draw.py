@@ -6,19 +6,16 @@ import io
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from padim_edge.detect.detector import Result
 from padim_edge.detect.overlay import Scale, overlay
 from padim_edge.errors import ImageError, UsageError
-from padim_edge.images.decode import load_frame
 from padim_edge.images.frames import Frame
-from padim_edge.images.preprocess import Preprocess
 from padim_edge.live.board import Seen
+from padim_edge.live.pictures import shrunk
 from padim_edge.live.swap import ModelSlot
 
 LIVE = 800
@@ -35,7 +32,7 @@ def draw(
 
     Args:
         seen: the frame.
-        model: whose good images say where the colour scale begins.
+        model: whose good images say where the colour scale begins, and what is white in its files.
         longest: pixels on the long side, at most.
         heat: whether the score map is drawn over it, where there is one.
         source: the frame, or bytes of an image file, where that of ``seen`` is let go of.
@@ -47,7 +44,7 @@ def draw(
     if isinstance(picture, ImageError):
         return None
     try:
-        pixels = _pixels(picture, longest)
+        pixels = shrunk(picture, longest, model.bit_depth)
     except (ImageError, UsageError):
         return None
     image = Image.fromarray(pixels)
@@ -71,24 +68,6 @@ def draw(
     written = io.BytesIO()
     image.save(written, "JPEG", quality=QUALITY)
     return written.getvalue()
-
-
-def _pixels(source: Frame | Path | bytes, longest: int) -> NDArray[np.uint8]:
-    """RGB of at most this size: shrunk in the camera's own format, before colours are made.
-
-    Raises:
-        ImageError: it cannot be decoded.
-        UsageError: it is in the memory of a GPU.
-    """
-
-    def shrink(height: int, width: int) -> int:
-        return next(by for by in (8, 4, 2, 1) if by == 1 or max(height, width) >= by * longest)
-
-    frame = source if isinstance(source, Frame) else load_frame(source, shrink)
-    height, width = frame.size
-    scale = min(1.0, longest / max(height, width))
-    size = max(round(scale * height), 1), max(round(scale * width), 1)
-    return Preprocess.whole(size)(frame)
 
 
 class Drawn:

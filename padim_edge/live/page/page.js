@@ -55,6 +55,7 @@ const state = {
   anomalies: [], // newest first
   all: false, // not the newest few alone are listed
   held: false, // the picture stands still
+  waiting: null, // what is shown when it does no longer: the newest part with a picture, its bytes
   seen: 0, // when the last part came, and when one with another frame did: milliseconds
   fresh: 0,
   announced: null,
@@ -113,7 +114,7 @@ async function watch() {
         location.assign("/login");
         return;
       }
-      if (answer.status === 400) state.camera = null; // it has other cameras than before
+      if (answer.status === 400) clear(null); // it has other cameras than before
       if (!answer.ok) throw new Error(await reason(answer));
       let first = true;
       await read(answer.body, (head, bytes) => {
@@ -163,7 +164,10 @@ function take(head, bytes) {
   if (head.newest?.id !== state.now?.newest?.id) state.fresh = came;
   state.now = head;
   state.camera = head.camera.name;
-  if (head.has_picture !== undefined && !state.held) show(head, bytes);
+  if (head.has_picture !== undefined) {
+    if (state.held) state.waiting = [head, bytes];
+    else show(head, bytes);
+  }
   state.points = state.points.concat(head.points).slice(-CHART);
   if (head.good) [state.good, state.goodCount] = [head.good, head.good_count];
   if (finite(head.camera.threshold)) state.threshold = head.camera.threshold;
@@ -189,31 +193,57 @@ function tabs() {
   const { cameras } = state.now;
   const list = $("tabs");
   list.hidden = cameras.length < 2;
-  if (list.children.length !== cameras.length) {
+  const names = cameras.map((one) => one.name);
+  if (JSON.stringify([...list.children].map((one) => one.textContent)) !== JSON.stringify(names)) {
     list.replaceChildren(...cameras.map((one) => {
       const tab = el("button", { role: "tab", "aria-controls": "camera", onclick: () => choose(one.name) });
       tab.textContent = one.name;
       return tab;
     }));
   }
+  chosen();
   cameras.forEach((one, i) => {
     const tab = list.children[i];
-    const chosen = one.name === state.camera;
-    tab.setAttribute("aria-selected", String(chosen));
-    tab.tabIndex = chosen ? 0 : -1;
     tab.dataset.kind = !one.is_connected ? "lost" : one.is_anomalous ? "anomaly" : "ok";
     tab.title = !one.is_connected ? "no frames come" : one.is_anomalous ? "anomaly" : "ok";
   });
 }
 
+function chosen() {
+  for (const tab of $("tabs").children) {
+    const is = tab.textContent === state.camera;
+    tab.setAttribute("aria-selected", String(is));
+    tab.tabIndex = is ? 0 : -1;
+  }
+}
+
 function choose(name) {
   if (name === state.camera) return;
-  Object.assign(state, { camera: name, points: [], good: [], goodCount: 0, threshold: null, preview: null, anomalies: [], announced: null, version: undefined });
-  recalled(null);
-  hold(false);
-  $("anomalies").replaceChildren();
-  $("frame").hidden = true;
+  clear(name);
   watch();
+}
+
+/** Nothing of another camera stays: what is clicked would be done to this one. */
+function clear(name) {
+  Object.assign(state, { camera: name, now: null, seen: 0, points: [], good: [], goodCount: 0, threshold: null, preview: null, waiting: null, announced: null, version: undefined });
+  chosen();
+  hold(false);
+  show({ newest: null, has_picture: false });
+  put($("nothing"), "");
+  decide("none", "waiting", "");
+  for (const id of ["numbers", "states"]) pairs($(id), []);
+  $("picture").dataset.kind = "";
+  put($("failed"), "");
+  told = "";
+  recalled(null);
+  teaching();
+  $("anomalies").replaceChildren();
+  anomalies([]);
+  messages([]);
+  drifts([]);
+  versions([]);
+  preview();
+  chart();
 }
 
 $("tabs").addEventListener("keydown", (event) => {
@@ -229,18 +259,27 @@ $("tabs").addEventListener("keydown", (event) => {
 
 // ----------------------------------------------------------------------------------------- now
 
-function show({ newest, has_picture }, bytes) {
+let blanks = 0; // how often there was no picture: none that is still being decoded comes after that
+
+function show(head, bytes) {
+  const { newest, has_picture } = head;
   const frame = $("frame");
-  frame.hidden = !has_picture;
   $("nothing").hidden = has_picture;
   put($("nothing"), newest?.error || (newest ? "There is no picture of this frame." : "No frame has come yet."));
-  if (newest) put($("named"), `${moment(newest.time)} \u00b7 ${newest.name || `frame ${newest.sequence}`}`);
-  if (!has_picture) return;
+  put($("named"), newest ? `${moment(newest.time)} \u00b7 ${newest.name || `frame ${newest.sequence}`}` : "");
+  if (!has_picture) {
+    blanks += 1;
+    frame.hidden = true;
+    return;
+  }
+  const blank = blanks;
   const url = URL.createObjectURL(new Blob([bytes], { type: "image/jpeg" }));
   const gone = () => URL.revokeObjectURL(url);
   const next = new Image();
   next.onload = () => {
-    if (!state.held) {
+    if (blank === blanks && state.held) state.waiting ??= [head, bytes];
+    else if (blank === blanks) {
+      frame.hidden = false;
       frame.src = url;
       frame.alt = newest.is_anomalous ? "The frame of now, anomalous" : "The frame of now";
     }
@@ -310,6 +349,9 @@ function pairs(list, rows) {
 function hold(on) {
   state.held = on;
   $("hold").setAttribute("aria-pressed", String(on));
+  if (on || !state.waiting) return;
+  show(...state.waiting);
+  state.waiting = null;
 }
 $("hold").addEventListener("click", () => hold(!state.held));
 $("heat").addEventListener("change", () => {
@@ -333,9 +375,13 @@ function able(button, can) {
 /** A button that asks something of the teacher. */
 const asks = (text, what, more = {}) => el("button", { class: "asks", onclick: () => idle() && what(), ...more }, text);
 
-/** What the teacher answers; null if it was not done. */
+/** What the teacher answers; null if it was not done. Why not is said where it was asked for. */
 async function ask(what) {
-  put($("failed"), "");
+  const { camera } = state;
+  const failed = (text) => camera === state.camera && put($("failed"), text);
+  failed("");
+  told = ""; // what fails again for the same reason is said again
+  if (state.now?.lesson) state.now.lesson.failed = "";
   const quick = ["take", "stop"].includes(what.do);
   if (!quick) asking = true;
   teaching();
@@ -343,14 +389,14 @@ async function ask(what) {
     const answer = await fetch("/api/teach", {
       method: "POST",
       headers: { "content-type": "application/json" },
-      body: JSON.stringify({ camera: state.camera, ...what }),
+      body: JSON.stringify({ camera, ...what }),
     });
     if (answer.status === 401) location.assign("/login");
     const said = await answer.json();
     if (answer.ok) return said;
-    put($("failed"), said.error);
+    failed(said.error);
   } catch {
-    put($("failed"), "The connection was lost: look whether it was done.");
+    failed("The connection was lost: look whether it was done.");
   } finally {
     if (!quick) asking = false;
     teaching();
@@ -359,7 +405,7 @@ async function ask(what) {
   return null;
 }
 
-let told = null; // what the teacher last said had failed
+let told = ""; // what the teacher last said had failed
 
 function teaching() {
   const { lesson } = state.now || {};
@@ -558,6 +604,7 @@ const quoted = (path) => (/^[\w@%+=:,./-]+$/.test(path) ? path : `'${path.replac
 /** How many of the last frames were and would be anomalous, and what makes a threshold stay. */
 function preview() {
   const slider = $("preview");
+  $("back").hidden = $("keep").hidden = state.preview === null;
   slider.disabled = !finite(state.threshold);
   if (slider.disabled) {
     put($("would"), "");
@@ -572,7 +619,6 @@ function preview() {
   const all = state.points.length;
   const were = state.points.filter((one) => one[2]).length;
   const limit = state.preview;
-  $("back").hidden = $("keep").hidden = limit === null;
   for (const one of state.anomalies) {
     const card = $("anomalies").querySelector(`[data-id="${CSS.escape(one.id)}"]`);
     card?.classList.toggle("spared", limit !== null && finite(one.score) && one.score <= limit);
@@ -591,10 +637,11 @@ function preview() {
 }
 
 function keep(limit) {
-  const model = quoted(state.now.camera.model || "padim.onnx");
+  const { camera, lesson } = state.now;
   const count = state.goodCount;
   const [below, nearest] = state.good.findLast(([, value]) => value <= limit) || [0, null];
-  const exactly = ["To judge by exactly this one: ", el("code", {}, `padim-edge watch \u2026 --threshold ${limit.toPrecision(5)}`), "."];
+  // With an embedding, a threshold of one's own is refused.
+  const exactly = lesson ? [] : ["To judge by exactly this one: ", el("code", {}, `padim-edge watch \u2026 --threshold ${limit.toPrecision(5)}`), "."];
   if (!below) {
     $("keep").replaceChildren("Every good part of the fit scores higher than this: nearly all good parts would raise an alarm. ", ...exactly);
     return;
@@ -604,9 +651,13 @@ function keep(limit) {
   const alpha = 1 - below / (count + 1);
   const digits = 10 ** Math.max(3 - Math.floor(Math.log10(alpha)), Math.ceil(Math.log10(count + 1)) + 1);
   const rate = Math.ceil(alpha * digits - 1e-9) / digits;
+  const calibrate = `padim-edge calibrate ${quoted(camera.model)} --false-alarm-rate ${rate}`;
+  const [command, then] = camera.threshold_file ? [`${calibrate} --in-place`, " (it is taken while this runs). "]
+    : lesson ? [calibrate, ", and watch the file that it writes. Here each fit sets its own. "]
+      : [`${calibrate} --in-place`, ", and start without --threshold, which holds whatever the file says. "];
   $("keep").replaceChildren(
     "Nothing is changed yet. To keep the nearest that a false-alarm rate stands for, ", `${score(nearest)} with ${percent(alpha)} of good parts above it: `,
-    el("code", {}, `padim-edge calibrate ${model} --false-alarm-rate ${rate} --in-place`), " (it is taken while this runs). ",
+    el("code", {}, command), then,
     ...(below === count ? [`All ${count} good scores lie below: only more good photos (--good) can promise less. `] : []), ...exactly);
 }
 
@@ -627,7 +678,10 @@ $("back").addEventListener("click", () => {
 const picture = (id, size) => `/api/picture?${new URLSearchParams({ camera: state.camera, event: id, size })}`;
 
 const FEW = 12;
-let looked = null; // the event in the viewer
+let looked = null; // the anomaly in the viewer; it stays there when it is none of the last ones
+
+const GONE = "no longer among the last 30";
+const among = (id) => state.anomalies.find((one) => one.id === id);
 
 /** New ones wait while somebody points at the list: nobody teaches the card that moved there. */
 function anomalies(list, now = false) {
@@ -657,7 +711,7 @@ function card(one) {
   const name = one.name || `frame ${one.sequence}`;
   const from = el("p", { class: "from", title: name }, el("bdi", {}, name));
   return el("li", { "data-id": one.id },
-    el("button", { class: "look", "aria-label": `Look at the anomaly of ${moment(one.time)}`, onclick: () => look(one.id) }),
+    el("button", { class: "look", "aria-label": `Look at the anomaly of ${moment(one.time)}`, onclick: () => look(among(one.id) || one) }),
     el("p", { class: "what" }, el("span", {}, moment(one.time)), el("b", {}, score(one.score))),
     from, el("p", { class: "chip" }), el("div", { class: "buttons" }));
 }
@@ -670,8 +724,13 @@ function pictured(node, one, attributes) {
   if (node.dataset.kind === wanted) return;
   node.dataset.kind = wanted;
   const lack = (text) => el("p", { class: "lack" }, text);
-  node.replaceChildren(one.lacks ? lack(one.lacks)
-    : el("img", { ...attributes, onerror: (event) => event.target.replaceWith(lack("the picture did not come")) }));
+  const failed = ({ target }) => {
+    if (!target.isConnected) return;
+    const here = among(one.id);
+    if (here) node.dataset.kind = ""; // the next part has it asked for again
+    target.replaceWith(lack(here ? "the picture did not come" : `${GONE}: the picture is not kept`));
+  };
+  node.replaceChildren(one.lacks ? lack(one.lacks) : el("img", { ...attributes, onerror: failed }));
 }
 
 /** What was said of an anomaly, and what can be; on its card, and in the viewer. */
@@ -680,32 +739,42 @@ function mark(node, one) {
   pictured(place, one, { src: picture(one.id, size), alt: `Anomaly, score ${score(one.score)}, ${moment(one.time)}`, loading });
   put(node.querySelector(".chip"), one.said ? SAID[one.said][1] : "");
   const buttons = node.querySelector(".buttons");
-  const wanted = !state.now.lesson ? "" : `${one.said ? "back" : "say"} ${one.id}`;
+  const wanted = !state.now?.lesson ? "" : `${one.said ? "back" : "say"} ${one.id}`;
   if (buttons.dataset.kind === wanted) return;
   const had = buttons.contains(document.activeElement);
   buttons.dataset.kind = wanted;
   const offered = !wanted ? [] : one.said ? [["take back", "Take back"]] : Object.entries(SAID).map(([what, [text]]) => [what, text]);
-  buttons.replaceChildren(...offered.map(([what, text]) => asks(text, () => teach(one.id, what))));
+  buttons.replaceChildren(...offered.map(([what, text]) => asks(text, () => teach(one, what))));
   if (had) node.querySelector(".look, #close").focus();
 }
 
-async function teach(event, what) {
+async function teach(one, what) {
   put($("refused"), "");
-  if (!await ask({ do: what, event })) {
+  if (!await ask({ do: what, event: one.id })) {
     put($("refused"), $("failed").textContent);
     return;
   }
-  const one = state.anomalies.find((other) => other.id === event);
-  if (!one) return;
-  one.said = what === "take back" ? null : what; // the next part says the same
-  put($("told"), `The anomaly of ${moment(one.time)} is ${one.said ? SAID[one.said][1] : "taken back"}.`);
-  marks();
+  const said = what === "take back" ? null : what;
+  put($("told"), `The anomaly of ${moment(one.time)} is ${said ? SAID[said][1] : "taken back"}.`);
+  const here = among(one.id);
+  if (here) here.said = said; // the next part says the same
+  marks({ ...one, said }); // of one that is gone no part says it
 }
 
-function marks() {
-  const all = new Map(state.anomalies.map((one) => [one.id, one]));
-  for (const node of $("anomalies").children) if (all.has(node.dataset.id)) mark(node, all.get(node.dataset.id));
-  if (all.has(looked)) mark($("viewer"), all.get(looked));
+/** Of each anomaly that is shown what is known now; ``gone`` is one that may not be listed. */
+function marks(gone = null) {
+  const now = (id) => among(id) || (gone?.id === id ? gone : null);
+  for (const node of $("anomalies").children) {
+    const one = now(node.dataset.id);
+    if (one) mark(node, one);
+  }
+  if (!looked) return;
+  looked = now(looked.id) || looked;
+  mark($("viewer"), looked);
+  const where = `${moment(looked.time)} \u00b7 score ${score(looked.score)}, threshold ${score(looked.threshold)} \u00b7 ${looked.name || `frame ${looked.sequence}`}`;
+  put($("viewed"), among(looked.id) ? where : `${where} \u00b7 ${GONE}`);
+  able($("previous"), beside(-1));
+  able($("next"), beside(1));
 }
 
 $("newer").addEventListener("click", () => {
@@ -723,22 +792,19 @@ $("list").addEventListener("focusout", () => setTimeout(() => anomalies(state.an
 
 // -------------------------------------------------------------------------------------- viewer
 
-function look(id) {
-  const one = state.anomalies.find((other) => other.id === id);
-  if (!one) return;
-  looked = id;
-  put($("viewed"), `${moment(one.time)} \u00b7 score ${score(one.score)}, threshold ${score(one.threshold)} \u00b7 ${one.name || `frame ${one.sequence}`}`);
+function look(one) {
+  looked = one;
   put($("refused"), "");
-  mark($("viewer"), one);
-  $("previous").disabled = state.anomalies[0] === one;
-  $("next").disabled = state.anomalies.at(-1) === one;
+  marks();
   if (!$("viewer").open) $("viewer").showModal();
 }
 
+/** The next newer anomaly (-1) or older one (1), also of one that is gone: ids are in order. */
+const beside = (by) => by < 0 ? state.anomalies.findLast((one) => one.id > looked.id) : state.anomalies.find((one) => one.id < looked.id);
+
 function step(by) {
-  const at = state.anomalies.findIndex((one) => one.id === looked);
-  const to = state.anomalies[at + by];
-  if (at >= 0 && to) look(to.id);
+  const to = beside(by);
+  if (to) look(to);
 }
 
 $("previous").addEventListener("click", () => step(-1));
@@ -751,7 +817,9 @@ $("viewer").addEventListener("keydown", (event) => {
 });
 $("viewer").addEventListener("close", () => {
   anomalies(state.anomalies); // those that waited
-  $("anomalies").querySelector(`[data-id="${CSS.escape(looked)}"] .look`)?.focus();
+  const { id } = looked;
+  looked = null;
+  ($("anomalies").querySelector(`[data-id="${CSS.escape(id)}"] .look`) || $("anomalies").querySelector(".look"))?.focus();
 });
 
 // -------------------------------------------------------------------------------------- states
