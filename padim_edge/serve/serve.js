@@ -49,6 +49,7 @@ async function judge(wanted, sample = null) {
     const answer = await get(path, { method: "POST", body: photo });
     took = /judge;dur=([\d.]+)/.exec(answer.headers.get("server-timing"))?.[1];
     said = await answer.json();
+    if (!known(said)) await list().catch(() => null); // its file was replaced since
   } catch (error) {
     failed = error.message;
   }
@@ -82,14 +83,17 @@ function heat() {
   $("heat-map").hidden = !$("heat").checked || !$("heat-map").hasAttribute("src");
 }
 
+/** The model that has judged, if it is listed as it was then. */
+const known = (said) => models.find((one) => one.name === said.model && one.threshold === said.threshold);
+
 function tell(said, took) {
   const { heat_map: _, ...rest } = said;
   const { decision, threshold, size } = said;
-  const good = models.find((one) => one.name === said.model).good_images;
+  const good = known(said)?.good_images;
   const ratio = said.score / threshold;
   const area = said.regions.reduce((sum, one) => sum + one.area, 0) / (size.width * size.height);
   verdict(decision, decision === "ok" ? "OK" : "ANOMALY");
-  $("why").textContent = `${Math.floor(10 * said.percentile) / 10} % of the ${good} good photos of the fit score no higher.`;
+  $("why").textContent = `${Math.floor(10 * said.percentile) / 10} % of the ${good === undefined ? "" : `${good} `}good photos of the fit score no higher.`;
   numbers([
     ["score", score(said.score)],
     ["threshold", score(threshold)],
@@ -207,14 +211,18 @@ $("model").addEventListener("change", () => {
   if (shown) judge(shown, document.querySelector('.sample[aria-pressed="true"]'));
 });
 
+async function list() {
+  ({ models } = await (await get("/v1/models")).json());
+  const chosen = $("model").value;
+  $("model").replaceChildren(...models.map((one) => new Option(one.name)));
+  if (models.some((one) => one.name === chosen)) $("model").value = chosen;
+  describe();
+}
+
 async function look() {
   let loading = true;
   try {
-    const chosen = $("model").value;
-    ({ models } = await (await get("/v1/models")).json());
-    $("model").replaceChildren(...models.map((one) => new Option(one.name)));
-    if (models.some((one) => one.name === chosen)) $("model").value = chosen;
-    describe();
+    await list();
     loading = !models.every((one) => one.ready);
   } catch (error) {
     $("about").textContent = error.message;

@@ -223,6 +223,34 @@ def test_of_two_photos_the_last_is_shown_whichever_answer_comes_late(
     opened.context.close()
 
 
+def test_what_is_said_of_a_model_is_of_the_one_that_judges(
+    browser, model, other_model, noise, tmp_path
+):
+    file = tmp_path / "bottle.onnx"
+    shutil.copy(model, file)
+    with Service([file], Settings(engine="ort")) as service:
+        opened = Opened(browser, service.url)
+        opened.until(READY)
+        assert opened.text("#about").startswith("fitted on 12 good photos")
+        beside = tmp_path / "new"
+        shutil.copy(other_model, beside)
+        beside.replace(file)
+        until(lambda: service.look())
+        opened.page.set_input_files("#file", noise)
+        opened.page.wait_for_selector("#verdict.anomaly")
+        assert opened.text("#why").startswith("100 % of the 6 good photos of the fit")
+        assert opened.text("#about").startswith("fitted on 6 good photos")
+        # Of one that is not told of: less, and nothing that is not so.
+        opened.page.route("**/v1/models", lambda route: route.abort())
+        opened.all("models = []")
+        opened.page.set_input_files("#file", noise)
+        opened.until("!document.querySelector('.now').hasAttribute('aria-busy')")
+        opened.until("models.length", 0)
+        assert opened.text("#why").startswith("100 % of the good photos of the fit")
+        assert all("ERR_FAILED" in one for one in opened.troubles), opened.troubles
+        opened.context.close()
+
+
 def test_a_model_that_is_loaded_while_its_page_is_open_is_said_to_be_there(
     browser, model, tmp_path, monkeypatch
 ):
