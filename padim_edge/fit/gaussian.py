@@ -63,6 +63,17 @@ def whitening(stats: Moments, eps: float) -> Blocks:
     return W
 
 
+def dense_whitening(covariances: Array) -> Blocks:
+    """The only block of `whitening` of covariances [P, d, d] that are known already.
+
+    Raises:
+        NotPositiveDefiniteError: one is not, or is not finite.
+    """
+    # Two images' worth of scatter: whitening divides by count - 1 = 1.
+    means = [np.empty(covariances.shape[:2])]  # of which it takes the shape alone
+    return whitening(Moments(2, means, {(0, 0): covariances}), 0.0)
+
+
 def _times(fine: Array, coarse: Array) -> Array:
     """[P_l, d_l, a] times [P_m, a, b] of the parent: all children of a parent in one product."""
     product = fine.reshape(len(coarse), -1, fine.shape[2]) @ coarse

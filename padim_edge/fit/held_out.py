@@ -108,12 +108,20 @@ def _centred(features: Sequence[Array], moments: Moments) -> list[Array]:
     return [x - mean[:, None] for x, mean in zip(features, moments.means, strict=True)]
 
 
+RUN = 64
+"""Images whose score maps are made from one copy of their distances."""
+
+
 def map_scores(pyramid: Pyramid, squared: Array, smoothing: Smoothing) -> tuple[Array, Array]:
     """Image and pixel scores [N] from squared distances [P in tree order, N].
 
     By way of the score maps, as the graph's last stage makes them.
     """
     judged = ... if smoothing.judged is None else smoothing.judged
-    maps = map(smoothing, np.sqrt(pyramid.from_tree(squared)))
-    image, pixel = np.array([(one.max(), pixel_score(one[judged])) for one in maps]).T
+    scores = []
+    for start in range(0, squared.shape[1], RUN):
+        distances = np.sqrt(pyramid.from_tree(squared[:, start : start + RUN]))
+        maps = map(smoothing, distances)
+        scores += [(one.max(), pixel_score(one[judged])) for one in maps]
+    image, pixel = np.array(scores).T
     return image, pixel

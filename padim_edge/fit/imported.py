@@ -173,7 +173,7 @@ def import_gaussians(
             f"{finest.height} x {finest.width}: export with the --image-size and layers of the "
             "other program"
         )
-    raster = _raster(tree)
+    raster = tree.raster_places()
 
     def whitened(pyramid: Pyramid, dense: bool) -> Gaussians | None:
         """In this form; None if it is not theirs, which any cell may say."""
@@ -187,9 +187,7 @@ def import_gaussians(
             places = raster[tree.positions_in(len(tree.levels) - 1, cells)]
             mean, covariance = foreign.at(places, order)
             if dense:
-                # Two images' worth of scatter: whitening divides by count - 1 = 1.
-                moments = Moments(2, [mean], {(0, 0): covariance})
-                whitening.put(places, [mean], gaussian.whitening(moments, 0.0))
+                whitening.put(places, [mean], gaussian.dense_whitening(covariance))
             elif _is_coarse_to_fine(mean, covariance, tree):
                 whitening(cells, _by_level(mean, covariance, tree))
             else:
@@ -239,13 +237,6 @@ def _order(foreign: Foreign, info: BackboneInfo, tree: Pyramid) -> list[int]:
         for name, low, channels in zip(info.layers, starts, info.selected(), strict=False)
     }
     return [one for level in tree.levels for layer in level.layers for one in chosen[layer.name]]
-
-
-def _raster(tree: Pyramid) -> NDArray[np.intp]:
-    """For each position of the finest level in tree order, its place row by row."""
-    positions = tree.levels[-1].positions
-    of_raster = tree.from_tree(np.arange(float(positions))[:, None]).reshape(-1)
-    return np.argsort(of_raster.astype(np.intp))
 
 
 def _blocks(tree: Pyramid) -> Iterator[tuple[int, slice, int]]:

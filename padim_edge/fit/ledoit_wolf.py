@@ -11,11 +11,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from padim_edge.errors import MissingDependencyError
+from padim_edge.errors import MissingDependencyError, PadimEdgeError
 from padim_edge.fit import gaussian
 from padim_edge.fit.features import Features
 from padim_edge.fit.held_out import ScoreMaps
-from padim_edge.fit.moments import Array, Blocks, Moments
+from padim_edge.fit.moments import Array, Blocks
 from padim_edge.fit.runs import in_threads
 from padim_edge.fit.settings import Settings
 from padim_edge.fit.statistics import Statistics
@@ -64,8 +64,7 @@ def ledoit_wolf_statistics(
     positions = pyramid.levels[0].positions
     # Nearly equal images in one fold.
     folds = features.groups % min(FOLDS, features.groups.max() + 1)
-    order = tree.from_tree(np.arange(float(positions))[:, None]).reshape(-1).astype(int)
-    raster = np.argsort(order)  # the raster position of each tree position
+    raster = tree.raster_places()
     whitening = Whitening(pyramid, settings.constants, 0.0)
     squared = np.empty((positions, features.count))
     finest = len(tree.levels) - 1
@@ -101,8 +100,16 @@ def _repeated(parts: list[Array]) -> Array:
 
 
 def _gaussian(estimate: Estimator, samples: Array) -> tuple[Array, Blocks]:
-    """Means [P, d] and whitening of samples [P, N, d]."""
+    """Means [P, d] and whitening of samples [P, N, d].
+
+    Raises:
+        PadimEdgeError: somewhere the samples are all the same.
+    """
     covariances = np.stack([estimate(x)[0] for x in samples])
-    mean = samples.mean(axis=1)
-    # Two images' worth of scatter: whitening divides by count - 1 = 1.
-    return mean, gaussian.whitening(Moments(2, [mean], {(0, 0): covariances}), 0.0)
+    try:
+        return samples.mean(axis=1), gaussian.dense_whitening(covariances)
+    except gaussian.NotPositiveDefiniteError as error:
+        raise PadimEdgeError(
+            "the features are the same in all photos somewhere, as before a background that was "
+            "made black, and --covariance ledoit-wolf adds nothing there: give --covariance sample"
+        ) from error

@@ -148,6 +148,12 @@ class Pyramid:
         raster: NDArray[np.float64] = maps.reshape(-1, own.height, own.width)
         return raster
 
+    def raster_places(self) -> NDArray[np.intp]:
+        """For each position of the finest level in tree order, its place row by row."""
+        positions = self.levels[-1].positions
+        of_raster = self.from_tree(np.arange(float(positions))[:, None]).reshape(-1)
+        return np.argsort(of_raster.astype(np.intp))
+
 
 def _ratio(coarse: tuple[int, int], fine: tuple[int, int]) -> int:
     """Integer by which a coarse resolution is divided, the same for rows and columns."""

@@ -211,6 +211,22 @@ def test_ledoit_wolf_equals_scikit_learn_per_position(tmp_path, embedding_path, 
     assert "5 folds" in done.model.detector_info.calibration
 
 
+def test_ledoit_wolf_says_what_to_do_about_a_region_that_is_always_black(tmp_path, good):
+    embedding = tmp_path / "fine.onnx"
+    export_backbone(embedding, dims=(6, 0, 0), image_size=SIZE, weights="random")
+    masked = []
+    for path in good[:6]:
+        with Image.open(path) as image:
+            image.paste(0, (0, 0, image.width, image.height // 2))
+            masked.append(tmp_path / path.name)
+            image.save(masked[-1])
+    settings = Settings(WHOLE, covariance="ledoit-wolf")
+    with pytest.raises(PadimEdgeError, match=r"made black.*: give --covariance sample$"):
+        fit_detector(embedding, masked, tmp_path / "padim.onnx", settings)
+    settings = dataclasses.replace(settings, covariance="sample")
+    assert fit_detector(embedding, masked, tmp_path / "padim.onnx", settings).new_images == 6
+
+
 def test_outputs_must_be_different_files(tmp_path, embedding_path, good):
     same = tmp_path / "same"
     with pytest.raises(UsageError, match="must be different files"):
