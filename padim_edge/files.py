@@ -31,12 +31,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         PadimEdgeError: the folder is missing, not writable or full, or ``path`` is a folder,
             a device or a pipe.
     """
-    target = writable(path)
-    try:
-        mode = _mode(target)
-        descriptor, temporary = _temporary(target, is_new=mode is None)
-    except OSError as error:
-        raise cannot_write(path, error) from error
+    target, mode, descriptor, temporary = _begun(path)
     try:
         with os.fdopen(descriptor, "wb") as stream:
             yield stream
@@ -49,6 +44,27 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
             raise cannot_write(path, error) from error
         raise
+
+
+def check_writable(path: str | Path) -> None:
+    """Refuse what `atomic_write` would refuse, before long work that only ends with it.
+
+    Raises:
+        PadimEdgeError: as of `atomic_write`.
+    """
+    _, _, descriptor, temporary = _begun(path)
+    temporary.unlink(missing_ok=True)
+    os.close(descriptor)
+
+
+def _begun(path: str | Path) -> tuple[Path, int | None, int, Path]:
+    """What is to be written, its permissions, and a temporary file for it, open and locked."""
+    target = writable(path)
+    try:
+        mode = _mode(target)
+        return target, mode, *_temporary(target, is_new=mode is None)
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def lock(descriptor: int, path: Path) -> bool:

@@ -100,7 +100,7 @@ def bench(
 
         typer.echo("\n".join(beside(load(measured))))
         return
-    from padim_edge.files import atomic_write
+    from padim_edge.files import atomic_write, check_distinct
     from padim_edge.measure.against import check
     from padim_edge.measure.against import load as load_earlier
     from padim_edge.measure.bench import check_cameras, check_engines, run_benchmark
@@ -115,6 +115,9 @@ def bench(
     check_engines(engines)
     check_cameras(cameras)
     check_models(models)
+    for model in models:
+        check_distinct(model=model, json=json_file, plot=plot)
+    check_distinct(against=against, plot=plot)
     if tolerance is not None and (against is None or not 0 <= tolerance < float("inf")):
         raise UsageError(f"--tolerance {tolerance}: give a share from 0 up, with --against")
     # All that can be wrong with a file is said now, not after minutes of measuring.

@@ -98,6 +98,7 @@ def export(
     Once per backbone, on any machine; fit and run need no torch.
     """
     from padim_edge.errors import UsageError
+    from padim_edge.files import check_distinct
     from padim_edge.images.preprocess import parse_size
 
     if (precision == "int8") != bool(calibrate):
@@ -107,6 +108,8 @@ def export(
         )
     if target and not calibrate:
         raise UsageError(f"--for {target} is of an int8 backbone: give --precision int8 with it")
+    file = None if weights in ("default", "random") else Path(weights)
+    check_distinct(weights=file, channels=channels, output=output)
     size = parse_size(image_size)
     names = names_of(layers)
     numbers: Dims = "all" if dims == "all" else integers("--dims", dims)
@@ -128,7 +131,10 @@ def export(
     if info.licence:
         typer.echo(f"  licence     of the weights: {info.licence}")
     typer.echo(f"  channels    {info.selection}")
-    typer.echo(f"  validated   differs from torch by {done.difference:.1e} of the largest value")
+    before = " (in float32, before int8)" if changes else ""
+    typer.echo(
+        f"  validated   differs from torch by {done.difference:.1e} of the largest value{before}"
+    )
     if changes:
         typer.echo(f"  int8        {changes}")
 

@@ -97,7 +97,9 @@ def import_(
     from padim_edge.fit.settings import Settings
     from padim_edge.images.preprocess import Preprocess
     from padim_edge.model.file import read
+    from padim_edge.runtime.engines import check_name
 
+    check_name(engine)
     check_distinct(source=source, embedding=embedding, output=output)
     foreign = read_foreign(source)
     backbone = read(embedding, "embedding")

@@ -91,7 +91,8 @@ def run(
     found = _found(sources or [], files_from)
     on_stdout = jsonl is not None and str(jsonl) == "-"
     check_place(report)
-    check_distinct(model=model, jsonl=None if on_stdout else jsonl, report=report)
+    listed_in = None if str(files_from) == "-" else files_from
+    check_distinct(model=model, images=listed_in, jsonl=None if on_stdout else jsonl, report=report)
     if resume and (jsonl is None or on_stdout):
         raise UsageError("--resume goes on with a file: name it with --jsonl")
     if resume and report:

@@ -36,6 +36,9 @@ COMMANDS = {"embedding": "export", "padim": "fit"}
 PRECISIONS = ("float32", "float16", "int8")
 """Of a backbone."""
 
+INT8_TARGETS = ("cpu", "openvino", "tensorrt")
+"""What an int8 backbone can be made for."""
+
 CONSTANTS = ("float32", "float16", "int8")
 """How the whitening is stored."""
 
