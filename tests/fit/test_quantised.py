@@ -195,6 +195,7 @@ def test_export_in_int8_is_export_and_quantize(photos, tmp_path):
     int8 = ("--precision", "int8", "--calibrate", photos, "--for", "openvino")
     done = in_process(*small, at_once, *int8).worked()
     assert "int8        for openvino, calibrated on 12 images" in done.stdout
+    assert "of the largest value (in float32, before int8)\n" in done.stdout
     in_process("quantize", whole, photos, "--for", "openvino", "-o", after).worked()
     assert at_once.read_bytes() == after.read_bytes()
 
