@@ -10,20 +10,30 @@ and `padim-edge eval` do. Nothing is chosen by looking at a test set. `published
 `reference` with the preparation and the float32 constants of the reference implementation.
 
 A backbone is a network, with =FILE for weights that its source does not have. int8 backbones are
-calibrated on the category's own good photos. False alarms are of test/good, whose photos no fit has
-seen, at the threshold for --false-alarm-rate; the interval is Clopper and Pearson's.
+calibrated on the category's own good photos. False alarms are of test/good, at the threshold for
+--false-alarm-rate; the interval is Clopper and Pearson's.
+
+Figures are of all of test, as others publish them, and beside them of its *unseen* photos alone: a
+photo of test is seen if it equals one of train, or is in one group with one, where
+`padim_edge.fit.copies` puts all of train and all of test into groups, prepared as `whole`. Of a
+data set whose training photos show the parts of test, too, the first kind promises too much.
 
 Times: the engine ort on one prepared frame, detectors of the first category in turn, blocks of ten
 calls with a rest between, medians; no time depends on the category, so that of a kind stands for
 all its rows. They want a machine that does nothing else: --skip-times leaves them out, and
 --only-times adds them later to the rows of --json, fitting anew what is not in --work. Rows that
 are in the JSON already stay there, and new ones are added, so that a long run can be made in pieces
-(--stop-after SECONDS).
+(--stop-after SECONDS). A row is the same if all is that decides it: the photos and the weights,
+byte by byte, the rate, the shrinkage, the size and this package's version, which files in --work
+bear in their names as well. What was refused is tried again, and rows of before these were written
+down stand until such a row is made.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import hashlib
 import itertools
 import json
 import statistics
@@ -36,15 +46,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.metrics import roc_auc_score
 
+from padim_edge import __version__
 from padim_edge.detect.detector import Detector
-from padim_edge.detect.evaluation import evaluate_detector
+from padim_edge.detect.evaluation import Judged, judge_samples
 from padim_edge.errors import PadimEdgeError
 from padim_edge.files import atomic_write
+from padim_edge.fit.copies import Copies
 from padim_edge.fit.fit import fit_detector
 from padim_edge.fit.quantised import quantise_embedding
 from padim_edge.fit.settings import Settings
-from padim_edge.images.batches import refuse
+from padim_edge.images.batches import read_batches, refuse
 from padim_edge.images.dataset import test_samples, train_images
 from padim_edge.images.preprocess import Preprocess
 from padim_edge.measure.report import machine
@@ -56,6 +69,8 @@ Row = dict[str, Any]
 SIZE = (224, 224)
 PRESETS = ("published", "reference", "whitened", "whitened-fine")
 KEY = ("category", "backbone", "preset", "backbone_precision", "constants")
+FIGURES = ("image_auroc", "unseen_image_auroc", "pixel_auroc", "pro")
+BATCH = 8
 BLOCK, ROUNDS, REST_SECONDS = 10, 8, 0.05
 PAPER_DIMS = {"wide_resnet50_2": 550}
 """Channels that are drawn; 100 of the others."""
@@ -80,17 +95,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         work = arguments.work or Path(name)
         work.mkdir(parents=True, exist_ok=True)
-        wanted = list(_wanted(arguments, categories))
+        try:
+            wanted = list(_wanted(arguments, categories))
+        except PadimEdgeError as error:
+            sys.exit(str(error))
         if not arguments.only_times:
             start = time.monotonic()
             for folder, weights, row in wanted:
                 late = time.monotonic() - start > arguments.stop_after
-                if find(report["rows"], row) is None and not late:
+                there = find(report["rows"], row)
+                if (there is None or "refused" in there) and not late:
                     try:
                         found = judged(folder, weights, row, arguments, work)
                     except PadimEdgeError as error:
                         found = {"refused": str(error)}
-                    report["rows"].append(row | found)
+                    replace(report["rows"], row | found)
                     _save(report, arguments.json, "accuracy")
                     print(" ".join(f"{row[key]}" for key in KEY), file=sys.stderr, flush=True)
         if not arguments.skip_times:
@@ -121,6 +140,7 @@ def _wanted(
     """(data set, weights, what identifies a row) of everything that is asked for."""
     for text, folder in itertools.product(arguments.backbones.split(","), categories):
         backbone, _, weights = text.partition("=")
+        weights = weights or "default"
         for preset, precision, constants in itertools.product(
             arguments.presets.split(","),
             arguments.precisions.split(","),
@@ -136,32 +156,104 @@ def _wanted(
                 ):
                     continue
                 row |= {"backbone_precision": "float32", "constants": "float32"}
-            yield folder, weights or "default", row
+            alpha = "auto" if arguments.shrinkage is None else arguments.shrinkage
+            row["of"] = {
+                "photos": photos_digest(folder),
+                "weights": weights_digest(weights),
+                "false_alarm_rate": arguments.false_alarm_rate,
+                "shrinkage": alpha if preset.startswith("whitened") else None,
+                "size": list(SIZE),
+                "version": __version__,
+            }
+            yield folder, weights, row
+
+
+@functools.cache
+def photos_digest(folder: Path) -> str:
+    """Of what is taken of a data set, names and bytes."""
+    found = hashlib.sha256()
+    samples = test_samples(folder)
+    files = {*train_images(folder), *(path for one in samples for path in (one.path, *one.masks))}
+    for path in sorted(files):
+        found.update(f"{path.relative_to(folder)}\0{path.stat().st_size}\0".encode())
+        found.update(path.read_bytes())
+    return found.hexdigest()[:16]
+
+
+@functools.cache
+def weights_digest(weights: str) -> str:
+    """Of a file of weights; other words are those of `padim-edge export --weights`."""
+    path = Path(weights)
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else weights
 
 
 def find(rows: Sequence[Row], row: Row) -> Row | None:
-    """The row with the same key, if there is one."""
-    return next((own for own in rows if all(own[key] == row[key] for key in KEY)), None)
+    """The row of the same, if there is one."""
+    names = (*KEY, "of")
+    return next((own for own in rows if all(own.get(name) == row[name] for name in names)), None)
 
 
-def _file(row: Row) -> str:
-    return "-".join(row[key] for key in KEY) + ".onnx"
+def replace(rows: list[Row], row: Row) -> None:
+    """Put a row where the one of the same is, and one of before rows said what they are of."""
+    rows[:] = [
+        own
+        for own in rows
+        if any(own[name] != row[name] for name in KEY) or own.get("of", row["of"]) != row["of"]
+    ]
+    rows.append(row)
+
+
+def _file(row: Row, *names: str, without: str = "") -> str:
+    """Name of what a row needs, by some names and by what it is of."""
+    of = {name: value for name, value in row["of"].items() if name not in without.split()}
+    digest = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:12]
+    return "-".join([*names, digest]) + ".onnx"
 
 
 def judged(folder: Path, weights: str, row: Row, arguments: argparse.Namespace, work: Path) -> Row:
     """Fit a detector on a data set and judge its test images."""
     path, seconds = _fitted(folder, weights, row, arguments, work)
     with Detector(path, engine="ort", threads=arguments.threads) as detector:
-        metrics = evaluate_detector(detector, test_samples(folder), 8, refuse)
+        found = judge_samples(detector, test_samples(folder), BATCH, refuse)
         info = detector.detector_info
+    metrics = found.metrics()
     return {
         "train": info.images,
         **metrics.to_json(),
         "false_alarms": round(metrics.false_alarm_rate * metrics.good),
-        "target": arguments.false_alarm_rate,
+        **unseen(found, seen(folder)),
+        "target": info.false_alarm_rate,
         "shrinkage": info.shrinkage,
         "bytes": path.stat().st_size,
         "fit_seconds": seconds,
+    }
+
+
+@functools.cache
+def seen(folder: Path) -> frozenset[Path]:
+    """Photos of test that show what a photo of train shows, too, as said at the top."""
+    train = train_images(folder)
+    files = [*train, *(sample.path for sample in test_samples(folder))]
+    copies, kept = Copies(), []
+    for paths, images in read_batches(files, Preprocess.whole(SIZE), BATCH, refuse):
+        kept += [paths[place] for place in copies.new(paths, images)]
+    group: dict[Path | None, int] = dict(zip(kept, copies.groups().tolist(), strict=True))
+    group |= {copy: group[first] for copy, first in copies.found}
+    known = {group[path] for path in train}
+    return frozenset(path for path in files[len(train) :] if group[path] in known)
+
+
+def unseen(judged: Judged, known: frozenset[Path]) -> Row:
+    """Figures of the photos that are not among the known ones."""
+    own = np.array([sample.path not in known for sample in judged.samples])
+    labels, scores = judged.labels[own], judged.scores[own]
+    bad, good = scores[labels], scores[~labels]
+    both = len(good) and len(bad)
+    return {
+        "unseen_good": len(good),
+        "unseen_defective": len(bad),
+        "unseen_false_alarms": int((good > judged.threshold).sum()),
+        "unseen_image_auroc": float(roc_auc_score(labels, scores)) if both else None,
     }
 
 
@@ -169,7 +261,7 @@ def _fitted(
     folder: Path, weights: str, row: Row, arguments: argparse.Namespace, work: Path
 ) -> tuple[Path, float | None]:
     """A row's detector, and the seconds that its fit took; None if it was there already."""
-    path = work / _file(row)
+    path = work / _file(row, *(row[key] for key in KEY))
     if path.exists():
         return path, None
     published = row["preset"] == "published"
@@ -193,14 +285,16 @@ def _fitted(
 
 def _embedding(folder: Path, weights: str, row: Row, preprocess: Preprocess, work: Path) -> Model:
     """Of a backbone, with all channels, in its precision; made once."""
-    plain = work / f"{row['backbone']}.onnx"
+    others = "false_alarm_rate shrinkage"  # decide nothing here
+    plain = work / _file(row, row["backbone"], without=f"photos {others}")
     if not plain.exists():
         from padim_edge.export.export import export_backbone  # torch, where it is needed
 
         export_backbone(plain, row["backbone"], dims="all", image_size=SIZE, weights=weights)
     if row["backbone_precision"] == "float32":
         return read(plain, "embedding")
-    path = work / f"{folder.name}-{row['backbone']}-{row['backbone_precision']}.onnx"
+    kind = row["backbone_precision"]
+    path = work / _file(row, folder.name, row["backbone"], kind, without=others)
     if not path.exists():
         photos = train_images(folder)
         made = quantise_embedding(read(plain, "embedding"), photos, preprocess, "cpu")
@@ -278,49 +372,66 @@ def _means(rows: Sequence[Row]) -> list[str]:
     """Over the categories that all have."""
     kinds: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        kinds.setdefault(tuple(row[key] for key in KEY[1:]), []).append(row)
+        kinds.setdefault((*(row[key] for key in KEY[1:]), _settings(row)), []).append(row)
     most = max(map(len, kinds.values()), default=0)
+    several = len(kinds) > len({kind[:-1] for kind in kinds})
+    targets = ", ".join(f"{target:g}" for target in sorted({row["target"] for row in rows}))
     lines = [
         f"Means over {most} categories; false alarms and their 95 % interval are of all good test "
-        f"photos together, at a target of {rows[0]['target']:g}."
+        f"photos together, at a target of {targets}. Unseen: without photos of test that show what "
+        "a photo of train shows, too."
         if rows
         else "Nothing was judged.",
         "",
-        "| backbone | preset | backbone in | constants | image AUROC | pixel AUROC | PRO "
-        "| false alarms | ms | MB |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| backbone | preset | backbone in | constants | image AUROC | of unseen | pixel AUROC "
+        f"| PRO | false alarms | of unseen | ms | MB |{' of |' * several}",
+        f"|---|---|---|---|---|---|---|---|---|---|---|---|{'---|' * several}",
     ]
     for kind, own in kinds.items():
         if len(own) < most:
             continue
         # A category without masks has no pixel AUROC and no PRO, and then the mean has none.
-        found = ([row[name] for row in own] for name in ("image_auroc", "pixel_auroc", "pro"))
-        values = ("-" if None in each else f"{statistics.fmean(each):.4f}" for each in found)
+        found: list[list[Any]] = [[row.get(name) for row in own] for name in FIGURES]
+        values = ["-" if None in each else f"{statistics.fmean(each):.4f}" for each in found]
         ms = next((f"{row['ms']:.1f}" for row in own if "ms" in row), "not measured")
         size = statistics.fmean(row["bytes"] for row in own) / 1e6
-        cells = [*kind, *values, _alarms(own), ms, f"{size:.1f}"]
-        lines.append(f"| {' | '.join(cells)} |")
+        cells = [*kind[:-1], *values, _alarms(own), _alarms(own, "unseen_"), ms, f"{size:.1f}"]
+        lines.append(f"| {' | '.join([*cells, *kind[-1:] * several])} |")
     return [*lines, ""]
 
 
-def _alarms(rows: Sequence[Row]) -> str:
-    hits, count = (sum(row[name] for row in rows) for name in ("false_alarms", "good"))
+def _settings(row: Row) -> str:
+    """What else than its key decides a row, but for the photos."""
+    return ", ".join(
+        f"{name} {value}"
+        for name, value in row.get("of", {"not": "written down"}).items()
+        if name != "photos"
+    )
+
+
+def _alarms(rows: Sequence[Row], which: str = "") -> str:
+    if any(f"{which}good" not in row for row in rows):
+        return "-"
+    hits, count = (sum(row[f"{which}{name}"] for row in rows) for name in ("false_alarms", "good"))
+    if not count:
+        return "-"
     low, high = share_interval(hits, count)
     return f"{hits} of {count}: {hits / count:.3f} ({low:.3f} to {high:.3f})"
 
 
 def _each(rows: Sequence[Row]) -> list[str]:
     lines = [
-        "| category | backbone | preset | backbone in | constants | image AUROC | pixel AUROC "
-        "| PRO | false alarms | shrinkage | MB |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| category | backbone | preset | backbone in | constants | image AUROC | of unseen "
+        "| pixel AUROC | PRO | false alarms | of unseen | shrinkage | MB |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in sorted(rows, key=lambda row: (row["category"], *_order(row))):
-        values = [row[name] for name in ("image_auroc", "pixel_auroc", "pro")]
+        values = [row.get(name) for name in FIGURES]
         cells = [
             *(row[key] for key in KEY),
             *("-" if value is None else f"{value:.4f}" for value in values),
             _alarms([row]),
+            _alarms([row], "unseen_"),
             f"{row['shrinkage']:g}" if row["shrinkage"] else "-",
             f"{row['bytes'] / 1e6:.1f}",
         ]
