@@ -2,8 +2,9 @@
 
 Photos of one data set are drawn into those of a fit and those that come after it, again and again.
 What comes after is of the same kind, so nothing may be said, but for a share alpha of the draws.
-Then each change is made to what comes after, from the tenth photo on, and the photos are counted
-until it is said; and the false alarms until then.
+Then each change is made to what comes after, behind ten clean photos, and the photos are counted
+from there until it is said; what is said of the clean ones is not of the change. Beside it stand
+the false alarms of the changed photos.
 
     python benchmarks/drift.py embedding.onnx DATASET --fit 60 --after 60 --draws 20 --alpha 0.05
 """
@@ -52,6 +53,13 @@ def main() -> None:
     photos = sorted((options.data / "train" / "good").iterdir())
     others = options.data / "test" / "good"
     photos += sorted(others.iterdir()) if others.is_dir() else []
+    used = len(photos) if options.after is None else options.fit + options.after
+    if not options.fit + CLEAN < used <= len(photos):
+        raise SystemExit(
+            f"--fit {options.fit} leaves {used - options.fit} photos after it, of "
+            f"{len(photos)} good ones in {options.data}: more than {CLEAN}, and no more than there "
+            "are, must come after it"
+        )
     embedding = read(options.embedding, "embedding")
     whole = Preprocess.whole(embedding.backbone_info.image_size)
     images = {path: Image.open(path).convert("RGB") for path in photos}
@@ -59,8 +67,7 @@ def main() -> None:
         name: {path: whole(change(image)) for path, image in images.items()}
         for name, change in CHANGES.items()
     }
-    used = len(photos) if options.after is None else options.fit + options.after
-    first: dict[tuple[str, str], list[int]] = {}
+    first: dict[tuple[str, str], list[int | None]] = {}
     alarms: dict[str, list[float]] = {}
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -81,9 +88,11 @@ def main() -> None:
                         anomalous.append(result.is_anomalous)
                         for change in drift(result, image, float(place)):
                             kind = SCORE if change.statistic == SCORE else "image"
-                            found.setdefault(kind, place + 1 - (0 if name == "none" else CLEAN))
+                            number = photos_until(place, name)
+                            if number is not None:
+                                found.setdefault(kind, number)
                     for kind in (SCORE, "image"):
-                        first.setdefault((name, kind), []).append(found.get(kind, 0))
+                        first.setdefault((name, kind), []).append(found.get(kind))
                     alarms.setdefault(name, []).append(float(np.mean(anomalous[CLEAN:])))
     print(
         f"{options.data.name}: {options.draws} draws, {options.fit} photos of a fit, "
@@ -93,13 +102,23 @@ def main() -> None:
     for name in CHANGES:
         cells = []
         for kind in (SCORE, "image"):
-            when = np.array(first[name, kind])
-            said = when[when != 0]
-            middle = f", after {np.median(said):.0f} (median)" if len(said) else ""
-            cells.append(f"{len(said)} of {len(when)}{middle}")
+            said = [number for number in first[name, kind] if number is not None]
+            middle = f", after {np.median(said):.0f} (median)" if said else ""
+            cells.append(f"{len(said)} of {options.draws}{middle}")
         print(f"{name:<26}{np.mean(alarms[name]):>8.1%}  {cells[0]:<28}{cells[1]}")
-    either = np.array(first["none", SCORE]) + np.array(first["none", "image"])
-    print(f"false alarm of drift: {(either != 0).sum()} of {len(either)} draws")
+    both = zip(first["none", SCORE], first["none", "image"], strict=True)
+    either = sum(pair != (None, None) for pair in both)
+    print(f"false alarm of drift: {either} of {options.draws} draws")
+
+
+def photos_until(place: int, name: str) -> int | None:
+    """Changed photos until one at a place, itself included; None where nothing was changed yet.
+
+    Without a change, photos that came after the fit.
+    """
+    if name == "none":
+        return place + 1
+    return place + 1 - CLEAN if place >= CLEAN else None
 
 
 if __name__ == "__main__":

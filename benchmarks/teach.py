@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from padim_edge.detect.detector import Detector, Result
+from padim_edge.errors import PadimEdgeError
 from padim_edge.live.board import Seen
 from padim_edge.live.drift import DriftWatch
 from padim_edge.live.recorder import Recorder
@@ -121,6 +122,7 @@ def main() -> None:
             said[kind] += 1
             print(f"  {time.monotonic() - begun:5.1f} s  {kind}: {message}")
 
+        ended, failed = threading.Event(), list[PadimEdgeError]()
         with Teacher(
             Path(folder) / "state", options.embedding, slot, say=say, threads=options.threads
         ) as teacher:
@@ -129,22 +131,35 @@ def main() -> None:
 
             def fit() -> None:
                 while len(teacher.versions.state.good) < options.parts:
-                    time.sleep(0.02)
+                    if ended.wait(0.02):
+                        return
                 reached("parts taken")
                 lesson = teacher.lesson()
                 print(
                     f"  {time.monotonic() - begun:5.1f} s  {lesson.taken} parts promise a rate of "
                     f"{lesson.promised}, in {lesson.interval} at 95 %"
                 )
-                teacher.fit()
-                reached("detector judges")
+                try:
+                    teacher.fit()
+                except PadimEdgeError as error:
+                    failed.append(error)
+                else:
+                    reached("detector judges")
 
             thread = threading.Thread(target=fit, daemon=True)
             thread.start()
             watch.run()
+            ended.set()
             thread.join()
             lesson = teacher.lesson()
         slot.close()
+    if failed:
+        raise SystemExit(str(failed[0]))
+    if "parts taken" not in moments:
+        raise SystemExit(
+            f"the video ended with {lesson.taken} of --parts {options.parts} taken, "
+            f"{teacher.skipped} skipped as the same part: take fewer, or more --frames of each"
+        )
     for name, seconds in moments.items():
         print(f"{name:<18}{seconds:6.1f} s")
     print(f"skipped as the same part: {teacher.skipped}; warnings: {list(lesson.warnings)}")
