@@ -186,7 +186,7 @@ def fit(
     """Fit a detector on good images: means, whitening and threshold, in one ONNX file."""
     from padim_edge.detect.report.fitted import fitted
     from padim_edge.detect.report.page import check_place, page
-    from padim_edge.files import atomic_write, check_distinct
+    from padim_edge.files import atomic_write, check_distinct, check_writable
     from padim_edge.fit.fit import fit_detector
     from padim_edge.fit.settings import EPS, Settings
     from padim_edge.images.decode import read_head
@@ -197,7 +197,9 @@ def fit(
 
     check_graph_engine(engine)
     check_place(report)
-    check_distinct(embedding=embedding, output=output, moments=save_moments, report=report)
+    written = {"output": output, "report": report}
+    check_distinct(embedding=embedding, moments=save_moments, roi=roi, **written)
+    check_distinct(embedding=embedding, update=update, roi=roi, **written)  # may be saved again
     if precision not in (None, "int8"):
         raise UsageError(f"--precision {precision}: int8, or leave it out; float16 is for export")
     if target and not precision:
@@ -238,17 +240,14 @@ def fit(
         cluster = stack.enter_context(open_cluster(ray, ray_address))
         progress = stack.enter_context(progress_bars())
         if precision:
-            from padim_edge.fit.chosen import with_chosen
+            from padim_edge.fit.chosen import drawn
             from padim_edge.fit.fit import check_settings
             from padim_edge.fit.quantised import quantise_embedding
             from padim_edge.images.batches import refuse
 
             check_settings(model, settings, moments=False)
-            if preset == "reference" and settings.dims is not None:
-                # Before it is quantised: afterwards all channels stay in the file.
-                model = with_chosen(model, settings.dims)
-                settings = dataclasses.replace(settings, dims=None)
-
+            check_writable(output)
+            model, settings = drawn(model, settings)
             # Photos that cannot be read are told of by the fit, which reads them all.
             quiet = refuse if strict else lambda *_: None
             made = quantise_embedding(

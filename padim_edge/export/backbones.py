@@ -93,11 +93,7 @@ def load(
         UsageError: unknown network or layer, or a layer that is no feature map.
         PadimEdgeError: the weights cannot be had or do not fit.
     """
-    if any(side % 32 or side < 32 for side in image_size):
-        raise UsageError(
-            f"--image-size {image_size[0]}x{image_size[1]}: height and width must be positive "
-            "multiples of 32"
-        )
+    check_size(image_size)
     origin = sources.find(name, source)
     tracing = dict(origin.tracing)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -133,6 +129,19 @@ def load(
         licence=known.licence,
         dims=dims,
     )
+
+
+def check_size(image_size: tuple[int, int]) -> None:
+    """Refuse an (H, W) that `load` would refuse, before any work.
+
+    Raises:
+        UsageError: a side is no positive multiple of 32.
+    """
+    if any(side % 32 or side < 32 for side in image_size):
+        raise UsageError(
+            f"--image-size {image_size[0]}x{image_size[1]}: height and width must be positive "
+            "multiples of 32"
+        )
 
 
 def _ends(name: str, layers: tuple[str, ...], nodes: list[str], candidates: str) -> dict[str, str]:

@@ -10,7 +10,10 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 # Operators that treat every channel alike, so a selection may pass through them.
-CHANNELWISE = {"Relu", "LeakyRelu", "Clip", "HardSwish", "HardSigmoid", "Sigmoid", "Elu", "Gelu"}
+CHANNELWISE = {
+    *("Relu", "LeakyRelu", "Clip", "HardSwish", "HardSigmoid", "Sigmoid", "Elu", "Gelu"),
+    "Cast",  # out of a backbone in float16
+}
 
 
 def select_channels(

@@ -17,7 +17,7 @@ from padim_edge.export.backbones import Backbone
 from padim_edge.export.half import halve
 from padim_edge.export.select import group, select_channels
 from padim_edge.model.file import Model
-from padim_edge.model.graph import Nodes, as_model, feature_outputs, image_input, repeat_up
+from padim_edge.model.graph import Nodes, as_model, embedding, embedding_outputs, image_input
 from padim_edge.model.metadata import BackboneInfo
 from padim_edge.model.names import FEATURES, NORMALISED, OPSET
 from padim_edge.model.pyramid import Pyramid
@@ -37,7 +37,7 @@ def assemble(
             strong typing) need it written there.
     """
     info = _info(backbone, chosen, selection, precision)
-    pyramid = Pyramid.coarse_to_fine(info.pyramid_layers())  # refuses what cannot be combined
+    Pyramid.coarse_to_fine(info.pyramid_layers())  # refuses what cannot be combined
     traced = _trace(backbone)
     head = _normalise(traced, backbone, fold=precision == "float32")
     select_channels(
@@ -56,8 +56,8 @@ def assemble(
     )
     if precision == "float16":
         halve(traced, [FEATURES + layer.name for layer in info.pyramid_layers()])
-    tail = _embedding(info, pyramid)
-    return Model(_joined(head, traced, tail, info, pyramid), info)
+    tail = embedding(info)
+    return Model(_joined(head, traced, tail, info), info)
 
 
 def _info(
@@ -143,7 +143,12 @@ def _normalise(traced: onnx.GraphProto, backbone: Backbone, fold: bool) -> Nodes
     for user in users:
         user.input[:] = [NORMALISED if i == traced.input[0].name else i for i in user.input]
     weights = {tensor.name: tensor for tensor in traced.initializer}
-    if fold and [user.op_type for user in users] == ["Conv"] and group(users[0]) == 1:
+    if (
+        fold
+        and [user.op_type for user in users] == ["Conv"]
+        and group(users[0]) == 1
+        and users[0].input[1] in weights  # not computed, as standardised ones are
+    ):
         nodes.add("Sub", [planes, offset], NORMALISED)
         tensor = weights[users[0].input[1]]
         scaled = numpy_helper.to_array(tensor) * scale.reshape(shape)
@@ -155,38 +160,15 @@ def _normalise(traced: onnx.GraphProto, backbone: Backbone, fold: bool) -> Nodes
     return nodes
 
 
-def _embedding(info: BackboneInfo, pyramid: Pyramid) -> Nodes:
-    """From ``features.<layer>`` to ``embedding``: repeat, concatenate, bring into order.
-
-    The concatenation has the channels layer by layer, the embedding in the order of choice.
-    """
-    tail = Nodes("embedding")
-    parts = [
-        repeat_up(tail, FEATURES + layer.name, pyramid.height // layer.height)
-        for layer in info.pyramid_layers()
-    ]
-    starts = np.cumsum([0, *info.layer_channels])
-    layer = np.searchsorted(starts, np.array(info.channels), side="right")
-    # Channel k of the embedding stands at place[k] when channels are grouped by layer.
-    grouped = np.argsort(layer, kind="stable")
-    place = np.argsort(grouped)
-    merged = tail.add("Concat", parts, "maps", axis=1)
-    tail.add("Gather", [merged, tail.constant("embedding.order", place)], "embedding", axis=1)
-    return tail
-
-
 def _joined(
-    head: Nodes, traced: onnx.GraphProto, tail: Nodes, info: BackboneInfo, pyramid: Pyramid
+    head: Nodes, traced: onnx.GraphProto, tail: Nodes, info: BackboneInfo
 ) -> onnx.ModelProto:
     """The parts as one graph, ``image`` in, ``embedding`` and ``features.<layer>`` out."""
-    embedding = helper.make_tensor_value_info(
-        "embedding", TensorProto.FLOAT, ["N", len(info.channels), pyramid.height, pyramid.width]
-    )
     graph = helper.make_graph(
         [*head.nodes, *traced.node, *tail.nodes],
         "embedding",
         [image_input(info.image_size)],
-        [embedding, *feature_outputs(info)],
+        embedding_outputs(info),
         [*head.constants, *traced.initializer, *tail.constants],
     )
     _drop_unused(graph)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from padim_edge.errors import UsageError
 from padim_edge.export.channels import choose
 from padim_edge.export.select import select_channels
+from padim_edge.fit.settings import Settings
 from padim_edge.model import graph
 from padim_edge.model.file import Model
 from padim_edge.model.names import FEATURES
@@ -40,8 +41,22 @@ def check_whole(embedding: Model, dims: int | None) -> None:
         )
 
 
+def drawn(embedding: Model, settings: Settings) -> tuple[Model, Settings]:
+    """The embedding that a fit with these settings is of, and settings for it.
+
+    To be called before it is made int8: no channel is left out of an int8 backbone.
+
+    Raises:
+        UsageError: see `check_whole`, and there are fewer channels than are to be drawn.
+    """
+    if settings.preset != "reference" or settings.dims is None:
+        return embedding, settings
+    check_whole(embedding, settings.dims)
+    return with_chosen(embedding, settings.dims), dataclasses.replace(settings, dims=None)
+
+
 def with_chosen(embedding: Model, dims: int) -> Model:
-    """An embedding, not to be written, with as many channels as if it had been exported so.
+    """An embedding with as many channels as if it had been exported so.
 
     Args:
         embedding: with all channels of all layers.
@@ -65,8 +80,11 @@ def with_chosen(embedding: Model, dims: int) -> Model:
         if want:
             wanted.append((whole[name], places, name))
     select_channels(proto.graph, wanted)
+    tail = graph.embedding(own)
+    proto.graph.node.extend(tail.nodes)
+    proto.graph.initializer.extend(tail.constants)
     del proto.graph.output[:], proto.graph.value_info[:]
-    proto.graph.output.extend(graph.feature_outputs(own))
+    proto.graph.output.extend(graph.embedding_outputs(own))
     outputs = [value.name for value in proto.graph.output]
     return dataclasses.replace(
         embedding, proto=graph.subgraph(proto, ["image"], outputs), backbone_info=own

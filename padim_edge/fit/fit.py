@@ -135,10 +135,12 @@ def fit_detector(
         embedding = read(embedding, "embedding")
     check_settings(embedding, settings, moments=bool(update or save_moments))
     if settings.preset == "reference" and settings.dims is not None:
+        # Moments say what was drawn, so the settings stay.
         embedding = with_chosen(embedding, settings.dims)
     earlier = SavedMoments.load(update, embedding, settings) if update else None
     _check_count(len(images), earlier, settings)
     check_distinct(embedding=embedding.path, output=Path(output), moments=save_moments)
+    check_distinct(update=update, output=Path(output))
     with contextlib.ExitStack() as files:
         # Closed, and so renamed, in reverse: the moments only once the model is in its place.
         # Otherwise an update that failed between the two would count its images twice when

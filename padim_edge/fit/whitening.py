@@ -56,7 +56,7 @@ class Whitening:
         self.put(cells, moments.means, gaussian.whitening(moments, self._eps))
 
     def put(self, cells: slice | NDArray[np.intp], means: list[Array], blocks: Blocks) -> None:
-        """Store what was whitened elsewhere.
+        """Store what was whitened elsewhere; raises as `graph.check_rows` and `graph.store`.
 
         Args:
             cells: a run of them; or, where there is one level alone, any of its positions.
@@ -67,6 +67,8 @@ class Whitening:
             self._means[index][self._place(index, cells)] = mean
         for (index, other), rows in blocks.items():
             place = self._place(index, cells)
+            if other == index:  # rows of others may be anything: channels need not be correlated
+                graph.check_rows(rows, self._constants)
             for suffix, values in graph.store(rows, self._constants).items():
                 self._stored[f"{index}.{other}{suffix}"][place] = values
 

@@ -61,8 +61,26 @@ def quantise(rows: NDArray[np.float64]) -> tuple[NDArray[np.int8], NDArray[np.fl
     return np.rint(rows / scale).clip(-127, 127).astype(np.int8), scale
 
 
+def check_rows(rows: NDArray[np.float64], constants: str) -> None:
+    """Refuse rows [P, d, d] of a diagonal block that would be stored as hardly more than zeros.
+
+    Raises:
+        PadimEdgeError: the largest value of a row is below float16's normal numbers.
+    """
+    least = np.finfo(np.float16).smallest_normal
+    if constants == "float16" and (np.abs(rows).max(axis=2) < least).any():
+        raise PadimEdgeError(
+            "the whitening does not fit into float16: the features vary too much; give "
+            "--constants float32"
+        )
+
+
 def store(rows: NDArray[np.float64], constants: str) -> dict[str, NDArray[Any]]:
-    """Whitening rows as they are stored: {"": values} and, for int8, {".scale": scales}."""
+    """Whitening rows as they are stored: {"": values} and, for int8, {".scale": scales}.
+
+    Raises:
+        PadimEdgeError: a value is too large for float16.
+    """
     if constants == "int8":
         values, scale = quantise(rows)
         return {"": values, ".scale": scale}
@@ -235,6 +253,35 @@ def feature_outputs(info: BackboneInfo) -> list[onnx.ValueInfoProto]:
     ]
 
 
+def embedding(info: BackboneInfo) -> Nodes:
+    """From ``features.<layer>`` to ``embedding``: repeat, concatenate, bring into order.
+
+    The concatenation has the channels layer by layer, the embedding in the order of choice.
+    """
+    tail = Nodes("embedding")
+    layers = info.pyramid_layers()
+    height = Pyramid.coarse_to_fine(layers).height
+    parts = [repeat_up(tail, FEATURES + layer.name, height // layer.height) for layer in layers]
+    starts = np.cumsum([0, *info.layer_channels])
+    owners = np.searchsorted(starts, np.array(info.channels), side="right")
+    # Channel k of the embedding stands at place[k] when channels are grouped by layer.
+    grouped = np.argsort(owners, kind="stable")
+    place = np.argsort(grouped)
+    merged = tail.add("Concat", parts, "maps", axis=1)
+    tail.add("Gather", [merged, tail.constant("embedding.order", place)], "embedding", axis=1)
+    return tail
+
+
+def embedding_outputs(info: BackboneInfo) -> list[onnx.ValueInfoProto]:
+    """``embedding`` and `feature_outputs`: what embedding.onnx gives."""
+    finest = Pyramid.coarse_to_fine(info.pyramid_layers()).levels[-1]
+    shape: list[str | int] = ["N", len(info.channels), finest.height, finest.width]
+    return [
+        helper.make_tensor_value_info("embedding", TensorProto.FLOAT, shape),
+        *feature_outputs(info),
+    ]
+
+
 def as_model(graph: onnx.GraphProto) -> onnx.ModelProto:
     """A graph of ours as a file has it."""
     opsets = [helper.make_opsetid("", OPSET)]
@@ -242,19 +289,19 @@ def as_model(graph: onnx.GraphProto) -> onnx.ModelProto:
 
 
 def detector(
-    embedding_proto: onnx.ModelProto, embedding: BackboneInfo, parts: list[Nodes]
+    embedding_proto: onnx.ModelProto, info: BackboneInfo, parts: list[Nodes]
 ) -> onnx.ModelProto:
     """The whole padim.onnx: the backbone of embedding.onnx, then the scoring parts (emptied)."""
-    layers = embedding.pyramid_layers()
+    layers = info.pyramid_layers()
     features = [FEATURES + layer.name for layer in layers]
-    features += [FEATURES + name for name in embedding.source_layers]
+    features += [FEATURES + name for name in info.source_layers]
     finest = max(layers, key=lambda layer: layer.height)
     base = subgraph(embedding_proto, ["image"], features).graph
-    height, width = embedding.image_size
+    height, width = info.image_size
     graph = helper.make_graph(
         list(base.node),
         "padim",
-        [image_input(embedding.image_size)],
+        [image_input(info.image_size)],
         [
             helper.make_tensor_value_info("score", TensorProto.FLOAT, ["N"]),
             helper.make_tensor_value_info("score_map", TensorProto.FLOAT, ["N", height, width]),

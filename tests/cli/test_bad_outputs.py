@@ -27,12 +27,17 @@ def outputs(
     """A command for each option that names an output; the output's path comes last."""
     new = tmp_path / "new"
     new.mkdir()
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "photo.png").write_bytes(OLD)
     return {
         "export": (
             *("export", "--weights", "random", "--image-size", 64, "--dims", 20),
             "-o",
         ),
         "fit": ("fit", embedding_file, photos, "-o"),
+        # Had it begun with the photo, that would be the error.
+        "int8": ("fit", embedding_file, broken, "--precision", "int8", "-o"),
         "moments": ("fit", embedding_file, photos, "-o", new / "padim.onnx", "--save-moments"),
         "jsonl": ("run", model_file, photos / "test", "--jsonl"),
         "eval": ("eval", model_file, photos, "--json"),
@@ -41,7 +46,7 @@ def outputs(
     }
 
 
-OUTPUTS = ("export", "fit", "moments", "jsonl", "eval", "bench", "inspect")
+OUTPUTS = ("export", "fit", "int8", "moments", "jsonl", "eval", "bench", "inspect")
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
@@ -60,6 +65,26 @@ def test_an_output_that_cannot_be_written(tmp_path, outputs, name):
         for path, reason in cases.items():
             done = in_process(*outputs[name], path)
             done.failed(1, f"cannot write {path}", reason)
+
+
+def test_no_command_writes_over_what_it_reads(tmp_path, embedding_file, model_file, photos):
+    mine = tmp_path / "mine"
+    mine.write_bytes(OLD)
+    detector = Path(shutil.copy(model_file, tmp_path / "padim.onnx"))
+    fit = ("fit", embedding_file, photos)
+    commands: list[tuple[object, ...]] = [
+        ("export", "--weights", mine, "-o", mine),
+        ("export", "--weights", "random", "--channels", mine, "-o", mine),
+        (*fit, "--update", mine, "-o", mine),
+        (*fit, "--roi", mine, "-o", mine),
+        (*fit, "--roi", mine, "--save-moments", mine),
+        ("bench", detector, "--json", detector),
+        ("bench", model_file, "--against", mine, "--plot", mine),
+        ("run", model_file, "--files-from", mine, "--jsonl", mine),
+    ]
+    with unchanged(tmp_path):
+        for arguments in commands:
+            in_process(*arguments).failed(2, "must be different files")
 
 
 @pytest.mark.parametrize("name", ["fit", "jsonl"])

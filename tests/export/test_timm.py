@@ -59,6 +59,20 @@ def maps_of(model: Any, layers: tuple[str, ...], images: Any) -> list[torch.Tens
     return [caught[layer] for layer in layers]
 
 
+def test_a_first_convolution_whose_weights_are_computed(tmp_path: Path) -> None:
+    """Standardised in the graph: no constant takes the division by the standard deviation in."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = timm.create_model("resnetv2_50x1_bit", pretrained=False).eval()
+    weights, path = tmp_path / "weights.safetensors", tmp_path / "embedding.onnx"
+    safetensors.save_file(model.state_dict(), weights)
+    export_backbone(path, "resnetv2_50x1_bit", ("stages.0",), (8,), weights=str(weights),
+                    image_size=SIZE, source="timm")  # fmt: skip
+    images = noise(2, SIZE)
+    maps = maps_of(model, ("stages.0",), images)
+    assert_close(run(path, images)["embedding"], embedding_of(maps, reference_draw(256, 8)))
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_embedding_equals_timm(name: str, tmp_path: Path) -> None:
     """Default layers, normalisation and weights of a file, in its two formats; 1e-4."""

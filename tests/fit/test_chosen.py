@@ -10,10 +10,12 @@ import small_backbone
 
 from padim_edge.errors import UsageError
 from padim_edge.export.export import export_backbone
+from padim_edge.fit.chosen import with_chosen
 from padim_edge.fit.fit import fit_detector
 from padim_edge.fit.settings import Settings
 from padim_edge.images.preprocess import Preprocess
-from padim_edge.model.file import read
+from padim_edge.model.file import read, write
+from padim_edge.runtime.graphs import open_graph
 
 SETTINGS = Settings(Preprocess.whole((64, 64)), constants="float32", false_alarm_rate=0.2)
 
@@ -53,6 +55,35 @@ def test_the_detector_is_that_of_an_export_with_these_channels(
     np.testing.assert_allclose(
         done.model.detector_info.good_scores, expected.model.detector_info.good_scores, rtol=1e-4
     )
+
+
+def test_a_backbone_in_float16_is_cut_too(tmp_path, whole_embedding):
+    """The maps are those of before, and as little is computed as in float32."""
+    half = tmp_path / "half.onnx"
+    export_backbone(
+        half, "resnet18", dims="all", image_size=(64, 64), weights="random", precision="float16"
+    )
+    whole = read(half, "embedding")
+    drawn = with_chosen(whole, 20)
+    plain = with_chosen(read(whole_embedding, "embedding"), 20)
+    kinds = [[node.op_type for node in one.proto.graph.node] for one in (drawn, plain)]
+    assert kinds[0].count("Gather") == kinds[1].count("Gather")
+    assert drawn.proto.ByteSize() < 0.52 * plain.proto.ByteSize()
+    with (tmp_path / "drawn.onnx").open("wb") as stream:
+        write(stream, drawn)
+    drawn = read(tmp_path / "drawn.onnx", "embedding")
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+    found = []
+    for model in (whole, drawn):
+        names = ["embedding", *model.feature_names()]
+        with open_graph(model.proto.SerializeToString(), "ort") as graph:
+            found.append(dict(zip(names, graph.run({"image": images}, names), strict=True)))
+    info = drawn.backbone_info
+    whole_ones, own = (one["embedding"] for one in found)
+    np.testing.assert_allclose(own, whole_ones[:, list(info.channels)], rtol=2e-3, atol=1e-3)
+    for name, channels in zip(info.layers, info.selected(), strict=True):
+        theirs = found[0][f"features.{name}"][:, list(channels)]
+        np.testing.assert_allclose(found[1][f"features.{name}"], theirs, rtol=2e-3, atol=1e-3)
 
 
 def test_moments_are_of_as_many_channels(tmp_path, whole_embedding, good):

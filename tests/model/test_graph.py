@@ -326,6 +326,11 @@ def test_whitening_that_float16_cannot_hold_is_refused():
     with pytest.raises(PadimEdgeError, match="does not fit into float16"):
         graph.store(rows, "float16")
     assert graph.store(rows, "float32")[""] == 1e5
+    small = np.array([[[1.0, 0.0], [-1e-7, 6e-5]]])
+    with pytest.raises(PadimEdgeError, match=r"does not fit into float16: .* --constants float32"):
+        graph.check_rows(small, "float16")
+    graph.check_rows(small, "int8")  # whose rows have a scale each
+    graph.check_rows(small.clip(6.2e-5), "float16")
 
 
 def test_quantised_rows_are_within_half_a_step():
