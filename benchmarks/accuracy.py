@@ -53,6 +53,7 @@ from padim_edge.detect.detector import Detector
 from padim_edge.detect.evaluation import Judged, judge_samples
 from padim_edge.errors import PadimEdgeError
 from padim_edge.files import atomic_write
+from padim_edge.fit.chosen import drawn
 from padim_edge.fit.copies import Copies
 from padim_edge.fit.fit import fit_detector
 from padim_edge.fit.quantised import quantise_embedding
@@ -267,7 +268,6 @@ def _fitted(
     published = row["preset"] == "published"
     preset = "reference" if published else row["preset"]
     preprocess = (Preprocess.reference if published else Preprocess.whole)(SIZE)
-    embedding = _embedding(folder, weights, row, preprocess, work)
     settings = Settings(
         preprocess,
         preset=preset,
@@ -276,6 +276,7 @@ def _fitted(
         shrinkage=arguments.shrinkage if preset != "reference" else None,
         false_alarm_rate=arguments.false_alarm_rate,
     )
+    embedding, settings = _embedding(folder, weights, row, settings, work)
     start = time.perf_counter()
     fit_detector(
         embedding, train_images(folder), path, settings, engine="ort", threads=arguments.threads
@@ -283,8 +284,13 @@ def _fitted(
     return path, time.perf_counter() - start
 
 
-def _embedding(folder: Path, weights: str, row: Row, preprocess: Preprocess, work: Path) -> Model:
-    """Of a backbone, with all channels, in its precision; made once."""
+def _embedding(
+    folder: Path, weights: str, row: Row, settings: Settings, work: Path
+) -> tuple[Model, Settings]:
+    """Of a backbone in its precision, and how to fit on it; made once.
+
+    With all channels; of int8 with those of the fit, as `padim-edge fit` makes it.
+    """
     others = "false_alarm_rate shrinkage"  # decide nothing here
     plain = work / _file(row, row["backbone"], without=f"photos {others}")
     if not plain.exists():
@@ -292,15 +298,15 @@ def _embedding(folder: Path, weights: str, row: Row, preprocess: Preprocess, wor
 
         export_backbone(plain, row["backbone"], dims="all", image_size=SIZE, weights=weights)
     if row["backbone_precision"] == "float32":
-        return read(plain, "embedding")
-    kind = row["backbone_precision"]
+        return read(plain, "embedding"), settings
+    model, settings = drawn(read(plain, "embedding"), settings)
+    kind = f"{row['backbone_precision']}-{len(model.backbone_info.channels)}"
     path = work / _file(row, folder.name, row["backbone"], kind, without=others)
     if not path.exists():
-        photos = train_images(folder)
-        made = quantise_embedding(read(plain, "embedding"), photos, preprocess, "cpu")
+        made = quantise_embedding(model, train_images(folder), settings.preprocess, "cpu")
         with atomic_write(path) as stream:
             write(stream, made.model)
-    return read(path, "embedding")
+    return read(path, "embedding"), settings
 
 
 def times(paths: Sequence[Path]) -> list[float]:
