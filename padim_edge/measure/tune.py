@@ -9,10 +9,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import itertools
 import statistics
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -24,19 +26,21 @@ import numpy as np
 from padim_edge import __version__
 from padim_edge.detect.detector import Detector
 from padim_edge.detect.report.intervals import between
-from padim_edge.errors import PadimEdgeError, first_line
+from padim_edge.errors import PadimEdgeError, UsageError, first_line
 from padim_edge.files import atomic_write
-from padim_edge.fit.fit import fit_detector
+from padim_edge.fit.fit import Fitted, fit_detector
+from padim_edge.fit.settings import Settings
 from padim_edge.images.batches import refuse
 from padim_edge.images.preprocess import Preprocess
 from padim_edge.measure.bench import BLOCK, FULL_HD, interleave
 from padim_edge.measure.camera import Camera
 from padim_edge.measure.report import Latency, Machine, machine
-from padim_edge.measure.tune_candidates import Candidate, opened, settings_of
+from padim_edge.measure.tune_candidates import Candidate, opened
 from padim_edge.measure.tune_separation import METRICS, Photos, Separation, separate
 from padim_edge.measure.tune_state import Finished, State
 from padim_edge.model.file import Model
 from padim_edge.progress import Progress, silent
+from padim_edge.runtime import trial
 from padim_edge.runtime.graphs import GRAPHS
 
 SCHEMA = 1
@@ -53,12 +57,16 @@ class Plan:
         work: a folder that takes what is made.
         preset: how a photo becomes the input, "whole" or "reference" (`Preprocess.choose`).
         bit_depth: of grey files of 16 bits, as there.
-        engine: of the detectors.
+        engine: of the detectors; "auto" until `settled`.
         target: what runs an int8 backbone.
         threads: of the engine; 0 for all cores.
         camera: whose frames are timed.
         calls: counted calls of each.
         by: the metric of `METRICS` to compare by.
+        fit_engine: what runs a bare backbone; "auto" where the engine was left to be chosen, whose
+            choice is another for that, or runs none.
+        described: of the engine, what runs where, in words; empty until `settled`.
+        skipped: why engines before it do not run here, a line each.
     """
 
     photos: Photos
@@ -71,6 +79,32 @@ class Plan:
     camera: Camera = FULL_HD
     calls: int = 60
     by: str = "image_auroc"
+    fit_engine: str = "auto"
+    described: str = ""
+    skipped: tuple[str, ...] = ()
+
+    def settled(self, progress: Progress = silent) -> Plan:
+        """The same with one engine for all: what "auto" stands for here is found out once.
+
+        Were each candidate to choose for itself, those that the first one refuses would be timed
+        in another, beside the rest.
+
+        Raises:
+            PadimEdgeError: the engine does not run here.
+        """
+        if self.described:
+            return self
+        with tempfile.TemporaryDirectory(prefix="padim-edge-") as folder:
+            file = Path(folder) / "trial.onnx"
+            trial.write_model(file)
+            with Detector(file, self.engine, self.threads, progress) as detector:
+                return dataclasses.replace(
+                    self,
+                    engine=detector.engine.name,
+                    fit_engine=self.engine if self.engine in GRAPHS else "auto",
+                    described=detector.engine.describe(),
+                    skipped=detector.skipped,
+                )
 
     def conditions(self) -> dict[str, str]:
         """What separation depends on beside the candidate."""
@@ -80,6 +114,7 @@ class Plan:
             "preprocess": self.preset,
             "bit depth": str(self.bit_depth),
             "engine": self.engine,
+            "engine of the fit": self.fit_engine,
             "target": self.target,
         }
 
@@ -89,8 +124,8 @@ class Plan:
 
     def opened(
         self, candidate: Candidate, preprocess: Preprocess, progress: Progress = silent
-    ) -> Model:
-        """The embedding of a candidate, see `padim_edge.measure.tune_candidates.opened`."""
+    ) -> tuple[Model, Settings]:
+        """Embedding and settings of a candidate: `padim_edge.measure.tune_candidates.opened`."""
         conditions = str(sorted(self.conditions().items()))
         return opened(
             candidate,
@@ -102,11 +137,6 @@ class Plan:
             refuse,
             progress,
         )
-
-    @property
-    def fit_engine(self) -> str:
-        """What runs a bare backbone."""
-        return self.engine if self.engine in GRAPHS else "auto"
 
 
 @dataclass(frozen=True)
@@ -148,7 +178,7 @@ class Tuned:
     Attributes:
         date: when it was measured; ISO 8601, UTC.
         machine: where.
-        plan: how.
+        plan: how, `Plan.settled`.
         rows: by ascending latency, at least one.
         failed: candidates that could not be, with the reason.
     """
@@ -205,6 +235,7 @@ class Tuned:
             },
             "by": plan.by,
             "engine": plan.engine,
+            "engine_description": plan.described,
             "threads": plan.threads,
             "camera": asdict(plan.camera),
             "calls": plan.calls,
@@ -250,13 +281,19 @@ def tune(
         candidates: at least one, each once.
         plan: how.
         resume: whether finished ones in the work folder are taken from there.
-        tell: takes a line for each candidate.
+        tell: takes a line for each candidate, and a warning of masks that seem to be wrong.
         progress: called as work goes on.
 
     Raises:
-        UsageError: the work folder holds results that are not to be, or cannot be, gone on with.
-        PadimEdgeError: every candidate failed, or the work folder cannot be written to.
+        UsageError: there is no candidate, or the work folder holds results that are not to be, or
+            cannot be, gone on with.
+        PadimEdgeError: the engine does not run here, every candidate failed, or the work folder
+            cannot be written to.
     """
+    if not candidates:
+        raise UsageError("no candidate was given: at least one is needed")
+    plan = plan.settled(progress)
+    warn = functools.cache(lambda text: tell(f"warning: {text}"))  # each once, not for each
     state = State.of(plan.work, plan.conditions(), resume)
     progress("candidates", 0, len(candidates))
     for done, candidate in enumerate(candidates, start=1):
@@ -265,7 +302,7 @@ def tune(
         if known and not known.error and _sha256(plan.work / known.file) == known.sha256:
             tell(f"{place}: as in the earlier run")
         else:
-            state.keep(_finish(candidate, plan, progress))
+            state.keep(_finish(candidate, plan, warn, progress))
             tell(f"{place}: {_said(state.finished[candidate.key], plan.by)}")
         progress("candidates", done, len(candidates))
     finished = [(one, state.finished[one.key]) for one in candidates]
@@ -283,23 +320,25 @@ def tune(
     return Tuned(date, machine(), plan, rows, failed)
 
 
-def _finish(candidate: Candidate, plan: Plan, progress: Progress) -> Finished:
+def _finish(
+    candidate: Candidate, plan: Plan, warn: Callable[[str], None], progress: Progress
+) -> Finished:
     """Fit and measure one."""
     file = plan.work / candidate.file_name
     try:
         preprocess = plan.preprocess(candidate.source.size)
-        embedding = plan.opened(candidate, preprocess, progress)
+        embedding, settings = plan.opened(candidate, preprocess, progress)
         fitted = fit_detector(
             embedding,
             plan.photos.good,
             file,
-            settings_of(candidate, embedding, preprocess),
+            settings,
             engine=plan.fit_engine,
             threads=plan.threads,
             progress=progress,
         )
         with Detector(file, plan.engine, plan.threads, progress) as detector:
-            separation = separate(detector, fitted, plan.photos, progress)
+            separation = separate(detector, fitted, plan.photos, progress, warn)
     except (PadimEdgeError, OSError, MemoryError) as error:
         return Finished(candidate.key, error=first_line(error))
     except Exception as error:  # whatever a library makes of an unusual graph
@@ -330,28 +369,34 @@ def _sha256(file: Path) -> str:
         return ""
 
 
-def deploy(row: Row, plan: Plan, output: Path, progress: Progress = silent) -> None:
+def deploy(row: Row, plan: Plan, output: Path, progress: Progress = silent) -> Fitted:
     """Write the detector of a row, fitted on all good photos.
 
-    With a data set that is the file that was measured. Without, the held-out photos were not in
-    its fit: it is fitted once more.
+    Once more: without a data set the held-out photos were not in its fit. With one it is the file
+    that was measured, and the fit only says what is to be known of the photos.
+
+    Args:
+        row: of a `Tuned`.
+        plan: its.
+        output: the file to write.
+        progress: called as work goes on.
     """
-    if plan.photos.samples:
-        with atomic_write(output) as stream:
-            stream.write(row.file.read_bytes())
-        return
     preprocess = plan.preprocess(row.candidate.source.size)
     # An int8 backbone stays the one that was measured, calibrated on the photos of that fit.
-    embedding = plan.opened(row.candidate, preprocess, progress)
-    fit_detector(
+    embedding, settings = plan.opened(row.candidate, preprocess, progress)
+    done = fit_detector(
         embedding,
         plan.photos.all_good,
         output,
-        settings_of(row.candidate, embedding, preprocess),
+        settings,
         engine=plan.fit_engine,
         threads=plan.threads,
         progress=progress,
     )
+    if plan.photos.samples:
+        with atomic_write(output) as stream:
+            stream.write(row.file.read_bytes())
+    return done
 
 
 # --- latency --------------------------------------------------------------------------------------

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from padim_edge.errors import MissingDependencyError, UsageError
 from padim_edge.files import atomic_write
+from padim_edge.fit.chosen import drawn
 from padim_edge.fit.quantised import quantise_embedding
 from padim_edge.fit.settings import Settings
 from padim_edge.images.batches import OnError
@@ -150,20 +151,23 @@ def combine(
     presets: Sequence[str],
     dims: Sequence[int],
     constants: Sequence[str],
+    tell: Callable[[str], None] = lambda _: None,
 ) -> list[Candidate]:
     """Every combination that there is, sources one after another.
 
     Not among them are those of a file that has its channels chosen already, with a whitened preset
-    or with other dims: their file says that it cannot.
+    or with other dims: it cannot have them, and ``tell`` is told.
 
     Raises:
         UsageError: an unknown name, or nothing to combine.
     """
     for option, names, allowed in (
-        ("--precision", [name for name in precisions if name], PRECISIONS),
+        ("--precision", [name for name in precisions if name] or PRECISIONS, PRECISIONS),
         ("--preset", presets, PRESETS),
         ("--constants", constants, CONSTANTS),
     ):
+        if not names:
+            raise UsageError(f"{option} names nothing: choose among {', '.join(allowed)}")
         for name in names:
             if name not in allowed:
                 raise UsageError(f"{option} {name}: choose among {', '.join(allowed)}")
@@ -174,6 +178,16 @@ def combine(
             "nothing to choose among: give --embedding FILE (of padim-edge export --dims all), or "
             "--backbone NAME, each as often as you like"
         )
+    partial = [source for source in sources if not _channels(source)[1]]
+    if partial and (dims or tuple(presets) != ("reference",)):
+        files = ", ".join(str(source.file) for source in partial)
+        what = f"the channels of {files} are chosen already"
+        if len(partial) == len(sources) and "reference" not in presets:
+            raise UsageError(
+                f"{what}, and --preset reference alone goes with that: give it, or make one with "
+                "padim-edge export --dims all"
+            )
+        tell(f"{what}: --preset reference is measured of that alone, without --dims")
     return list(
         dict.fromkeys(
             Candidate(source, precision, preset, one, stored)
@@ -189,11 +203,7 @@ def _heads(
     source: Source, presets: Sequence[str], dims: Sequence[int]
 ) -> Iterator[tuple[str, int | None]]:
     """Presets with dims that a source can have."""
-    total, whole = 0, True
-    if source.file:
-        info = read(source.file, "embedding", lazily=True).backbone_info
-        total = sum(info.layer_channels)
-        whole = len(info.channels) == total
+    total, whole = _channels(source)
     for preset in presets:
         if not whole:
             if preset == "reference":
@@ -203,6 +213,15 @@ def _heads(
         default = usual_dims(total) if preset == "reference" and total else None
         for one in dims or (default,):
             yield preset, one
+
+
+def _channels(source: Source) -> tuple[int, bool]:
+    """Of all layers of a source, 0 of an export; and whether it has all of them."""
+    if not source.file:
+        return 0, True
+    info = read(source.file, "embedding", lazily=True).backbone_info
+    total = sum(info.layer_channels)
+    return total, len(info.channels) == total
 
 
 def usual_dims(total: int) -> int:
@@ -219,8 +238,11 @@ def opened(
     conditions: str,
     on_error: OnError,
     progress: Progress = silent,
-) -> Model:
-    """The embedding of a candidate; what has to be exported or made int8 is kept for the next.
+) -> tuple[Model, Settings]:
+    """The embedding of a candidate and how to fit on it.
+
+    What has to be exported or made int8 is kept for the next. Channels of an int8 backbone are
+    drawn before, as `fit` does.
 
     Args:
         candidate: whose.
@@ -249,14 +271,16 @@ def opened(
     if precision != "int8" or model.backbone_info.precision == "int8":
         if precision and model.backbone_info.precision != precision:
             raise UsageError(f"{source.label} is in {model.backbone_info.precision}")
-        return model
-    digest = hashlib.sha256(f"{model.sha256} {conditions}".encode()).hexdigest()
-    file = work / f"{slug(source.label)}-int8-{target}-{digest[:8]}.onnx"
+        return model, settings_of(candidate, model, preprocess)
+    model, settings = drawn(model, settings_of(candidate, model, preprocess))
+    info = model.backbone_info
+    digest = hashlib.sha256(f"{model.sha256} {info.selection} {conditions}".encode()).hexdigest()
+    file = work / f"{slug(source.label)}-{len(info.channels)}-int8-{target}-{digest[:8]}.onnx"
     if not file.exists():
         with atomic_write(file) as stream:
             made = quantise_embedding(model, photos, preprocess, target, on_error, progress)
             write(stream, made.model)
-    return read(file, "embedding")
+    return read(file, "embedding"), settings
 
 
 def _exported(source: Source, precision: str, work: Path, conditions: str) -> Model:

@@ -12,7 +12,7 @@ import functools
 import hashlib
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -186,9 +186,20 @@ def gather(
 
 
 def separate(
-    detector: Detector, fitted: Fitted, photos: Photos, progress: Progress = silent
+    detector: Detector,
+    fitted: Fitted,
+    photos: Photos,
+    progress: Progress = silent,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> Separation:
     """Measure a detector that was fitted on ``photos.good``.
+
+    Args:
+        detector: that was fitted.
+        fitted: the fit.
+        photos: to measure it on.
+        progress: called as work goes on.
+        warn: takes a sentence about masks that seem to be wrong.
 
     Raises:
         PadimEdgeError: a score is not finite, or (of painted defects) the photos are too few for
@@ -196,7 +207,7 @@ def separate(
     """
     groups = None
     if photos.samples:
-        judged = judge_samples(detector, photos.samples, BATCH, refuse, progress)
+        judged = judge_samples(detector, photos.samples, BATCH, refuse, progress, warn)
     else:
         if fitted.new_images < fitted.wanted:
             raise PadimEdgeError(

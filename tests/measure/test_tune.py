@@ -53,6 +53,8 @@ from padim_edge.measure.tune_separation import (
 from padim_edge.measure.tune_state import FILE, Finished, State
 from padim_edge.model.file import Model, read
 from padim_edge.progress import silent
+from padim_edge.runtime import engines
+from padim_edge.runtime.cpu.ort import OrtEngine
 
 CAMERA = Camera(640, 480)
 FEWER = "from padim_edge.detect.report import intervals; intervals.REPLICATES = 100"
@@ -212,6 +214,13 @@ def test_combinations_are_those_that_there_are(tmp_path, whole_file, embedding_f
     ]
     found = [str(one) for one in combine(sources[:1], ("int8",), ("reference",), (5, 9), ("int8",))]
     assert found == ["small int8, reference 5, int8", "small int8, reference 9, int8"]
+    told: list[str] = []
+    combine(sources, (), ("reference",), (5,), ("int8",), told.append)
+    combine(sources, (), ("reference",), (), ("int8",), told.append)
+    combine(sources[:1], (), ("whitened",), (5,), ("int8",), told.append)
+    assert [line.count(str(chosen)) for line in told] == [1]
+    with pytest.raises(UsageError, match=r"chosen\.onnx are chosen already.*--dims all"):
+        combine(sources[1:], (), ("whitened", "whitened-fine"), (), ("int8",))
     several = exports(["a", "b"], [None, ("x", "y")], [(64, 64), (64, 96)], "default")
     assert [one.label for one in several[:4]] == ["a 64", "a 64x96", "a x+y 64", "a x+y 64x96"]
     assert len({one.key for one in combine(several, (), ("reference",), (), ("int8",))}) == 8
@@ -234,6 +243,8 @@ def test_a_candidate_is_known_by_what_is_in_its_files(tmp_path, whole_file):
         ({"sources": []}, "nothing to choose among"),
         ({"presets": ("none",)}, "--preset none: choose among reference, whitened"),
         ({"constants": ("int4",)}, "--constants int4: choose among"),
+        ({"constants": ()}, "--constants names nothing: choose among"),
+        ({"presets": ()}, "--preset names nothing: choose among reference"),
         ({"precisions": ("half",)}, "--precision half: choose among"),
         ({"dims": (0,)}, "--dims 0: at least 1"),
     ],
@@ -336,6 +347,35 @@ def test_the_picture_shows_every_candidate_and_the_limit(tuned, tmp_path):
     assert [word for word in words if word not in text] == []
 
 
+class Picky(OrtEngine):
+    """An engine that refuses detectors of six channels, as TensorRT may refuse any."""
+
+    name = "picky"
+
+    def __init__(self, model: Model, *arguments: object) -> None:
+        if len(model.backbone_info.channels) == 6:
+            raise PadimEdgeError("six are too few")
+        super().__init__(model, *arguments)
+
+
+def test_one_engine_runs_all_that_are_compared(whole_file, dataset, tmp_path, monkeypatch):
+    """What the one of auto refuses is left out, and not timed in the next engine."""
+    table = {"picky": f"{__name__}:Picky", **engines.ENGINES}
+    monkeypatch.setattr(engines, "ENGINES", table)
+    plan = Plan(dataset, tmp_path, threads=1, camera=CAMERA, calls=10)
+    done = tune(candidates(whole_file)[1:3], plan)
+    assert (done.plan.engine, done.plan.fit_engine) == ("picky", "auto")
+    assert done.to_json(None)["engine"] == "picky"
+    assert done.plan.described.startswith("ONNX Runtime")
+    assert [row.candidate.dims for row in done.rows] == [20]
+    ((candidate, reason),) = done.failed
+    assert (candidate.dims, reason) == (6, "six are too few")
+    with pytest.raises(PadimEdgeError, match="unknown engine 'none'"):
+        tune(candidates(whole_file), dataclasses.replace(plan, engine="none"))
+    with pytest.raises(UsageError, match="no candidate"):
+        tune([], plan)
+
+
 # --- latency --------------------------------------------------------------------------------------
 
 
@@ -390,7 +430,7 @@ def test_what_was_finished_survives_a_kill(tmp_path, whole_file, photos):
     work = tmp_path / "work"
     arguments = ("tune", photos, "--embedding", whole_file, "--work", work, "--engine", "ort",
                  "--dims", "6,8,10", "--preset", "reference", "--constants", "float16",
-                 "--threads", 1, "--calls", 10, "--frame", "640x480")  # fmt: skip
+                 "--threads", 1, "--calls", 30, "--frame", "640x480")  # fmt: skip
     with subprocess.Popen(command(*arguments, prelude=FEWER), stderr=subprocess.DEVNULL) as child:
         deadline = time.monotonic() + 100
         while time.monotonic() < deadline and child.poll() is None:
@@ -596,7 +636,7 @@ def test_what_was_made_in_other_conditions_is_not_taken(
         return SimpleNamespace(model=model)
 
     monkeypatch.setattr(tune_candidates, "quantise_embedding", quantise)
-    one = dataclasses.replace(candidates(whole_file)[0], precision="int8")
+    one = dataclasses.replace(candidates(whole_file)[1], precision="int8")
     first, other = (Plan(photos, tmp_path) for photos in (dataset, painted))
     for plan in (first, first, other, dataclasses.replace(first, bit_depth=12), other):
         plan.opened(one, plan.preprocess((64, 64)))
