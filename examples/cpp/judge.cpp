@@ -57,7 +57,7 @@ int threads_of(const std::string& text) {
 Arguments parsed(const std::vector<std::string>& words) {
   Arguments made;
   std::vector<fs::path> files;
-  fs::path folder;
+  std::optional<fs::path> folder;
   for (size_t i = 0; i < words.size(); ++i) {
     const std::string& word = words[i];
     if (word == "--maps" || word == "--threads") {
@@ -73,13 +73,17 @@ Arguments parsed(const std::vector<std::string>& words) {
       files.emplace_back(word);
     }
   }
+  if (folder && folder->empty()) throw UsageError("the folder of --maps is empty: name one");
+  if (std::find(files.begin(), files.end(), fs::path()) != files.end()) {
+    throw UsageError("the name of a file is empty");
+  }
   if (files.size() < 2) throw UsageError("a padim.onnx and one photo at least are needed");
   made.model = files[0];
   made.photos.assign(files.begin() + 1, files.end());
-  if (folder.empty()) return made;
+  if (!folder) return made;
   std::map<fs::path, fs::path> taken;
   for (const auto& photo : made.photos) {
-    const fs::path map = folder / photo.stem().concat(".png");
+    const fs::path map = *folder / photo.stem().concat(".png");
     const auto [other, is_new] = taken.emplace(map, photo);
     if (!is_new) {
       throw UsageError("the maps of " + other->second.string() + " and " + photo.string() +

@@ -78,18 +78,19 @@ static int Judge(Arguments arguments)
                 Verdict verdict = detector.Judge(photo.Rgb, photo.Height, photo.Width);
                 judging.Add(clock.Elapsed.TotalMilliseconds - read);
                 reading.Add(read);
-                if (arguments.Maps.Length > 0)
-                {
-                    Draw(photo, verdict, detector.Threshold, detector.Preprocess.Seen(photo.Height, photo.Width));
-                    Png.Write(arguments.Maps[i], photo);
-                }
                 anomalous += verdict.IsAnomalous ? 1 : 0;
                 json.WriteString("decision", verdict.IsAnomalous ? "anomaly" : "ok");
                 if (float.IsFinite(verdict.Score)) json.WriteNumber("score", verdict.Score);
                 else json.WriteNull("score");
                 json.WriteNumber("threshold", detector.Threshold);
                 json.WriteNumber("percentile", verdict.Percentile);
-                if (arguments.Maps.Length > 0) json.WriteString("map", arguments.Maps[i]);
+                // Last: a map that cannot be written takes nothing from the verdict.
+                if (arguments.Maps.Length > 0)
+                {
+                    Draw(photo, verdict, detector.Threshold, detector.Preprocess.Seen(photo.Height, photo.Width));
+                    Png.Write(arguments.Maps[i], photo);
+                    json.WriteString("map", arguments.Maps[i]);
+                }
             }
             catch (Exception error) when (error is InvalidDataException || error is IOException ||
                 error is UnauthorizedAccessException || error is OnnxRuntimeException ||
@@ -183,22 +184,20 @@ internal sealed class Arguments
             }
             else if (word == "--") // what follows are files, whatever they are called
             {
-                files.AddRange(words.Skip(i + 1).Where(name => name.Length > 0));
+                files.AddRange(words.Skip(i + 1));
                 break;
             }
             else if (word.Length > 1 && word[0] == '-')
             {
                 throw new UsageException("there is no option " + word);
             }
-            else if (word.Length == 0)
-            {
-                throw new UsageException("the name of a file is empty");
-            }
             else
             {
                 files.Add(word);
             }
         }
+        if (folder == "") throw new UsageException("the folder of --maps is empty: name one");
+        if (files.Contains("")) throw new UsageException("the name of a file is empty");
         if (files.Count < 2) throw new UsageException("a padim.onnx and one photo at least are needed");
         Model = files[0];
         Photos = files.Skip(1).ToArray();
@@ -233,19 +232,51 @@ internal sealed class Arguments
                 throw new UsageException(
                     $"the maps of {Photos[other]} and {photo} would both be {map}: judge them in two calls");
             }
-            if (files.Find(file => IsSame(file, map)) is string taken)
+            maps.Add(map);
+        }
+        ILookup<long, string>? inputs = null;
+        foreach (string map in maps.Where(File.Exists))
+        {
+            inputs ??= files.ToLookup(LengthOf);
+            if (inputs[LengthOf(map)].FirstOrDefault(file => IsSame(file, map)) is string taken)
             {
                 throw new UsageException($"--maps would write over {taken}: name another folder");
             }
-            maps.Add(map);
         }
         return maps.ToArray();
     }
 
-    // Whether two names, links among them, are of one file, or of a copy to the tick.
+    // Whether two names lead to one file, through whatever links, or to a copy of it: .NET tells of
+    // links in a name's last part at most, and of none that are hard, so what they hold is compared.
     private static bool IsSame(string left, string right)
     {
-        FileInfo one = new(left), two = new(right);
-        return one.Exists && two.Exists && one.Length == two.Length && one.LastWriteTimeUtc == two.LastWriteTimeUtc;
+        try
+        {
+            using FileStream one = File.OpenRead(left), two = File.OpenRead(right);
+            for (int value = 0; value >= 0;)
+            {
+                value = one.ReadByte(); // of a buffer
+                if (value != two.ReadByte()) return false;
+            }
+            return true;
+        }
+        catch (Exception error) when (error is IOException || error is UnauthorizedAccessException)
+        {
+            return Path.GetFullPath(left) == Path.GetFullPath(right);
+        }
+    }
+
+    // Of what a name leads to; -1 if it cannot be read, or is none that has one.
+    private static long LengthOf(string file)
+    {
+        try
+        {
+            using FileStream stream = File.OpenRead(file);
+            return stream.CanSeek ? stream.Length : -1;
+        }
+        catch (Exception error) when (error is IOException || error is UnauthorizedAccessException)
+        {
+            return -1;
+        }
     }
 }

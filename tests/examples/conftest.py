@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from helpers import link, padim_edge
 from PIL import Image
@@ -31,6 +33,19 @@ def cropping_model(once: Callable[..., Path], embedding_file: Path, photos: Path
         padim_edge("fit", embedding_file, photos / "train", *resize).worked()
 
     return once("cropping-model", fit) / "padim.onnx"
+
+
+@pytest.fixture(scope="session")
+def twelve_bit_model(once: Callable[..., Path], model: Path) -> Path:
+    """`model`, as if fitted with --bit-depth 12. Read only."""
+
+    def fill(place: Path) -> None:
+        said = onnx.load(model)
+        (entry,) = (one for one in said.metadata_props if one.key == "padim_edge.preprocess")
+        entry.value = json.dumps({**json.loads(entry.value), "bit_depth": 12})
+        onnx.save(said, place / "twelve.onnx")
+
+    return once("twelve-bit-model", fill) / "twelve.onnx"
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ import csharp
 import numpy as np
 import onnx
 import pytest
+from heat import check_heat
 from helpers import names
 from PIL import Image
 
@@ -72,7 +73,9 @@ def test_it_says_what_python_says(program, model, frames):
     assert "ok" in decisions.values()
 
 
-def test_every_kind_of_file_is_decoded_as_python_does_it(program, model, frames, tmp_path):
+def test_every_kind_of_file_is_decoded_as_python_does_it(
+    program, model, twelve_bit_model, frames, tmp_path
+):
     """JPEG files so large that they are decoded smaller, turned ones, PNG of every kind."""
     rng = np.random.default_rng(0)
     image = Image.open(frames[-1])
@@ -112,11 +115,14 @@ def test_every_kind_of_file_is_decoded_as_python_does_it(program, model, frames,
 
     # The graph takes 8 bits: what Python averages in 16 is rounded before.
     wide = tmp_path / "wide.png"
-    grey = np.asarray(image.convert("L"), np.uint16) * 256 + 77
-    Image.fromarray(grey).save(wide)
-    (line,) = [json.loads(one) for one in judged(program, model, wide).stdout.splitlines()]
-    with Detector(model, engine="ort") as detector:
-        assert math.isclose(line["score"], detector(wide).score, rel_tol=2e-2)
+    grey = np.asarray(image.convert("L"), np.uint16)
+    for file, pixels in ((model, grey * 256 + 77), (twelve_bit_model, grey * 16 + 5)):
+        Image.fromarray(pixels).save(wide)
+        line = json.loads(judged(program, file, wide).stdout)
+        with Detector(file, engine="ort") as detector:
+            assert math.isclose(line["score"], detector(wide).score, rel_tol=2e-2)
+    Image.fromarray(grey * 16 + 1000).save(wide)
+    assert "12 bits hold up to 4095" in judged(program, twelve_bit_model, wide).stdout
 
 
 def png(pixels: np.ndarray, interlaced: bool = False) -> bytes:
@@ -194,26 +200,20 @@ def test_the_heat_is_where_the_defect_is(program, fitted, request, frames, tmp_p
         assert line["map"] == str(tmp_path / "maps" / "deep" / path.name)
         assert after.shape == before.shape
         with Detector(file, engine="ort") as detector:
-            result = detector(path)
-            left, top, right, bottom = result.seen
-        # Half of the threshold is where colour begins; from the map's pixels to the photo's.
-        rows, columns = result.score_map.shape
-        y = np.clip(((np.arange(before.shape[0]) + 0.5 - top) / (bottom - top) * rows), 0, rows - 1)
-        x = np.clip(
-            ((np.arange(before.shape[1]) + 0.5 - left) / (right - left) * columns), 0, columns - 1
-        )
-        share = result.score_map[y.astype(int)][:, x.astype(int)] / result.threshold - 0.5
-        inside = np.zeros(share.shape, bool)
-        inside[round(top) + 1 : round(bottom) - 1, round(left) + 1 : round(right) - 1] = True
-        changed = (after != before).any(axis=2)
-        assert changed[inside & (share > 0.15)].all()
-        assert not changed[inside & (share < -0.15)].any()
-        outside = np.ones(share.shape, bool)
-        outside[
-            max(0, round(top) - 1) : round(bottom) + 1, max(0, round(left) - 1) : round(right) + 1
-        ] = False
-        assert outside.any() == (fitted == "cropping_model")
-        assert not changed[outside].any()
+            outside = check_heat(before, after, detector(path))
+        assert outside == (fitted == "cropping_model")
+
+
+def test_a_map_that_cannot_be_written_leaves_the_verdict(program, model, frames, tmp_path):
+    stained = frames[-1]
+    (tmp_path / stained.name).mkdir()  # where its map would go
+    done = judged(program, "--maps", tmp_path, model, stained)
+    line = json.loads(done.stdout)
+    assert done.returncode == 3
+    assert line["decision"] == "anomaly"
+    assert line["score"] > line["threshold"]
+    assert str(tmp_path / stained.name) in line["error"]
+    assert "map" not in line
 
 
 def test_what_cannot_be_judged_is_said_in_its_line(program, model, frames, tmp_path):
@@ -336,13 +336,25 @@ def test_other_files_and_wrong_arguments_are_refused_in_a_line(
     (tmp_path / "other").mkdir()
     other = tmp_path / "other" / photo.name
     other.write_bytes(photo.read_bytes())
+    for name in ("links", "hard"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "links" / photo.name).symlink_to(Path("..") / "other" / photo.name)
+    (tmp_path / "hard" / photo.name).hardlink_to(other)
+    (tmp_path / "folder").symlink_to("other")
     for arguments, said in (
         ([model], "one photo at least"),
         (["--maps"], "--maps needs a value"),
         (["--threads", "many", model, photo], "--threads many"),
         (["--heat", model, photo], "no option --heat"),
         (["--maps", tmp_path, model, photo, other], "would both be"),
-        (["--maps", tmp_path / "other", model, other], "write over"),
+        *(
+            (["--maps", tmp_path / "other", model, tmp_path / name / photo.name], "write over")
+            for name in ("other", "links", "hard", "folder")
+        ),
+        (["--maps", tmp_path / "links", model, other], "write over"),
+        (["--maps", "", model, photo], "folder of --maps is empty"),
+        ([model, photo, ""], "name of a file is empty"),
+        ([model, "--", photo, ""], "name of a file is empty"),
     ):
         done = judged(program, *arguments)
         assert done.returncode == 2
