@@ -5,7 +5,8 @@ export class Detector {
   // ort: the runtime; bytes: Uint8Array of the file.
   static async open(ort, bytes) {
     const metadata = readMetadata(bytes);
-    const format = JSON.parse(metadata.get("padim_edge.format") ?? "1"); // without: no detector, see below
+    const value = (key) => valueOf(metadata, key);
+    const format = value("format") ?? 1; // without: no detector, see below
     // 2: a region of interest, which lies in the graph.
     if (format !== 1 && format !== 2) {
       throw new Error(
@@ -13,18 +14,20 @@ export class Detector {
           "padim-edge that made the file",
       );
     }
-    const threshold = JSON.parse(metadata.get("padim_edge.threshold") ?? "null");
+    const threshold = value("threshold");
     if (threshold === null) throw new Error("this file is no detector: fit one with padim-edge fit");
+    const goodScores = value("good_scores") ?? [];
+    const preprocess = new Preprocess(value("preprocess"));
     const session = await ort.InferenceSession.create(bytes);
     if (!session.inputNames.includes("frame")) {
+      await session.release();
       throw new Error("this file takes prepared images: fit it with padim-edge fit --frame-input");
     }
-    const good = JSON.parse(metadata.get("padim_edge.good_scores") ?? "[]");
-    return new Detector(ort, session, threshold, good);
+    return new Detector({ ort, session, threshold, goodScores, preprocess });
   }
 
-  constructor(ort, session, threshold, goodScores) {
-    Object.assign(this, { ort, session, threshold, goodScores });
+  constructor(parts) {
+    Object.assign(this, parts);
   }
 
   // rgb: Uint8Array of height * width * 3 values, row by row.
@@ -40,6 +43,65 @@ export class Detector {
       percentile: percentile(this.goodScores, value),
       map: { data: map.data, height: map.dims[1], width: map.dims[2] },
     };
+  }
+
+  // Free what the runtime holds, which in a browser nobody else does. The last call.
+  async release() {
+    await this.session.release();
+  }
+}
+
+// What the graph does with a frame: for those who want to know beforehand.
+export class Preprocess {
+  constructor(said) {
+    const isSide = (value) => Number.isInteger(value) && value > 0;
+    const isSize = (value) => Array.isArray(value) && value.length === 2 && value.every(isSide);
+    const { size, resize, bit_depth: depth } = said ?? {};
+    const bitDepth = depth ?? 16;
+    if (!isSize(size) || !(isSize(resize) || isSide(resize)) || !isSide(bitDepth) || bitDepth > 16) {
+      throw damaged("size, resize or bit_depth of preprocess");
+    }
+    // bitDepth: of grey values of 16 bits, as the camera fills them.
+    Object.assign(this, { size, resize, bitDepth });
+  }
+
+  // The part of a frame that the graph sees, and its score map covers, in pixels of the frame.
+  seen(width, height) {
+    const [rows, columns] = this.#resized(width, height);
+    const [seenRows, seenColumns] = this.size;
+    const top = halved(rows - seenRows);
+    const left = halved(columns - seenColumns);
+    const across = width / columns;
+    const down = height / rows;
+    return {
+      left: left * across,
+      top: top * down,
+      right: (left + seenColumns) * across,
+      bottom: (top + seenRows) * down,
+    };
+  }
+
+  #resized(width, height) {
+    if (Array.isArray(this.resize)) return this.resize;
+    const longer = Math.floor((this.resize * Math.max(width, height)) / Math.min(width, height));
+    return height <= width ? [this.resize, longer] : [longer, this.resize];
+  }
+}
+
+// Half of it, halves to even, as torchvision's crop is rounded.
+function halved(count) {
+  const half = Math.floor(count / 2);
+  return count % 2 ? half + (half % 2) : half;
+}
+
+const damaged = (what) => new Error(`its metadata is damaged (${what}): fit it again`);
+
+// The value of a key in a file's metadata; null if it has none.
+function valueOf(metadata, key) {
+  try {
+    return JSON.parse(metadata.get(`padim_edge.${key}`) ?? "null");
+  } catch {
+    throw damaged(`${key} is no JSON`);
   }
 }
 

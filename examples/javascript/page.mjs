@@ -19,13 +19,25 @@ function say(text, verdict = "") {
 
 async function openModel(file) {
   say(`opening ${file.name} ...`);
-  detector = await Detector.open(ort, new Uint8Array(await file.arrayBuffer()));
+  const opened = await Detector.open(ort, new Uint8Array(await file.arrayBuffer()));
+  const { bitDepth } = opened.preprocess;
+  if (bitDepth < 16) {
+    await opened.release();
+    throw new Error(
+      `it is for grey photos of ${bitDepth} bits in files of 16, of which a browser gives the upper 8: ` +
+        "judge them with judge.mjs",
+    );
+  }
+  const before = detector;
+  detector = opened;
+  await before?.release();
   say(`${file.name}: threshold ${detector.threshold.toFixed(3)}. Now a photo.`);
 }
 
 async function judge(file) {
   if (!detector) throw new Error("choose a model first: a padim.onnx");
-  const bitmap = await createImageBitmap(file);
+  // As padim-edge, which applies no colour profiles.
+  const bitmap = await createImageBitmap(file, { colorSpaceConversion: "none" });
   const { width, height } = bitmap;
   const context = new OffscreenCanvas(width, height).getContext("2d");
   context.drawImage(bitmap, 0, 0);
@@ -35,11 +47,15 @@ async function judge(file) {
     rgb[to++] = rgba[from];
     rgb[to++] = rgba[from + 1];
     rgb[to++] = rgba[from + 2];
+    // A canvas holds colours times alpha: the file's own are lost.
+    if (rgba[from + 3] < 255) {
+      throw new Error("has transparent pixels, whose colours a browser does not give: save it without alpha");
+    }
   }
   const begun = performance.now();
   const result = await detector.judge(rgb, width, height);
   const took = performance.now() - begun;
-  shown = { bitmap, result };
+  shown = { bitmap, result, seen: detector.preprocess.seen(width, height) };
   draw();
   say(result.isAnomalous ? "ANOMALY" : "OK", result.isAnomalous ? "anomaly" : "ok");
   element("verdict").dataset.score = result.score;
@@ -50,10 +66,10 @@ async function judge(file) {
 }
 
 // The photo, and over it where the score map passes half of the threshold: yellow to red at 1.5
-// times the threshold. A map covers what the graph sees; a model with a crop sees less than this.
+// times the threshold. The map covers what the graph sees, which is less where it crops.
 function draw() {
   if (!shown) return;
-  const { bitmap, result } = shown;
+  const { bitmap, result, seen } = shown;
   canvas.width = bitmap.width;
   canvas.height = bitmap.height;
   const context = canvas.getContext("2d");
@@ -67,7 +83,7 @@ function draw() {
   });
   const small = new OffscreenCanvas(width, height);
   small.getContext("2d").putImageData(heat, 0, 0);
-  context.drawImage(small, 0, 0, canvas.width, canvas.height);
+  context.drawImage(small, seen.left, seen.top, seen.right - seen.left, seen.bottom - seen.top);
 }
 
 function take(file) {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import io
 import json
 import math
 import shutil
@@ -10,12 +12,15 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import raw_http
 from browser import chromium
+from heat import check_heat
 from node import EXAMPLE, example
-from PIL import Image
+from pictures import png
+from PIL import Image, ImageCms
 
 from padim_edge import Detector
 
@@ -34,15 +39,47 @@ def judged(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]
     )
 
 
-def test_node_says_what_python_says(folder, model, frames, tmp_path):
+def with_a_profile(stained: Path, path: Path) -> None:
+    """The same pixels with a colour profile that takes red for blue."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    red, blue = profile.index(b"rXYZ"), profile.index(b"bXYZ")
+    profile[red : red + 4], profile[blue : blue + 4] = b"bXYZ", b"rXYZ"
+    Image.open(stained).save(path, icc_profile=bytes(profile))
+
+
+def with_alpha(stained: Path, path: Path) -> None:
+    """The same colours, of which some are transparent."""
+    image = Image.open(stained)
+    alpha = np.random.default_rng(0).integers(0, 256, (image.height, image.width), np.uint8)
+    image.putalpha(Image.fromarray(alpha))
+    image.save(path)
+
+
+def test_node_says_what_python_says(folder, model, twelve_bit_model, frames, tmp_path):
+    stained = frames[-1]
+    with_a_profile(stained, tmp_path / "profile.png")
+    with_alpha(stained, tmp_path / "alpha.png")
+    image = Image.open(stained)
+    image.quantize(60).save(tmp_path / "palette.png")
+    image.convert("1").save(tmp_path / "bits.png")
+    rows = np.asarray(image).astype(">u2") * 257
+    unfiltered = b"".join(b"\0" + row.tobytes() for row in rows)
+    (tmp_path / "colours-16.png").write_bytes(png(*image.size, 16, 2, unfiltered))
+    photos = [*frames, *sorted(tmp_path.glob("*.png"))]
+
+    image.convert("CMYK").save(tmp_path / "print.jpg")
+    Image.fromarray(np.zeros((70, 70), np.float32)).save(tmp_path / "float.tif")
     (tmp_path / "no.png").write_text("no image")
-    done = judged(folder, model, *frames, tmp_path / "no.png")
+    refused = {"print.jpg": "cmyk", "float.tif": "float", "no.png": "unsupported image format"}
+    done = judged(folder, model, *photos, *(tmp_path / name for name in refused))
     assert done.returncode == 3, done.stderr
-    *lines, broken = [json.loads(line) for line in done.stdout.splitlines()]
-    assert broken["path"] == str(tmp_path / "no.png")
-    assert "unsupported image format" in broken["error"]
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    for (name, said), line in zip(refused.items(), lines[len(photos) :], strict=True):
+        assert line["path"] == str(tmp_path / name)
+        assert said in line["error"]
+    del lines[len(photos) :]
     with Detector(model, engine="ort") as detector:
-        for path, line in zip(frames, lines, strict=True):
+        for path, line in zip(photos, lines, strict=True):
             result = detector(path)
             assert line["path"] == str(path)
             assert math.isclose(line["score"], result.score, rel_tol=1e-5)
@@ -51,6 +88,17 @@ def test_node_says_what_python_says(folder, model, frames, tmp_path):
             assert math.isclose(line["percentile"], result.percentile)
     assert {Path(line["path"]).name for line in lines if line["isAnomalous"]} >= {"stained.png"}
     assert not all(line["isAnomalous"] for line in lines)
+
+    # The graph takes 8 bits: what Python averages in 16 is rounded before.
+    wide = tmp_path / "wide.png"
+    grey = np.asarray(image.convert("L"), np.uint16)
+    for file, pixels in ((model, grey * 256 + 77), (twelve_bit_model, grey * 16 + 5)):
+        Image.fromarray(pixels).save(wide)
+        line = json.loads(judged(folder, file, wide).stdout)
+        with Detector(file, engine="ort") as detector:
+            assert math.isclose(line["score"], detector(wide).score, rel_tol=2e-2)
+    Image.fromarray(grey * 16 + 1000).save(wide)
+    assert "12 bits hold up to 4095" in judged(folder, twelve_bit_model, wide).stdout
 
 
 def test_node_refuses_other_files_in_a_line(folder, model_file, embedding_file, frames, tmp_path):
@@ -71,6 +119,15 @@ def test_node_refuses_other_files_in_a_line(folder, model_file, embedding_file, 
         assert done.returncode == 1
         assert said in done.stderr
         assert done.stderr.startswith(f"error: {path}: ")
+        assert done.stderr.count("\n") == 1
+    for key, value in (("preprocess", "{}"), ("threshold", "1,5")):
+        damaged = onnx.load(model_file)
+        next(one for one in damaged.metadata_props if one.key == f"padim_edge.{key}").value = value
+        onnx.save(damaged, tmp_path / "damaged.onnx")
+        done = judged(folder, tmp_path / "damaged.onnx", photo)
+        assert done.returncode == 1
+        assert key in done.stderr
+        assert done.stderr.endswith("): fit it again\n")
         assert done.stderr.count("\n") == 1
     assert judged(folder, model_file).returncode == 2
 
@@ -132,7 +189,36 @@ def shows(page, selector: str, text: str) -> None:
     page.locator(selector).filter(has_text=text).wait_for(timeout=120_000)
 
 
-def test_the_page_says_what_python_says(folder, model, frames, tmp_path):
+# Sessions of the page's runtime that have been made and not released.
+COUNT = """async () => {
+  const { InferenceSession } = await import(new URL("ort/ort.wasm.min.mjs", location).href);
+  const create = InferenceSession.create.bind(InferenceSession);
+  window.sessions = 0;
+  InferenceSession.create = async (...from) => {
+    const session = await create(...from);
+    const release = session.release.bind(session);
+    session.release = async () => {
+      await release();
+      window.sessions -= 1;
+    };
+    window.sessions += 1;
+    return session;
+  };
+}"""
+
+
+def picture(page) -> np.ndarray:
+    """What the page shows, [H, W, 3]."""
+    encoded = page.evaluate("picture.toDataURL()").partition(",")[2]
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB")).astype(int)
+
+
+def test_the_page_says_what_python_says(
+    folder, model, model_file, twelve_bit_model, cropping_model, frames, tmp_path
+):
+    stained = frames[-1]
+    with_a_profile(stained, tmp_path / "profile.png")
+    with_alpha(stained, tmp_path / "transparent.png")
     with chromium() as browser, served(folder) as address:
         page = browser.new_page()
         troubles, asked = [], []
@@ -140,14 +226,19 @@ def test_the_page_says_what_python_says(folder, model, frames, tmp_path):
         page.on("pageerror", lambda error: troubles.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
         page.goto(address)
+        page.evaluate(COUNT)
         page.set_input_files("#photo", frames[0])
         shows(page, "#verdict", "model first")
+        page.set_input_files("#model", model_file)
+        shows(page, "#verdict", "--frame-input")
+        assert page.evaluate("sessions") == 0
         page.set_input_files("#model", model)
         shows(page, "#verdict", "Now a photo")
+        page.set_input_files("#model", twelve_bit_model)
+        shows(page, "#verdict", "twelve.onnx: it is for grey photos of 12 bits")
+        assert page.evaluate("sessions") == 1  # the one before, which goes on
         with Detector(model, engine="ort") as detector:
-            for path in frames:
-                if path.name == "alpha.png":
-                    continue  # what a browser paints behind it is its own
+            for path in (*frames, tmp_path / "profile.png"):
                 page.set_input_files("#photo", path)
                 shows(page, "#details", f"{path.name}: ")
                 result = detector(path)
@@ -158,11 +249,20 @@ def test_the_page_says_what_python_says(folder, model, frames, tmp_path):
                 assert verdict.text_content() == ("ANOMALY" if result.is_anomalous else "OK")
                 width, height = Image.open(path).size
                 assert page.evaluate("[picture.width, picture.height]") == [width, height]
-        page.set_input_files("#photo", frames[-1])  # stained
-        shows(page, "#details", "stained.png: ")
-        with_heat = page.evaluate("picture.toDataURL()")
-        page.locator("#heat").uncheck()
-        assert page.evaluate("picture.toDataURL()") != with_heat
+        for file in (model, cropping_model):
+            page.set_input_files("#model", file)
+            shows(page, "#verdict", "Now a photo")
+            assert page.evaluate("sessions") == 1
+            page.set_input_files("#photo", stained)
+            shows(page, "#details", "stained.png: ")
+            with_heat = picture(page)
+            page.locator("#heat").uncheck()
+            with Detector(file, engine="ort") as detector:
+                outside = check_heat(picture(page), with_heat, detector(stained))
+            assert outside == (file == cropping_model)
+            page.locator("#heat").check()
+        page.set_input_files("#photo", tmp_path / "transparent.png")
+        shows(page, "#verdict", "transparent.png: has transparent pixels")
         (tmp_path / "no.png").write_text("no image")
         page.set_input_files("#photo", tmp_path / "no.png")
         shows(page, "#verdict", "no.png: ")
