@@ -27,7 +27,9 @@ from padim_edge.cli.output import (
     json_bytes,
     progress_bars,
     say,
+    say_if_made_for_another,
     say_images,
+    say_skipped,
     table,
     visible,
 )
@@ -134,7 +136,7 @@ def tune(
         str, typer.Option("--pixel-format", help="Of the camera's frames: bgr, nv12, grey8, ...")
     ] = "bgr",
     calls: Annotated[
-        int, typer.Option("--calls", min=10, help="Counted calls of each candidate, 30 at least.")
+        int, typer.Option("--calls", min=30, help="Counted calls of each candidate.")
     ] = 60,
     seed: Annotated[int, typer.Option("--seed", min=0, max=2**31, help="Of painted defects.")] = 0,
     engine: EngineName = "auto",
@@ -163,20 +165,23 @@ def tune(
     Prints the Pareto front: what nothing else beats in both. A candidate is each embedding, or
     backbone at each size, with each preset, dims, constants and precision.
     """
+    from padim_edge.cli.fit import say_fitted
     from padim_edge.detect.metrics import require_eval_extra
-    from padim_edge.files import atomic_write, check_distinct, writable
+    from padim_edge.files import atomic_write, check_distinct, check_writable
+    from padim_edge.images.preprocess import Preprocess
     from padim_edge.measure.camera import parse_camera
     from padim_edge.measure.tune import Plan, deploy
     from padim_edge.measure.tune import tune as tune_candidates
     from padim_edge.measure.tune_candidates import combine
     from padim_edge.measure.tune_separation import METRICS, gather, keep_examples
+    from padim_edge.model.metadata import INT8_TARGETS
     from padim_edge.runtime.engines import check_name
 
     # All that can be wrong with the request is said now, not after minutes of fitting.
     require_eval_extra("padim-edge tune")
     check_name(engine)
-    if target not in ("cpu", "openvino", "tensorrt"):
-        raise UsageError(f"--for {target}: choose one of cpu, openvino, tensorrt")
+    if target not in INT8_TARGETS:
+        raise UsageError(f"--for {target}: choose one of {', '.join(INT8_TARGETS)}")
     metric = by.replace("-", "_")
     if metric not in METRICS:
         names = ", ".join(name.replace("_", "-") for name in METRICS)
@@ -186,15 +191,18 @@ def tune(
     for one in embedding or (None,):
         check_distinct(embedding=one, output=output, json=json_file, plot=plot)
     if output:
-        writable(output)
+        check_writable(output)
     camera = parse_camera(frame, pixel_format)
     sources = _sources(embedding, backbone, layers, image_size, weights)
+    for source in sources:
+        Preprocess.choose(source.size, preprocess, bit_depth=bit_depth)
     candidates = combine(
         sources,
         _words(precision),
         _words(preset),
         integers("--dims", dims) or (),
         _words(constants),
+        say,
     )
     if plot:
         from padim_edge.measure.plots import draw_front, kind_of
@@ -240,7 +248,8 @@ def tune(
     _conclude(tuned, best, under)
     if output:
         with progress_bars() as progress:
-            deploy(best, plan, output, progress)
+            done = deploy(best, tuned.plan, output, progress)
+        say_fitted(done, default_rate=True)
         typer.echo(f"{output}: no. {best.number}, {best.candidate}")
 
 
@@ -267,9 +276,16 @@ def _sources(
         return found
     with export_extra("--backbone"):
         import padim_edge.export.export  # noqa: F401  # now, not for each
+        from padim_edge.export.backbones import check_size
+        from padim_edge.export.sources import find
+
+        for name in backbone:
+            find(name)
     if weights == "random":
         say("warning: RANDOM weights: for trials; real parts need real weights")
     sizes = [parse_size(size) for size in _words(image_size)]
+    for size in sizes:
+        check_size(size)
     return found + exports(
         backbone, [_words(one) for one in layers or ()] or [None], sizes, weights
     )
@@ -286,12 +302,18 @@ def _photos(source: str, folders: Folders, synthetic: bool) -> tuple[list[Path],
 
 
 def _print(tuned: Tuned) -> None:
-    """The table, the front marked."""
+    """The table, the front marked, and what is to be known of it."""
     from padim_edge.measure.tune_separation import METRICS
+    from padim_edge.model.file import read
 
     plan = tuned.plan
+    say_skipped(plan.skipped, plan.engine)
+    files = [read(row.file, "padim", lazily=True).backbone_info for row in tuned.rows]
+    for made_for in dict.fromkeys(info.quantised_for for info in files):
+        say_if_made_for_another(plan.engine, made_for)
     typer.echo(f"{tuned.machine.processor}, {tuned.machine.cores} cores, {tuned.date}")
-    typer.echo(f"frames: {plan.camera}; engine {plan.engine}; separation: {plan.photos}")
+    typer.echo(f"engine {plan.engine}: {plan.described}")
+    typer.echo(f"frames: {plan.camera}; separation: {plan.photos}")
     typer.echo("")
     more = [name for name in METRICS if name != plan.by]
     table(

@@ -13,6 +13,7 @@ from padim_edge.cli import tune
 from padim_edge.detect.report import intervals
 from padim_edge.images.dataset import Folders
 from padim_edge.model.file import read
+from padim_edge.model.metadata import INT8_TARGETS
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -23,7 +24,7 @@ def fewer() -> Iterator[None]:
         yield
 
 
-QUICK = ("--engine", "ort", "--threads", 1, "--calls", 10, "--frame", "640x480")
+QUICK = ("--engine", "ort", "--threads", 1, "--calls", 30, "--frame", "640x480")
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,11 @@ def test_a_data_set_in_one_command(tmp_path, small, photos):
     assert best["metrics"]["image_auroc"] == top
     assert f"best in 1e+06 ms or less: no. {best['number']}, {best['name']}" in done.stdout
     assert output.read_bytes() == Path(best["file"]).read_bytes()
+    assert value["engine"] == "ort"
+    assert f"engine ort: {value['engine_description']}\n" in done.stdout
+    assert value["engine_description"].startswith("ONNX Runtime ")
+    # What `fit` says of the photos, once: twelve are too few for a rate of 1 %.
+    assert len([line for line in done.warnings() if "12 images are too few for a f" in line]) == 1
     lines = done.stdout.splitlines()
     for one in value["candidates"]:
         (line,) = [line for line in lines if line.startswith(one["name"])]
@@ -133,13 +139,43 @@ def test_a_backbone_is_exported_on_the_way_and_made_int8(tmp_path, photos):
         (("--embedding", "{small}", "--image-size", "64"), ["of a --backbone"]),
         (("--embedding", "{small}", "-o", "{small}"), ["must be different files"]),
         (("--embedding", "{small}", "--frame", "wide"), ["--frame wide", "width x height"]),
+        (("--embedding", "{small}", "--preprocess", "hole"), ["'hole'", "whole, reference"]),
+        (("--embedding", "{small}", "--bit-depth", "11"), ["11", "10, 12, 14"]),
+        (("--embedding", "{small}", "--constants", ","), ["--constants names nothing"]),
+        (
+            ("--embedding", "{chosen}", "--preset", "whitened"),
+            ["{chosen}", "chosen already", "--dims all"],
+        ),
+        (("--backbone", "resnet81"), ["unknown backbone 'resnet81'"]),
+        (("--backbone", "resnet18", "--image-size", "64,100"), ["--image-size 100x100", "32"]),
     ],
 )
-def test_wrong_use_is_refused_before_any_work(tmp_path, small, photos, arguments, words):
-    given = [str(one).format(small=small) for one in arguments]
+def test_wrong_use_is_refused_before_any_work(
+    tmp_path, small, embedding_file, photos, arguments, words
+):
+    names = {"small": small, "chosen": embedding_file}
+    given = [str(one).format(**names) for one in arguments]
+    if "--backbone" in given:
+        pytest.importorskip("torch")
     with unchanged(tmp_path):
         done = in_process("tune", photos, "--work", tmp_path / "work", *given)
-    done.failed(2, *words)
+        broken = tmp_path / "none" / "padim.onnx"
+        lost = in_process("tune", photos, "--embedding", small, "-o", broken)
+    done.failed(2, *(word.format(**names) for word in words))
+    lost.failed(1, f"cannot write {broken}")
+
+
+def test_an_int8_candidate_is_the_detector_that_fit_makes(tmp_path, small, photos):
+    """Its channels are drawn before; and a runtime that it was not made for is told of."""
+    options = ("--preset", "reference", "--dims", 8, "--precision", "int8", "--for", "tensorrt")
+    done = in_process(
+        *("tune", photos, "--embedding", small, *QUICK, *options, "--constants", "float16"),
+        *("--work", tmp_path / "work", "-o", tmp_path / "tuned.onnx"),
+    ).worked()
+    assert any("was made for tensorrt" in line for line in done.warnings())
+    own = tmp_path / "fitted.onnx"
+    in_process("fit", small, photos, *options, "--engine", "ort", "-o", own).worked()
+    assert (tmp_path / "tuned.onnx").read_bytes() == own.read_bytes()
 
 
 def test_a_data_set_without_masks_has_no_pixel_metric(tmp_path, small, photos):
@@ -162,3 +198,8 @@ def test_missing_packages_are_named(tmp_path, small, photos):
         )
         done.failed(1, packages[0].replace("sklearn", "scikit-learn"), f"padim-edge[{extra}]")
     assert not (tmp_path / "work").exists()
+
+
+def test_targets_are_those_of_the_quantiser():
+    quantise = pytest.importorskip("padim_edge.runtime.quantise")
+    assert tuple(quantise.TARGETS) == INT8_TARGETS
