@@ -9,6 +9,8 @@ import numpy as np
 import onnx
 import pytest
 from helpers import in_process, unchanged
+from numpy.testing import assert_allclose
+from onnx import helper
 from PIL import Image
 
 from padim_edge.detect.detector import Detector
@@ -21,14 +23,16 @@ from padim_edge.fit.settings import Settings
 from padim_edge.images.preprocess import Preprocess
 from padim_edge.measure.bare_backbone import bare_backbone
 from padim_edge.model.file import read, write
+from padim_edge.model.graph import Nodes, as_model
 from padim_edge.runtime.graphs import open_graph
 
 onnxruntime = pytest.importorskip("onnxruntime")
+quantise = pytest.importorskip("padim_edge.runtime.quantise")
 
 WHOLE = Preprocess.whole((64, 64))
 
 
-@pytest.fixture(scope="module", params=["cpu", "tensorrt"])
+@pytest.fixture(scope="module", params=["cpu", "openvino", "tensorrt"])
 def made(request, embedding_file, photos):
     good = sorted((photos / "train" / "good").iterdir())
     return quantise_embedding(read(embedding_file, "embedding"), good, WHOLE, request.param)
@@ -71,14 +75,23 @@ def test_what_each_target_wants(made):
     def made_by(name):
         return makers[name].op_type if name in makers else ""
 
+    target = made.model.backbone_info.quantised_for
     convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    if target == "cpu":  # the stem stays in float, in a form that ONNX Runtime leaves as it is
+        stem = convolutions.pop(0)
+        readers = [n for n in graph.node if stem.output[0] in n.input]
+        assert [made_by(name) for name in stem.input[:2]] == ["Sub", ""]
+        assert weights[stem.input[1]].data_type == onnx.TensorProto.FLOAT
+        assert [node.op_type for node in readers] == ["MaxPool"]
+        assert [n.op_type for n in graph.node if readers[0].output[0] in n.input] == ["Max"]
     assert convolutions
     for node in convolutions:  # activations and weights, each a scale a channel
         assert [made_by(name) for name in node.input[:2]] == ["DequantizeLinear"] * 2
         values, scale = makers[node.input[1]].input[:2]
         assert weights[values].data_type == onnx.TensorProto.INT8
         assert list(weights[scale].dims) == [weights[values].dims[0]]
-    if made.model.backbone_info.quantised_for == "cpu":
+    if target != "tensorrt":
+        assert not kinds["Relu"]  # a range from zero does what it did
         # Two products with activations up to 255 fit into 16 bits: not every x86 adds in 32.
         sizes = [
             np.abs(onnx.numpy_helper.to_array(weights[makers[node.input[1]].input[0]])).max()
@@ -101,6 +114,69 @@ def test_what_each_target_wants(made):
     for node in graph.node:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear") and len(node.input) > 2:
             assert not np.any(onnx.numpy_helper.to_array(weights[node.input[2]]))
+
+
+def test_a_stem_in_float_gives_what_it_gave(embedding_file, photos):
+    whole = read(embedding_file, "embedding")
+    rewritten = onnx.ModelProto()
+    rewritten.CopyFrom(whole.proto)
+    left = quantise._leave_stem_in_float(rewritten.graph, "every")
+    onnx.checker.check_model(rewritten, full_check=True)
+    kinds = {node.name: node.op_type for node in rewritten.graph.node}
+    assert [kinds[name] for name in left] == ["Conv", "MaxPool"]
+    images = np.stack([WHOLE(path) for path in sorted((photos / "train" / "good").iterdir())[:2]])
+    found = []
+    for proto in (whole.proto, rewritten):
+        with open_graph(proto.SerializeToString(), "ort") as graph:
+            found.append(graph.run({"image": images}, whole.feature_names()))
+    for theirs, ours in zip(*found, strict=True):  # to rounding: later layers' layout is another
+        assert_allclose(ours, theirs, rtol=0, atol=1e-6 * theirs.max())
+
+
+EIGHT_BITS = {"depthwise": 127}
+SEVEN_BITS = {"grouped": 64, "pointwise": 64}
+
+
+@pytest.mark.parametrize(
+    ("order", "target", "largest"),
+    [
+        ("stem grouped depthwise pointwise", "cpu", EIGHT_BITS | SEVEN_BITS),
+        ("stem grouped depthwise pointwise", "openvino", {"stem": 64} | EIGHT_BITS | SEVEN_BITS),
+        ("stem depthwise grouped pointwise", "cpu", SEVEN_BITS),
+        ("stem depthwise grouped pointwise", "openvino", SEVEN_BITS),
+    ],
+)
+def test_depthwise_convolutions(order, target, largest):
+    """They keep eight bits where others have seven, and those of the stem stay in float."""
+    rng = np.random.default_rng(0)
+    nodes = Nodes("depthwise")
+    nodes.add("Cast", ["image"], "pixels", to=onnx.TensorProto.FLOAT)
+    source = nodes.add("Transpose", ["pixels"], "planes", perm=[0, 3, 1, 2])
+    zero = nodes.constant("zero", np.zeros((), np.float32))
+    shapes = {"stem": (8, 3), "depthwise": (8, 1), "grouped": (8, 4), "pointwise": (16, 8)}
+    for name in order.split():
+        values = rng.standard_normal((*shapes[name], 3, 3)).astype(np.float32)
+        kernel = nodes.constant(f"{name}.kernel", values)
+        group = {"depthwise": 8, "grouped": 2}.get(name, 1)
+        nodes.add("Conv", [source, kernel], f"{name}.maps", group=group)
+        source = nodes.add("Clip", [f"{name}.maps", zero], name)
+    image = helper.make_tensor_value_info("image", onnx.TensorProto.UINT8, ["N", 16, 16, 3])
+    output = helper.make_tensor_value_info(source, onnx.TensorProto.FLOAT, ["N", 16, None, None])
+    proto = as_model(
+        helper.make_graph(nodes.nodes, "depthwise", [image], [output], nodes.constants)
+    )
+    images = rng.integers(0, 256, (4, 16, 16, 3), np.uint8)
+    made = quantise.quantise(proto, [images], target)
+    assert largest == {
+        tensor.name.split(".")[0]: int(np.abs(onnx.numpy_helper.to_array(tensor)).max())
+        for tensor in made.graph.initializer
+        if tensor.data_type == onnx.TensorProto.INT8 and ".kernel_quantized" in tensor.name
+    }
+    found = []
+    for one in (proto, made):
+        with open_graph(one.SerializeToString(), "ort") as graph:
+            found.append(graph.run({"image": images})[0])
+    assert np.square(found[1] - found[0]).mean() < 0.05**2 * np.square(found[0]).mean()
 
 
 @pytest.mark.parametrize("engine", ["ort", "openvino"])
