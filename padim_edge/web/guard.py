@@ -41,7 +41,10 @@ SECURITY = {
 """Headers of every answer."""
 
 LOGIN = {"/login": ("login.html", "text/html"), "/login.css": ("login.css", "text/css")}
-"""What is shown to everybody."""
+"""What is shown to everybody, where a token is needed."""
+
+BASE = "/base.css"
+"""What all pages begin with."""
 
 _LONGEST_LOGIN = 4096  # bytes of its form
 
@@ -141,9 +144,11 @@ class Guard:
 
     async def _outside(self, scope: Scope, receive: Receive) -> Response | None:
         """What is answered to who shows no token; None to who does, or needs none."""
+        headers, path = Headers(scope=scope), scope["path"]
+        if path == BASE and scope["method"] in ("GET", "HEAD"):
+            return _page("base.css", "text/css")
         if self._access is None:
             return None
-        headers, path = Headers(scope=scope), scope["path"]
         address = scope["client"][0] if scope["client"] else ""
         port = scope["server"][1] or 0
         if path == "/login" and scope["method"] == "POST":

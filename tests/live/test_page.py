@@ -695,12 +695,13 @@ def test_what_is_no_json_is_refused(served):
     assert pupil.asked == []
 
 
-def test_the_files_of_the_page_are_three(served):
+def test_the_files_of_the_page_are_four(served):
     url = served[1]
     for path, kind in (
         ("/", b"text/html"),
         ("/page.js", b"text/javascript"),
         ("/page.css", b"text/css"),
+        ("/base.css", b"text/css"),
     ):
         code, head, _ = ask(url, get(path))
         assert (code, kind in head) == (200, True)

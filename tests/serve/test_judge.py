@@ -223,7 +223,7 @@ def test_what_is_refused_everywhere_is_as_the_document_says(service):
 
 
 def test_the_page_asks_nobody_else(service):
-    for path in ("", "serve.js", "serve.css"):
+    for path in ("", "serve.js", "serve.css", "base.css"):
         given = HTTP.request("GET", service.url + path)
         assert given.status == 200
         assert b"http://" not in given.data

@@ -571,6 +571,8 @@ def test_a_login_sets_a_cookie_that_scripts_and_other_sites_do_not_get():
         assert ask(one.url, get("/", "localhost", html))[0] == 303
         assert ask(one.url, get("/", "localhost", "Accept: */*"))[0] == 401
         assert b'name="token"' in ask(one.url, get("/login"))[2]
+        code, head, body = ask(one.url, get("/base.css"))  # how the login looks, too
+        assert (code, b"text/css" in head, b"--paper" in body) == (200, True, True)
         code, head, body = ask(one.url, login("wrong"))
         assert (code, b"That was not the token." in body) == (401, True)
         assert b"set-cookie" not in head
