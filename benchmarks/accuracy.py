@@ -13,10 +13,12 @@ A backbone is a network, with =FILE for weights that its source does not have. i
 calibrated on the category's own good photos. False alarms are of test/good, at the threshold for
 --false-alarm-rate; the interval is Clopper and Pearson's.
 
-Figures are of all of test, as others publish them, and beside them of its *unseen* photos alone: a
-photo of test is seen if it equals one of train, or is in one group with one, where
+Figures are of all of test, as others publish them, and beside them without the good photos that the
+fit has *seen*: those that equal one of train, or are in one group with one, where
 `padim_edge.fit.copies` puts all of train and all of test into groups, prepared as `whole`. Of a
 data set whose training photos show the parts of test, too, the first kind promises too much.
+Defective photos all count: no fit has seen a defect, and whose photo is like a good one is hard to
+find.
 
 Times: the engine ort on one prepared frame, detectors of the first category in turn, blocks of ten
 calls with a rest between, medians; no time depends on the category, so that of a kind stands for
@@ -232,29 +234,28 @@ def judged(folder: Path, weights: str, row: Row, arguments: argparse.Namespace, 
 
 @functools.cache
 def seen(folder: Path) -> frozenset[Path]:
-    """Photos of test that show what a photo of train shows, too, as said at the top."""
-    train = train_images(folder)
-    files = [*train, *(sample.path for sample in test_samples(folder))]
+    """Good photos of test that show what a photo of train shows, too, as said at the top."""
+    train, samples = train_images(folder), test_samples(folder)
+    files = [*train, *(sample.path for sample in samples)]
     copies, kept = Copies(), []
     for paths, images in read_batches(files, Preprocess.whole(SIZE), BATCH, refuse):
         kept += [paths[place] for place in copies.new(paths, images)]
     group: dict[Path | None, int] = dict(zip(kept, copies.groups().tolist(), strict=True))
     group |= {copy: group[first] for copy, first in copies.found}
     known = {group[path] for path in train}
-    return frozenset(path for path in files[len(train) :] if group[path] in known)
+    good = (sample.path for sample in samples if not sample.is_anomalous)
+    return frozenset(path for path in good if group[path] in known)
 
 
 def unseen(judged: Judged, known: frozenset[Path]) -> Row:
-    """Figures of the photos that are not among the known ones."""
+    """Figures without some known photos, good ones."""
     own = np.array([sample.path not in known for sample in judged.samples])
     labels, scores = judged.labels[own], judged.scores[own]
-    bad, good = scores[labels], scores[~labels]
-    both = len(good) and len(bad)
+    good = scores[~labels]
     return {
         "unseen_good": len(good),
-        "unseen_defective": len(bad),
         "unseen_false_alarms": int((good > judged.threshold).sum()),
-        "unseen_image_auroc": float(roc_auc_score(labels, scores)) if both else None,
+        "unseen_image_auroc": float(roc_auc_score(labels, scores)) if len(good) else None,
     }
 
 
@@ -384,8 +385,8 @@ def _means(rows: Sequence[Row]) -> list[str]:
     targets = ", ".join(f"{target:g}" for target in sorted({row["target"] for row in rows}))
     lines = [
         f"Means over {most} categories; false alarms and their 95 % interval are of all good test "
-        f"photos together, at a target of {targets}. Unseen: without photos of test that show what "
-        "a photo of train shows, too."
+        f"photos together, at a target of {targets}. Of unseen: without good photos of test that "
+        "show what a photo of train shows, too."
         if rows
         else "Nothing was judged.",
         "",

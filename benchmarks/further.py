@@ -12,8 +12,8 @@ Intervals: 95 % of a bootstrap of the test photos, good and defective ones each 
 the same draws for all heads, so that differences are paired. It takes pixel metrics from histograms
 of the maps (within .0005 of the exact ones, which the table gives).
 
-What is in --work (features as float16, results a file each) is not made again, so a long run can be
-made in pieces. One thread is used.
+What is in --work (features as float16, results a file each, in a folder for each embedding and set,
+by their bytes) is not made again, so a long run can be made in pieces. One thread is used.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import hashlib
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accuracy import photos_digest
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
@@ -94,8 +96,15 @@ class Photos:
         path = self._work / f"{which}{change and '-'}{change}-{layer}.npy"
         if not path.exists():
             for place, maps in enumerate(self._extract(which, change)):
-                np.save(path.with_name(path.name.replace(f"-{layer}.", f"-{place}.")), maps)
+                own = path.with_name(path.name.replace(f"-{layer}.", f"-{place}."))
+                with atomic_write(own) as stream:
+                    np.save(stream, maps)
         stored: Array = np.load(path)
+        if len(stored) != len(self._files[which]):
+            raise SystemExit(
+                f"{path} is of {len(stored)} photos, and there are {len(self._files[which])}: "
+                "delete it"
+            )
         return stored.astype(np.float32)
 
     def _extract(self, which: str, change: str) -> list[Array]:
@@ -188,6 +197,12 @@ class Judged:
     values: int
 
 
+def resized(maps: Array, rows: Array, columns: Array | None = None) -> Array:
+    """[..., h, w] by a matrix of its rows and one of its columns, or the same one."""
+    result: Array = rows @ maps @ (rows if columns is None else columns).T
+    return result
+
+
 def averaged(maps: Array, grid: int, wide: bool = True) -> Array:
     """[photos, C, h, w] averaged as `padim_edge.model.pooling` does it, no finer than the grid.
 
@@ -199,19 +214,15 @@ def averaged(maps: Array, grid: int, wide: bool = True) -> Array:
     size = maps.shape[2]
     steps = max(size // grid, 1)
     reach = (2 * steps + steps % 2 - steps) // 2 if wide else 0
-    matrix = np.zeros((size // steps, size), np.float32)
-    for place, row in enumerate(matrix):
-        row[max(place * steps - reach, 0) : (place + 1) * steps + reach] = 1
-    matrix /= matrix.sum(axis=1, keepdims=True)
-    result: Array = matrix @ maps @ matrix.T
-    return result
+    first = np.arange(size // steps)[:, None] * steps
+    pixel = np.arange(size)
+    matrix = ((pixel >= first - reach) & (pixel < first + steps + reach)).astype(np.float32)
+    return resized(maps, matrix / matrix.sum(axis=1, keepdims=True))
 
 
 def onto(maps: Array, grid: int) -> Array:
     """Resized up to the grid, bilinear."""
-    matrix = smoothing_matrix(grid, maps.shape[2], 0).astype(np.float32)
-    result: Array = matrix @ maps @ matrix.T
-    return result
+    return resized(maps, smoothing_matrix(grid, maps.shape[2], 0).astype(np.float32))
 
 
 def repeated(maps: Array, grid: int) -> Array:
@@ -378,12 +389,8 @@ def gaussians(
 
 def smooth(distances: Array, size: tuple[int, int], sigma: float = SIGMA) -> Array:
     """Score maps [n, H, W] of distances [n, h, w]."""
-    rows, columns = (
-        smoothing_matrix(pixels, positions, sigma)
-        for pixels, positions in zip(size, distances.shape[1:], strict=True)
-    )
-    result: Array = (rows @ distances @ columns.T).astype(np.float32)
-    return result
+    matrices = map(smoothing_matrix, size, distances.shape[1:], (sigma, sigma))
+    return resized(distances, *matrices).astype(np.float32)
 
 
 def top(maps: Array) -> Array:
@@ -515,34 +522,27 @@ class Heads:
     def regions(self, by_kind: bool, count: int = 4) -> Judged:
         """A basis for each of some regions of positions."""
         grid = self.grids[COARSE]
-        layers = [layer.each(lambda maps: onto(maps, grid)) for layer in self.layers(BOTH, grid)]
+        layers = self.layers(BOTH, grid)
         joined = Maps(
-            *(
-                np.concatenate([getattr(one, which) for one in layers], axis=1)
-                for which in ("train", "test")
-            )
+            np.concatenate([layer.train for layer in layers], axis=1),
+            np.concatenate([layer.test for layer in layers], axis=1),
         )
+        mean, spread = joined.train.mean(axis=0), joined.train.std(axis=(0, 2, 3))
+        joined = joined.each(lambda maps: maps - mean)
+        channels = len(mean)
         if by_kind:
-            raw = joined.train.mean(axis=0).reshape(joined.train.shape[1], -1).T
-            points = raw / joined.train.std(axis=(0, 2, 3))
+            points = mean.reshape(channels, -1).T / spread
             region = nearest_of(points, count).reshape(grid, grid)
         else:
             half = np.arange(grid) * 2 // grid
             region = 2 * half[:, None] + half
-        made = Maps(
-            *(
-                np.zeros((len(maps), 100, grid, grid), np.float32)
-                for maps in (joined.train, joined.test)
-            )
-        )
-        mean = joined.train.mean(axis=0)
+        made = joined.each(lambda maps: np.zeros_like(maps[:, :100]))
         for one in np.unique(region):
             own = region == one
-            centred = (joined.train - mean)[:, :, own]
-            flat = centred.transpose(0, 2, 1).reshape(-1, centred.shape[1])
-            basis = directions(flat.T @ flat / (own.sum() * (len(centred) - 1)), 100)
-            for maps, source in ((made.train, joined.train), (made.test, joined.test)):
-                maps[:, :, own] = basis.T @ (source - mean)[:, :, own]
+            flat = joined.train[:, :, own].transpose(0, 2, 1).reshape(-1, channels)
+            basis = directions(flat.T @ flat / (own.sum() * (len(joined.train) - 1)), 100)
+            made.train[:, :, own] = basis.T @ joined.train[:, :, own]
+            made.test[:, :, own] = basis.T @ joined.test[:, :, own]
         return self.judge(gaussians([made], self.groups))
 
     def poses(self, count: int, whole: bool) -> Judged:
@@ -579,7 +579,7 @@ class Heads:
         else:
             squared = each.min(axis=0)
         maps = np.sqrt(train.pyramid.from_tree(np.ascontiguousarray(squared)))
-        return self.judge(Distances(maps, maps, self.coarse.values))
+        return self.judge(Distances(maps[:0], maps, self.coarse.values))  # nothing is left out
 
     def augmented(self, changes: Sequence[str]) -> Judged:
         """Changed copies among the training photos; basis and alpha of the photos themselves."""
@@ -600,31 +600,14 @@ class Heads:
         layers = self.layers(BOTH, grid)
         channels = sum(self.photos.info.layer_channels[1:])
         y = whitened(layers, grid, channels)
-        train, test = tree([y], self.groups)
-        alpha = likeliest(tree([self.y14], self.groups)[0])
-        eps = alpha / (1 - alpha)
-        left_out, squared = [], []
-        x = np.concatenate([train.of(cells)[0] for cells in train.chunks()])
-        z = np.concatenate([test.of(cells)[0] for cells in test.chunks()])
-        values = (x - x.mean(axis=1, keepdims=True)).var(axis=1)
-        effective = values.sum(axis=1) ** 2 / (values**2).sum(axis=1)
+        values = y.train.var(axis=0)
+        effective = values.sum(axis=0) ** 2 / (values**2).sum(axis=0)
         dims = (100 * effective / effective.mean()).round().clip(20, channels).astype(int)
-        for own, other, width in zip(x, z, dims, strict=True):
-            features = [own[None, :, :width]]
-            moments = moments_of(features)
-            blocks = gaussian.whitening(moments, eps)
-            outer = gaussian.whitening(moments, gaussian.leave_out_eps(eps, moments.count))
-            q = gaussian.squared_distances(outer, [features[0] - moments.means[0][:, None]])
-            left_out.append(gaussian.leave_one_out(q, moments.count)[0])
-            centred = [other[None, :, :width] - moments.means[0][:, None]]
-            squared.append(gaussian.squared_distances(blocks, centred)[0])
-        shape = train.pyramid
-        made = Distances(
-            np.sqrt(shape.from_tree(np.stack(left_out))),
-            np.sqrt(shape.from_tree(np.stack(squared))),
-            int((dims**2).sum()),
-        )
-        return self.scaled(made)
+        alpha = likeliest(tree([self.y14], self.groups)[0])
+        # A channel that is 0 in all photos adds nothing to any distance.
+        some = y.each(lambda maps: maps * (np.arange(channels)[:, None, None] < dims))
+        made = gaussians([some], self.groups, alpha / (1 - alpha))
+        return self.scaled(dataclasses.replace(made, values=int((dims**2).sum())))
 
     # ---- two heads
 
@@ -857,14 +840,19 @@ def main() -> None:
     parser.add_argument("--stop-after", type=float, default=float("inf"), help="seconds")
     options = parser.parse_args()
     wanted = [name.strip() for name in options.only.split(";")] if options.only else list(HEADS)
+    unknown = [name for name in wanted if name not in HEADS]
+    if unknown:
+        raise SystemExit(f"--only {'; '.join(unknown)}: choose among {'; '.join(HEADS)}")
     embedding = read(options.embedding, "embedding")
+    works = [_work(options.work, embedding, folder) for folder in options.folders]
     start = time.monotonic()
-    for folder in options.folders:
-        work = options.work / f"{embedding.backbone_info.backbone}-{folder.name}"
-        work.mkdir(parents=True, exist_ok=True)
-        missing = [name for name in wanted if not _file(work, name).exists()]
+    for folder, work in zip(options.folders, works, strict=True):
+        missing = [name for name in wanted if _kept(work, name, options.resamples) is None]
         if not missing:
             continue
+        if time.monotonic() - start > options.stop_after:
+            break
+        work.mkdir(parents=True, exist_ok=True)
         photos = Photos(embedding, folder, work)
         heads = Heads(photos)
         for name in missing:
@@ -882,17 +870,34 @@ def main() -> None:
                     values=np.array(judged.values),
                 )
             print(folder.name, name, f"{time.monotonic() - began:.1f} s", flush=True)
-    for folder in options.folders:
-        print(table(options.work / f"{embedding.backbone_info.backbone}-{folder.name}", wanted))
+    for work in works:
+        print(table(work, wanted, options.resamples))
+
+
+def _work(root: Path, embedding: Model, folder: Path) -> Path:
+    """Where everything of an embedding and a data set is, whatever else bears their names."""
+    digest = hashlib.sha256(f"{embedding.sha256} {photos_digest(folder)}".encode()).hexdigest()[:12]
+    return root / f"{embedding.backbone_info.backbone}-{folder.name}-{digest}"
 
 
 def _file(work: Path, name: str) -> Path:
     return work / f"{''.join(c if c.isalnum() else '-' for c in name)}.npz"
 
 
-def table(work: Path, names: Sequence[str]) -> str:
+def _kept(work: Path, name: str, resamples: int) -> dict[str, Array] | None:
+    """Results of a head, if they are there, of so many draws."""
+    path = _file(work, name)
+    if not path.exists():
+        return None
+    with np.load(path) as stored:
+        found = dict(stored)
+    return found if len(found["drawn"]) == resamples else None
+
+
+def table(work: Path, names: Sequence[str], resamples: int) -> str:
     """Figures of one set, and how far image AUROC is from `whitened`, and PRO from `reference`."""
-    made = {name: np.load(_file(work, name)) for name in names if _file(work, name).exists()}
+    found = ((name, _kept(work, name, resamples)) for name in names)
+    made = {name: own for name, own in found if own is not None}
     lines = [
         f"{work.name}",
         "",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 pytest.importorskip("onnxruntime")
@@ -53,6 +54,39 @@ def test_presets_are_those_of_the_commands_and_results_are_kept(
     assert [path.stat().st_mtime_ns for path in (tmp_path / "work").glob("*/*")] == times
     assert "| reference | " in shown
     assert "| whitened-fine | " in shown
+    # Other photos of the same name have a folder of their own.
+    (folder / "test" / "good" / "000.png").unlink()
+    further.photos_digest.cache_clear()
+    run("reference")
+    assert len([*(tmp_path / "work").iterdir()]) == 2
+
+
+@pytest.mark.slow  # features of 24 photos
+def test_near_copies_are_left_out_together_by_position(
+    whole_embedding: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_dataset(tmp_path / "set", train=12, good=2, per_defect=1, size=64)
+    for path in sorted((tmp_path / "set" / "train" / "good").iterdir()):
+        image = Image.open(path)
+        image.point(lambda value: value * 0.95).save(path.with_name(f"{path.stem}-lit.png"))
+    photos = further.Photos(further.read(whole_embedding, "embedding"), tmp_path / "set", tmp_path)
+    together, alone = further.Heads(photos), further.Heads(photos)
+    assert len(set(together.groups)) == 12
+    alone.groups = np.arange(24)
+    monkeypatch.setattr(further.Heads, "scaled", lambda _, distances: distances)
+    monkeypatch.setattr(further, "likeliest", lambda *_: 0.2)  # which depends on groups, too
+    left_out, apart = (heads.by_position().train for heads in (together, alone))
+    assert left_out.mean() > 1.5 * apart.mean()
+
+    np.save(tmp_path / "train-0.npy", np.zeros((3, 1, 1, 1), np.float16))
+    with pytest.raises(SystemExit, match=r"train-0.npy is of 3 photos, and there are 24"):
+        photos("train", 0)
+
+
+def test_heads_that_are_not_there_are_refused_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["further.py", "no.onnx", "no", "--only", "whitened; white"])
+    with pytest.raises(SystemExit, match="--only white: choose among reference; "):
+        further.main()
 
 
 def test_areas_from_histograms_are_those_of_the_pixels() -> None:
