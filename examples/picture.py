@@ -29,6 +29,9 @@ def main() -> int:
     parser.add_argument("-o", "--output", type=Path, required=True, help="a .png")
     parser.add_argument("--side", type=int, default=256, help="width of each part, in pixels")
     options = parser.parse_args()
+    for given in (options.model, *options.photos):
+        if options.output.exists() and given.exists() and options.output.samefile(given):
+            parser.error(f"-o {options.output} would write over {given}: name another file")
     try:
         with Detector(options.model) as detector:
             rows = [row(detector, photo, options.side) for photo in options.photos]

@@ -147,16 +147,19 @@ Verdict Detector::judge(const uint8_t* rgb, int64_t height, int64_t width) {
   const char* outputs[] = {"score", "score_map"};
   const auto results = session_.Run(Ort::RunOptions{}, inputs, &frame, 1, outputs, 2);
 
-  const float score = *results[0].GetTensorData<float>();
   const auto map = results[1].GetTensorTypeAndShapeInfo();
   const float* scores = results[1].GetTensorData<float>();
+  const float* end = scores + map.GetElementCount();
+  // ONNX Runtime's largest of NaN and numbers is a number.
+  const bool is_sound = std::all_of(scores, end, [](float one) { return std::isfinite(one); });
+  const float score = is_sound ? *results[0].GetTensorData<float>() : NAN;
   const auto below = std::upper_bound(good_scores_.begin(), good_scores_.end(), double(score));
   const bool is_number = !std::isnan(score);
   return {
       score,
       !(score <= threshold_), // a score that is not a number is no proof of a good part
       is_number ? 100.0 * double(below - good_scores_.begin()) / double(good_scores_.size()) : 0.0,
-      {scores, scores + map.GetElementCount()},
+      {scores, end},
       map.GetShape().at(1),
       map.GetShape().at(2),
   };

@@ -34,7 +34,7 @@ struct Preprocess {
 };
 
 struct Verdict {
-  float score;
+  float score;                  // NaN, and anomalous, if a value of the map is not finite
   bool is_anomalous;
   double percentile;            // per cent of the good images of the fit that score no higher
   std::vector<float> map;       // map_height rows of map_width scores

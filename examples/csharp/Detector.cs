@@ -63,13 +63,15 @@ public sealed class Detector : IDisposable
         using var frame = OrtValue.CreateTensorValueFromMemory(
             OrtMemoryInfo.DefaultInstance, rgb, new long[] { 1, height, width, 3 });
         using var results = session.Run(runOptions, Inputs, new[] { frame }, Outputs);
-        float score = results[0].GetTensorDataAsSpan<float>()[0];
+        float[] map = results[1].GetTensorDataAsSpan<float>().ToArray();
+        // ONNX Runtime's largest of NaN and numbers is a number.
+        float score = map.All(float.IsFinite) ? results[0].GetTensorDataAsSpan<float>()[0] : float.NaN;
         long[] shape = results[1].GetTensorTypeAndShape().Shape;
         return new Verdict(
             score,
             !(score <= Threshold), // a score that is not a number is no proof of a good part
             100.0 * goodScores.Count(good => good <= score) / goodScores.Length,
-            results[1].GetTensorDataAsSpan<float>().ToArray(),
+            map,
             (int)shape[1],
             (int)shape[2]);
     }
@@ -129,6 +131,7 @@ public sealed class Verdict
         MapWidth = mapWidth;
     }
 
+    /// <summary>NaN, and anomalous, if a value of the map is not finite.</summary>
     public float Score { get; }
 
     public bool IsAnomalous { get; }

@@ -34,7 +34,8 @@ export class Detector {
   async judge(rgb, width, height) {
     const frame = new this.ort.Tensor("uint8", rgb, [1, height, width, 3]);
     const { score, score_map: map } = await this.session.run({ frame });
-    const value = score.data[0];
+    // ONNX Runtime's largest of NaN and numbers is a number.
+    const value = map.data.every(Number.isFinite) ? score.data[0] : NaN;
     return {
       score: value,
       threshold: this.threshold,

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from helpers import link, padim_edge
+from onnx import numpy_helper
 from PIL import Image
 
 
@@ -46,6 +47,23 @@ def twelve_bit_model(once: Callable[..., Path], model: Path) -> Path:
         onnx.save(said, place / "twelve.onnx")
 
     return once("twelve-bit-model", fill) / "twelve.onnx"
+
+
+@pytest.fixture(scope="session")
+def numberless_model(once: Callable[..., Path], embedding_file: Path, photos: Path) -> Path:
+    """One with a region, where the map is NaN: the graph's score is its border's, 0. Read only."""
+
+    def fit(place: Path) -> None:
+        file, border = place / "padim.onnx", ("--frame-input", "--ignore-border", 8)
+        padim_edge("fit", embedding_file, photos / "train", *border, "-o", file).worked()
+        said = onnx.load(file)
+        (mean,) = (one for one in said.graph.initializer if one.name == "mean.1")
+        values = numpy_helper.to_array(mean).copy()
+        values[0, 0, 4, 4] = np.nan  # the middle of 8 x 8
+        mean.CopyFrom(numpy_helper.from_array(values, mean.name))
+        onnx.save(said, file)
+
+    return once("numberless-model", fit) / "padim.onnx"
 
 
 @pytest.fixture(scope="session")

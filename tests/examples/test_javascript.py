@@ -101,6 +101,15 @@ def test_node_says_what_python_says(folder, model, twelve_bit_model, frames, tmp
     assert "12 bits hold up to 4095" in judged(folder, twelve_bit_model, wide).stdout
 
 
+def test_a_map_with_nan_is_no_proof_of_a_good_part(folder, numberless_model, frames):
+    done = judged(folder, numberless_model, frames[0])
+    line = json.loads(done.stdout)
+    assert done.returncode == 3, done.stderr
+    assert line["isAnomalous"] is True
+    assert line["score"] is None
+    assert line["percentile"] == 0
+
+
 def test_node_refuses_other_files_in_a_line(folder, model_file, embedding_file, frames, tmp_path):
     photo = frames[0]
     (tmp_path / "half.onnx").write_bytes(model_file.read_bytes()[:5000])
@@ -214,7 +223,14 @@ def picture(page) -> np.ndarray:
 
 
 def test_the_page_says_what_python_says(
-    folder, model, model_file, twelve_bit_model, cropping_model, frames, tmp_path
+    folder,
+    model,
+    model_file,
+    twelve_bit_model,
+    cropping_model,
+    numberless_model,
+    frames,
+    tmp_path,
 ):
     stained = frames[-1]
     with_a_profile(stained, tmp_path / "profile.png")
@@ -261,6 +277,11 @@ def test_the_page_says_what_python_says(
                 outside = check_heat(picture(page), with_heat, detector(stained))
             assert outside == (file == cropping_model)
             page.locator("#heat").check()
+        page.set_input_files("#model", numberless_model)
+        shows(page, "#verdict", "Now a photo")
+        page.set_input_files("#photo", stained)
+        shows(page, "#details", "stained.png: score NaN")
+        assert page.locator("#verdict").text_content() == "ANOMALY"
         page.set_input_files("#photo", tmp_path / "transparent.png")
         shows(page, "#verdict", "transparent.png: has transparent pixels")
         (tmp_path / "no.png").write_text("no image")

@@ -73,6 +73,15 @@ def test_it_says_what_python_says(program, model, frames):
     assert "ok" in decisions.values()
 
 
+def test_a_map_with_nan_is_no_proof_of_a_good_part(program, numberless_model, frames):
+    done = judged(program, numberless_model, frames[0])
+    line = json.loads(done.stdout)
+    assert done.returncode == 3, done.stderr
+    assert line["decision"] == "anomaly"
+    assert line["score"] is None
+    assert line["percentile"] == 0
+
+
 def test_every_kind_of_file_is_decoded_as_python_does_it(
     program, model, twelve_bit_model, frames, tmp_path
 ):

@@ -149,3 +149,10 @@ def test_the_picture_of_the_readme_can_be_drawn(tmp_path):
     subprocess.run(list(map(str, command)), check=True, timeout=60)
     with Image.open(drawn) as picture:
         assert picture.size == (3 * 64, 2 * (64 + 20))  # a bar of 20 below each
+    before, linked = photos[1].read_bytes(), tmp_path / "linked.png"
+    linked.symlink_to(photos[1])
+    command[command.index("-o") + 1] = linked
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f"would write over {photos[1]}: name another file" in done.stderr
+    assert photos[1].read_bytes() == before
