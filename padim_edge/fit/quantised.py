@@ -47,10 +47,16 @@ class Quantised:
     brightest: int
 
     def described(self) -> str:
-        """What it is for, and what it changes, in words."""
+        """What it is for, what it changes, and how much of it is in int8, in words."""
         target = self.model.backbone_info.quantised_for
         changes = ", ".join(f"{name} {change:.1%}" for name, change in self.difference.items())
-        return f"for {target}, calibrated on {self.photos} images, changes {changes} (RMS)"
+        nodes = self.model.proto.graph.node
+        dequantised = {node.output[0] for node in nodes if node.op_type == "DequantizeLinear"}
+        weights = [node.input[1] in dequantised for node in nodes if node.op_type == "Conv"]
+        return (
+            f"for {target}, calibrated on {self.photos} images, changes {changes} (RMS); "
+            f"{sum(weights)} of {len(weights)} convolutions are in int8"
+        )
 
 
 def quantise_embedding(

@@ -27,7 +27,7 @@ from padim_edge.model.pyramid import Pyramid
 PRODUCTS = ("Conv", "MatMul", "Gemm")
 VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity")
 ELEMENTWISE = (
-    "Add", "Cast", "Clip", "Div", "HardSigmoid", "HardSwish", "LeakyRelu", "Mul", "Relu",
+    "Add", "Cast", "Clip", "Div", "HardSigmoid", "HardSwish", "LeakyRelu", "Max", "Mul", "Relu",
     "Sigmoid", "Sqrt", "Sub", "Where",
 )  # fmt: skip
 BYTES = {"float32": 4, "float16": 2, "int8": 1}

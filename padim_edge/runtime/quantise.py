@@ -8,6 +8,7 @@ with; so a graph is made for one.
 from __future__ import annotations
 
 import dataclasses
+import math
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -137,7 +138,9 @@ def quantise(
     plain = onnx.ModelProto()
     plain.CopyFrom(proto)
     del plain.metadata_props[:]
-    in_float = _leave_stem_in_float(plain.graph, wanted.float_stem) if wanted.float_stem else []
+    in_float = _clips_beyond_zero(plain.graph)
+    if wanted.float_stem:
+        in_float += _leave_stem_in_float(plain.graph, wanted.float_stem)
     eight_bits = {
         name: [{"axis": 0, "reduce_range": False}] for name in _depthwise_weights(plain.graph)
     }
@@ -181,7 +184,9 @@ def _leave_stem_in_float(graph: onnx.GraphProto, which: Literal["depthwise", "ev
     max(x, 0), which gives the same. ONNX Runtime would take a ReLU into the quantisation behind it
     and then move that in front of the pool, where it is a slow one.
     """
-    conv = next(node for node in graph.node if node.op_type == "Conv")
+    conv = next((node for node in graph.node if node.op_type == "Conv"), None)
+    if conv is None:
+        return []
     relu = _only_reader(graph, conv, "Relu")
     after = _only_reader(graph, relu or _only_reader(graph, conv, "Clip") or conv, "Conv")
     if after and after.input[1] in _depthwise_weights(graph):
@@ -197,6 +202,23 @@ def _leave_stem_in_float(graph: onnx.GraphProto, which: Literal["depthwise", "ev
     relu.input[:], relu.output[:] = conv.output, [signed]
     pool.CopyFrom(helper.make_node("Max", [signed, zero], [pooled], name=f"{pool.name}.rectified"))
     return [conv.name, relu.name]
+
+
+def _clips_beyond_zero(graph: onnx.GraphProto) -> list[str]:
+    """Names of the Clip nodes that a range with zero in it, as all are, does not replace."""
+    constants = {
+        tensor.name: float(numpy_helper.to_array(tensor).item())
+        for tensor in graph.initializer
+        if math.prod(tensor.dims) == 1
+    }
+
+    def holds_zero(node: onnx.NodeProto) -> bool:
+        low, high = (
+            constants.get(name, np.nan) if name else 0.0 for name in [*node.input[1:], "", ""][:2]
+        )
+        return low <= 0 <= high
+
+    return [node.name for node in graph.node if node.op_type == "Clip" and not holds_zero(node)]
 
 
 def _depthwise_weights(graph: onnx.GraphProto) -> set[str]:

@@ -137,6 +137,38 @@ EIGHT_BITS = {"depthwise": 127}
 SEVEN_BITS = {"grouped": 64, "pointwise": 64}
 
 
+def network(names, low, high):
+    """A graph of convolutions with bounds, and images for it."""
+    rng = np.random.default_rng(0)
+    nodes = Nodes("made")
+    nodes.add("Cast", ["image"], "pixels", to=onnx.TensorProto.FLOAT)
+    source = nodes.add("Transpose", ["pixels"], "planes", perm=[0, 3, 1, 2])
+    bounds = [
+        nodes.constant(name, np.array(value, np.float32))
+        for name, value in (("low", low), ("high", high))
+    ]
+    shapes = {"stem": (8, 3), "depthwise": (8, 1), "grouped": (8, 4), "pointwise": (16, 8)}
+    for name in names:
+        values = rng.standard_normal((*shapes[name], 3, 3)).astype(np.float32)
+        kernel = nodes.constant(f"{name}.kernel", values / 64 if name == "stem" else values)
+        group = {"depthwise": 8, "grouped": 2}.get(name, 1)
+        nodes.add("Conv", [source, kernel], f"{name}.maps", group=group)
+        source = nodes.add("Clip", [f"{name}.maps", *bounds], name)
+    image = helper.make_tensor_value_info("image", onnx.TensorProto.UINT8, ["N", 16, 16, 3])
+    output = helper.make_tensor_value_info(source, onnx.TensorProto.FLOAT, ["N", None, None, None])
+    proto = as_model(helper.make_graph(nodes.nodes, "made", [image], [output], nodes.constants))
+    return proto, rng.integers(0, 256, (4, 16, 16, 3), np.uint8)
+
+
+def change(proto, made, images):
+    """Of the maps: root mean square, relative."""
+    found = []
+    for one in (proto, made):
+        with open_graph(one.SerializeToString(), "ort") as graph:
+            found.append(graph.run({"image": images})[0])
+    return np.sqrt(np.square(found[1] - found[0]).mean() / np.square(found[0]).mean())
+
+
 @pytest.mark.parametrize(
     ("order", "target", "largest"),
     [
@@ -148,35 +180,22 @@ SEVEN_BITS = {"grouped": 64, "pointwise": 64}
 )
 def test_depthwise_convolutions(order, target, largest):
     """They keep eight bits where others have seven, and those of the stem stay in float."""
-    rng = np.random.default_rng(0)
-    nodes = Nodes("depthwise")
-    nodes.add("Cast", ["image"], "pixels", to=onnx.TensorProto.FLOAT)
-    source = nodes.add("Transpose", ["pixels"], "planes", perm=[0, 3, 1, 2])
-    zero = nodes.constant("zero", np.zeros((), np.float32))
-    shapes = {"stem": (8, 3), "depthwise": (8, 1), "grouped": (8, 4), "pointwise": (16, 8)}
-    for name in order.split():
-        values = rng.standard_normal((*shapes[name], 3, 3)).astype(np.float32)
-        kernel = nodes.constant(f"{name}.kernel", values)
-        group = {"depthwise": 8, "grouped": 2}.get(name, 1)
-        nodes.add("Conv", [source, kernel], f"{name}.maps", group=group)
-        source = nodes.add("Clip", [f"{name}.maps", zero], name)
-    image = helper.make_tensor_value_info("image", onnx.TensorProto.UINT8, ["N", 16, 16, 3])
-    output = helper.make_tensor_value_info(source, onnx.TensorProto.FLOAT, ["N", 16, None, None])
-    proto = as_model(
-        helper.make_graph(nodes.nodes, "depthwise", [image], [output], nodes.constants)
-    )
-    images = rng.integers(0, 256, (4, 16, 16, 3), np.uint8)
+    proto, images = network(order.split(), 0, 6)
     made = quantise.quantise(proto, [images], target)
     assert largest == {
         tensor.name.split(".")[0]: int(np.abs(onnx.numpy_helper.to_array(tensor)).max())
         for tensor in made.graph.initializer
         if tensor.data_type == onnx.TensorProto.INT8 and ".kernel_quantized" in tensor.name
     }
-    found = []
-    for one in (proto, made):
-        with open_graph(one.SerializeToString(), "ort") as graph:
-            found.append(graph.run({"image": images})[0])
-    assert np.square(found[1] - found[0]).mean() < 0.05**2 * np.square(found[0]).mean()
+    assert change(proto, made, images) < 0.15
+
+
+@pytest.mark.parametrize(("low", "high", "kept"), [(0, 6, 0), (-3, 3, 0), (0.5, 2, 1), (-3, -1, 1)])
+def test_bounds_without_zero_are_kept(low, high, kept):
+    proto, images = network(("stem",), low, high)
+    made = quantise.quantise(proto, [images], "openvino")
+    assert sum(node.op_type == "Clip" for node in made.graph.node) == kept
+    assert change(proto, made, images) < 0.03
 
 
 @pytest.mark.parametrize("engine", ["ort", "openvino"])
@@ -253,6 +272,7 @@ def test_quantize_as_it_is_typed(embedding_file, photos, tmp_path):
     first, second = done.stdout.splitlines()
     assert first.startswith(f"{output}: ")
     assert "for cpu, calibrated on 12 images, changes features.layer" in second
+    assert "14 of 15 convolutions are in int8" in second  # all but the stem
     assert done.stderr == f"images: 12 of {photos / 'train' / 'good'}\n"
     with unchanged(tmp_path):
         again = in_process("quantize", output, photos, "-o", tmp_path / "again.onnx")

@@ -221,18 +221,21 @@ def test_an_int8_file_counts_as_the_float_one_in_float(both):
         ]
 
 
-def test_outputs_that_are_quantised_too_are_int8(embedding_file, photos):
-    """--for cpu: every convolution's. Those of random weights have no biases."""
+@pytest.mark.parametrize(("target", "in_float"), [("cpu", 1), ("openvino", 0)])
+def test_outputs_that_are_quantised_too_are_int8(embedding_file, photos, target, in_float):
+    """Every convolution's but a stem's. Those of random weights have no biases."""
     from padim_edge.fit.quantised import quantise_embedding
 
     whole = read(embedding_file, "embedding")
     good = sorted((photos / "train" / "good").iterdir())[:4]
-    made = quantise_embedding(whole, good, Preprocess.whole((64, 64)), "cpu").model
+    made = quantise_embedding(whole, good, Preprocess.whole((64, 64)), target).model
     before = {each.name: each for each in count(detector(whole))}
-    convolutions = [each for each in count(detector(made), storage=CPU_INT8) if each.operations]
-    convolutions = [each for each in convolutions if each.stage == "backbone"]
+    counts = [each for each in count(detector(made), storage=CPU_INT8) if each.stage == "backbone"]
+    convolutions = [each for each in counts if each.operations]
     assert len(convolutions) > 10
-    for each in convolutions:
+    for each in convolutions[:in_float]:
+        assert each == before[each.name]
+    for each in convolutions[in_float:]:
         was = before[each.name]
         assert each.arithmetic == "int8"
         assert (4 * each.read, 4 * each.written, 4 * each.constants) == (
@@ -240,6 +243,15 @@ def test_outputs_that_are_quantised_too_are_int8(embedding_file, photos):
             was.written,
             was.constants,
         )
+    # A max pool behind a stem in float reads that, and writes int8 all the same.
+    pool = next(each for each in counts if each.operator == "MaxPool")
+    was = next(each for each in before.values() if each.operator == "MaxPool")
+    assert (pool.read, 4 * pool.written) == (was.read if in_float else was.read // 4, was.written)
+    # And the float form has the bytes of the float file.
+    plain = [each for each in count(detector(made)) if each.stage == "backbone"]
+    assert sum(each.read + each.written for each in plain) == sum(
+        each.read + each.written for each in before.values() if each.stage == "backbone"
+    )
 
 
 # --- counts, of exported backbones ------------------------------------------------------------
