@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from padim_edge.detect.detector import Result
 from padim_edge.errors import ImageError, PadimEdgeError
 from padim_edge.images.frames import Frame
-from padim_edge.live.pictures import to_jpeg
+from padim_edge.live.pictures import is_within, to_jpeg
 
 if TYPE_CHECKING:
     from padim_edge.live.board import Seen
@@ -30,7 +30,7 @@ ANOMALIES = 30
 HELD = 32 * 2**20
 """Bytes of a camera's frames that are held until their picture is made; one, however large."""
 
-LONGEST = 1600
+KEPT_SIDE = 1600
 """Pixels on the long side of a picture."""
 
 SHARE = 0.2
@@ -49,7 +49,7 @@ class Anomaly:
 
     Attributes:
         seen: without the frame's own pixels, and its event's picture.
-        picture: JPEG, of `LONGEST` pixels on the long side at most.
+        picture: JPEG, of `KEPT_SIDE` pixels on the long side at most.
         source: what it is still to be made of: the frame, or the bytes of an image file.
         why: why there is none, and will be none.
         bit_depth: of grey values of 16 bits in that file.
@@ -96,7 +96,8 @@ def kept(seen: Seen, bit_depth: int | None = None) -> Anomaly:
         seen = dataclasses.replace(seen, captured=captured)
     if made is not None:  # in full, for a sink
         seen = dataclasses.replace(seen, event=dataclasses.replace(seen.event, picture=None))
-        return Anomaly(seen, source=made)
+        is_small = is_within(made, KEPT_SIDE)
+        return Anomaly(seen, picture=made) if is_small else Anomaly(seen, source=made)
     if isinstance(picture, Path):
         try:
             return Anomaly(seen, source=picture.read_bytes(), bit_depth=bit_depth)
@@ -173,7 +174,7 @@ class Pictures:
             picture = None
             try:
                 if source is not None:
-                    picture = to_jpeg(source, anomaly.bit_depth, LONGEST)
+                    picture = to_jpeg(source, anomaly.bit_depth, KEPT_SIDE)
             except Exception:  # whatever a decoder raises: the others get theirs
                 log.exception("a picture cannot be made")
             took = time.thread_time() - began

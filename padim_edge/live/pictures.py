@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 from padim_edge.errors import ImageError, UsageError
 from padim_edge.images.decode import load_frame
@@ -16,14 +17,14 @@ from padim_edge.images.preprocess import Preprocess
 
 QUALITY = 90
 
-LONGEST = 65_500
+JPEG_SIDE = 65_500
 """Pixels on a side that JPEG's encoder takes (libjpeg's JPEG_MAX_DIMENSION)."""
 
 
 def to_jpeg(
     picture: Frame | Path | bytes | ImageError,
     bit_depth: int | None = None,
-    longest: int = LONGEST,
+    longest: int = JPEG_SIDE,
 ) -> bytes | None:
     """A frame as JPEG.
 
@@ -44,6 +45,14 @@ def to_jpeg(
     written = io.BytesIO()
     Image.fromarray(pixels).save(written, "JPEG", quality=QUALITY)
     return written.getvalue()
+
+
+def is_within(jpeg: bytes, longest: int) -> bool:
+    """Whether a picture of `to_jpeg` has so many pixels on its long side at most.
+
+    Its head says it; nothing is decoded.
+    """
+    return max(JpegImageFile(io.BytesIO(jpeg)).size) <= longest
 
 
 def shrunk(

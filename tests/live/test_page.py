@@ -37,7 +37,7 @@ from padim_edge.live.page import channel
 from padim_edge.live.page.app import Page, page
 from padim_edge.live.page.draw import QUALITY, Drawn, draw
 from padim_edge.live.page.teaching import Lesson, Teaching, Version
-from padim_edge.live.pictures import LONGEST, to_jpeg
+from padim_edge.live.pictures import JPEG_SIDE, to_jpeg
 from padim_edge.live.swap import ModelSlot
 from padim_edge.web.server import Server
 
@@ -177,7 +177,7 @@ def test_pictures_are_shrunk_and_frames_without_any_are_said(served, tmp_path):
     assert pixels(draw(seen, line.slot, 800, heat=False)).shape == (400, 800, 3)
     # A line camera's, of more pixels than JPEG has, and a JPEG of fewer rows than it is shrunk by.
     wide = Frame(np.zeros((2, 70_000), np.uint8), "grey8")
-    assert pixels(to_jpeg(wide)).shape == (2, LONGEST, 3)
+    assert pixels(to_jpeg(wide)).shape == (2, JPEG_SIDE, 3)
     flat = tmp_path / "flat.jpg"
     Image.new("RGB", (6400, 4), "white").save(flat)
     assert pixels(to_jpeg(flat, longest=800)).shape == (1, 800, 3)
@@ -575,6 +575,12 @@ def test_a_picture_is_of_the_file_that_was_judged(line, bad, good, held, tmp_pat
     last = list(line.board.cameras["top"].anomalies)[-1]
     wait_for(lambda: last.picture is not None)
     assert pixels(last.picture).shape == (800, 1600, 3)
+    assert last.seen.event.picture is None
+    # That which is small enough stays what it is, and is there at once.
+    small = jpeg_of(load_image(bad[1]).resize((800, 1600)))
+    line.board(replace(seen, event=replace(seen.event, picture=small)))
+    last = list(line.board.cameras["top"].anomalies)[-1]
+    assert (last.lacks, last.picture) == ("", small)
     assert last.seen.event.picture is None
 
 

@@ -10,7 +10,7 @@ from importlib import resources
 from typing import Any
 
 from padim_edge.errors import MissingDependencyError, UsageError
-from padim_edge.live.album import LONGEST, NONE
+from padim_edge.live.album import KEPT_SIDE, NONE
 from padim_edge.live.board import Board
 from padim_edge.live.page.channel import Channel, Cursor
 from padim_edge.live.page.draw import Drawn, draw
@@ -36,7 +36,7 @@ FILES = {
 
 GONE = "this anomaly is not kept any more: the last ones of a camera are"
 
-SIDES = {"small": 320, "large": LONGEST}
+SIDES = {"small": 320, "large": KEPT_SIDE}
 """Pixels on the long side of an anomaly's picture."""
 
 
