@@ -13,7 +13,7 @@ import fcntl
 import itertools
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -151,6 +151,33 @@ def check_distinct(**files: Path | None) -> None:
         raise UsageError(
             f"{', '.join(files)} must be different files; {', '.join(map(str, places))} were given"
         )
+
+
+def check_not_read(images: Iterable[Path], **files: Path | None) -> None:
+    """Refuse to write over an image that is read: `check_distinct`, of very many.
+
+    Args:
+        images: which are read.
+        files: to be written, by what they are called; None for what is not asked for.
+
+    Raises:
+        UsageError: one of them is an image.
+    """
+    there: dict[tuple[int, int], tuple[str, Path]] = {}
+    for name, path in files.items():
+        with contextlib.suppress(OSError):  # what is not there is no image
+            if path:
+                found = path.stat()
+                there[found.st_dev, found.st_ino] = name, path
+    for image in images if there else ():
+        with contextlib.suppress(OSError):  # nor is anything of an object store
+            found = image.stat()
+            if taken := there.get((found.st_dev, found.st_ino)):
+                name, path = taken
+                raise UsageError(
+                    f"{name} and the images that are read must be different files; {path} is one "
+                    "of the images"
+                )
 
 
 def writable(path: str | Path) -> Path:

@@ -77,7 +77,7 @@ def calibrate(
         recall_curve,
         score_photos,
     )
-    from padim_edge.files import atomic_write, check_distinct
+    from padim_edge.files import atomic_write, check_distinct, check_not_read
     from padim_edge.fit.settings import check_rate
     from padim_edge.images.dataset import Folders
     from padim_edge.images.find import find_images
@@ -110,6 +110,8 @@ def calibrate(
     bad_paths = [path for one in bad or () for path in find_images(one)]
     if bad_paths:
         say_images(bad_paths)
+    written = {"--json": json_file, "--plot": plot, "--output": target if writes else None}
+    check_not_read([*good_paths, *bad_paths], **written)
     skipped = Skipped(strict)
     more = defective = NO_PHOTOS
     with contextlib.ExitStack() as files:

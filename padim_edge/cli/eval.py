@@ -96,7 +96,7 @@ def evaluate(
 ) -> None:
     """Measure a detector on images with known defects: AUROC, PRO, F1, false alarms."""
     from padim_edge.detect.report.page import check_place
-    from padim_edge.files import check_distinct
+    from padim_edge.files import check_distinct, check_not_read
     from padim_edge.images.stored_path import as_path
 
     dataset = as_path(data)
@@ -111,18 +111,23 @@ def evaluate(
         )
     if fit_from or model.is_dir():
         check_distinct(embedding=fit_from, json=json_file)
+        for file in model.glob("*.onnx"):
+            check_distinct(model=file, json=json_file)
         if report or threshold is not None:
             raise UsageError("--report and --threshold are of one category: give its own file")
         from padim_edge.detect.categories import evaluate_categories
+        from padim_edge.images.find import find_images
         from padim_edge.runtime.engines import check_name
 
         check_name(engine)  # now, not for each
+        if json_file and json_file.exists():
+            check_not_read(find_images(dataset), json=json_file)
         with open_cluster(ray, ray_address) as cluster:
             # In a cluster a category has a worker to itself.
             own = threads or 1 if cluster else threads
             measured = functools.partial(
-                _measured, folders=folders, engine=engine, report=None, threshold=None,
-                batch=batch, strict=strict, threads=own, cluster=None,
+                _measured, folders=folders, engine=engine, report=None, json_file=None,
+                threshold=None, batch=batch, strict=strict, threads=own, cluster=None,
             )  # fmt: skip
             fit = functools.partial(_fit, fit_from, folders, strict, own) if fit_from else None
             results = evaluate_categories(
@@ -137,8 +142,9 @@ def evaluate(
     check_distinct(model=model, json=json_file, report=report)
     with open_cluster(ray, ray_address) as cluster:
         metrics = _measured(
-            model, dataset, folders, engine, report, threshold, batch, strict, threads, cluster
-        )
+            model, dataset, folders, engine, report, json_file, threshold, batch, strict, threads,
+            cluster,
+        )  # fmt: skip
     _print(metrics)
     if json_file:
         write_json(json_file, metrics.to_json())
@@ -150,6 +156,7 @@ def _measured(
     folders: Folders,
     engine: str,
     report: Path | None,
+    json_file: Path | None,
     threshold: float | None,
     batch: int,
     strict: bool,
@@ -161,12 +168,15 @@ def _measured(
     from padim_edge.detect.heads import Heads
     from padim_edge.detect.report.evaluated import evaluated
     from padim_edge.detect.report.page import page
-    from padim_edge.files import atomic_write
+    from padim_edge.files import atomic_write, check_not_read
     from padim_edge.images.dataset import stray_masks, test_samples
     from padim_edge.images.decode import read_head
 
     samples = test_samples(dataset, folders)
-    say_images([sample.path for sample in samples])
+    paths = [sample.path for sample in samples]
+    say_images(paths)
+    masks = [mask for sample in samples for mask in sample.masks]
+    check_not_read([*paths, *masks], json=json_file, report=report)
     if strays := stray_masks(dataset, samples, folders):
         say(f"warning: {len(strays)} mask(s) belong to no image: {listed(strays)}")
     skipped = Skipped(strict)
@@ -179,7 +189,6 @@ def _measured(
         if cluster:
             from padim_edge.scale.judging import judge_on
 
-            paths = [sample.path for sample in samples]
             told = judge_on(cluster, model, paths, batch, engine, threads, threshold)
             verdicts = _verdicts(told, heads)
         judged = judge_samples(

@@ -144,7 +144,7 @@ def _calibrated(
 ) -> tuple[Exported, str]:
     """Export in float32, and write that in int8, calibrated on photos prepared whole."""
     from padim_edge.export.export import Exported
-    from padim_edge.files import atomic_write
+    from padim_edge.files import atomic_write, check_not_read
     from padim_edge.fit.quantised import quantise_embedding
     from padim_edge.images.preprocess import Preprocess
     from padim_edge.model.file import write
@@ -152,6 +152,7 @@ def _calibrated(
 
     check_target(target)
     paths = good_images(photos, folders_of(None))
+    check_not_read(paths, output=output)
     skipped = Skipped(strict=False)
     with progress_bars() as progress, atomic_write(output) as stream:
         whole, difference = trace()

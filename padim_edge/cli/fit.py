@@ -186,7 +186,7 @@ def fit(
     """Fit a detector on good images: means, whitening and threshold, in one ONNX file."""
     from padim_edge.detect.report.fitted import fitted
     from padim_edge.detect.report.page import check_place, page
-    from padim_edge.files import atomic_write, check_distinct, check_writable
+    from padim_edge.files import atomic_write, check_distinct, check_not_read, check_writable
     from padim_edge.fit.fit import fit_detector
     from padim_edge.fit.settings import EPS, Settings
     from padim_edge.images.decode import read_head
@@ -231,6 +231,7 @@ def fit(
         number("--shrinkage", shrinkage),
     )
     paths = good_images(images, folders_of(normal_dir, abnormal_dir, mask_dir))
+    check_not_read(paths, moments=save_moments, **written)
     readable = next((path for path in paths if read_head(path)), paths[0])
     roi_of_photos = load_roi(roi, ignore_border, prepare, readable)
     settings = dataclasses.replace(settings, roi=roi_of_photos)

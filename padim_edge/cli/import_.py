@@ -92,7 +92,7 @@ def import_(
 ) -> None:
     """Make a detector of what another program has fitted; nothing in its file is executed."""
     from padim_edge.detect.importing import FAR, import_detector
-    from padim_edge.files import check_distinct
+    from padim_edge.files import check_distinct, check_not_read
     from padim_edge.fit.imported import read_foreign
     from padim_edge.fit.settings import Settings
     from padim_edge.images.preprocess import Preprocess
@@ -119,6 +119,7 @@ def import_(
         false_alarm_rate=false_alarm_rate,
     )
     paths = good_images(images, folders_of(normal_dir))
+    check_not_read(paths, output=output)
     skipped = Skipped(strict)
     with progress_bars() as progress:
         done = import_detector(

@@ -19,8 +19,10 @@ def inspect(
     ] = None,
 ) -> None:
     """Show what is in a file, and what takes how much room."""
+    from padim_edge.files import check_distinct
     from padim_edge.model.inspect import describe
 
+    check_distinct(model=model, json=json_file)
     description = describe(model)
     if json_file:
         write_json(json_file, description)

@@ -51,7 +51,7 @@ def quantize(
     Then fit on the new file, and prepare the photos in the same way: means and covariances absorb
     most of what the rounding does.
     """
-    from padim_edge.files import atomic_write, check_distinct
+    from padim_edge.files import atomic_write, check_distinct, check_not_read
     from padim_edge.fit.quantised import quantise_embedding
     from padim_edge.images.preprocess import Preprocess
     from padim_edge.model.file import read, write
@@ -62,6 +62,7 @@ def quantize(
         model.backbone_info.image_size, preprocess, resize, crop, interpolation, reduce, bit_depth
     )
     paths = good_images(images, folders_of(normal_dir))
+    check_not_read(paths, output=output)
     skipped = Skipped(strict)
     with progress_bars() as progress, atomic_write(output) as stream:
         done = quantise_embedding(model, paths, prepare, target, skipped, progress)

@@ -86,13 +86,15 @@ def run(
     from padim_edge.detect.report.judged import JudgedReport
     from padim_edge.detect.report.page import check_place, page
     from padim_edge.errors import ImageError
-    from padim_edge.files import atomic_write, check_distinct
+    from padim_edge.files import atomic_write, check_distinct, check_not_read
 
     found = _found(sources or [], files_from)
     on_stdout = jsonl is not None and str(jsonl) == "-"
     check_place(report)
     listed_in = None if str(files_from) == "-" else files_from
-    check_distinct(model=model, images=listed_in, jsonl=None if on_stdout else jsonl, report=report)
+    written = {"jsonl": None if on_stdout else jsonl, "report": report}
+    check_distinct(model=model, images=listed_in, **written)
+    check_not_read(found.images, **written)
     if resume and (jsonl is None or on_stdout):
         raise UsageError("--resume goes on with a file: name it with --jsonl")
     if resume and report:

@@ -167,7 +167,7 @@ def tune(
     """
     from padim_edge.cli.fit import say_fitted
     from padim_edge.detect.metrics import require_eval_extra
-    from padim_edge.files import atomic_write, check_distinct, check_writable
+    from padim_edge.files import atomic_write, check_distinct, check_not_read, check_writable
     from padim_edge.images.preprocess import Preprocess
     from padim_edge.measure.camera import parse_camera
     from padim_edge.measure.tune import Plan, deploy
@@ -188,8 +188,10 @@ def tune(
         raise UsageError(f"--by {by}: choose one of {names}")
     if under is not None and not 0 < under < float("inf"):
         raise UsageError(f"--under {under:g}: a positive number of milliseconds is needed")
+    written = {"output": output, "json": json_file, "plot": plot}
+    file = None if weights in ("default", "random") else Path(weights)
     for one in embedding or (None,):
-        check_distinct(embedding=one, output=output, json=json_file, plot=plot)
+        check_distinct(embedding=one, weights=file, **written)
     if output:
         check_writable(output)
     camera = parse_camera(frame, pixel_format)
@@ -209,6 +211,8 @@ def tune(
 
         kind = kind_of(plot)
     good, samples = _photos(photos, folders_of(normal_dir, abnormal_dir, mask_dir), synthetic)
+    masks = [mask for sample in samples for mask in sample.masks]
+    check_not_read([*good, *(sample.path for sample in samples), *masks], **written)
     if samples and metric != "image_auroc" and not any(one.masks for one in samples):
         raise UsageError(f"--by {by}: the data set has no masks; leave --by out")
     skipped = Skipped(strict)

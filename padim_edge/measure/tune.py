@@ -27,7 +27,7 @@ from padim_edge import __version__
 from padim_edge.detect.detector import Detector
 from padim_edge.detect.report.intervals import between
 from padim_edge.errors import PadimEdgeError, UsageError, first_line
-from padim_edge.files import atomic_write
+from padim_edge.files import atomic_write, check_distinct
 from padim_edge.fit.fit import Fitted, fit_detector
 from padim_edge.fit.settings import Settings
 from padim_edge.images.batches import refuse
@@ -373,29 +373,47 @@ def deploy(row: Row, plan: Plan, output: Path, progress: Progress = silent) -> F
     """Write the detector of a row, fitted on all good photos.
 
     Once more: without a data set the held-out photos were not in its fit. With one it is the file
-    that was measured, and the fit only says what is to be known of the photos.
+    that was measured, and the fit, which is not kept, only says what is to be known of the photos.
 
     Args:
         row: of a `Tuned`.
         plan: its.
-        output: the file to write.
+        output: the file to write; once, when all else is done.
         progress: called as work goes on.
+
+    Raises:
+        PadimEdgeError: the file that was measured is gone, or as of `fit_detector`; what was at
+            ``output`` is still there then.
     """
+    plan = plan.settled(progress)  # what is made int8 is known by its engine
     preprocess = plan.preprocess(row.candidate.source.size)
     # An int8 backbone stays the one that was measured, calibrated on the photos of that fit.
     embedding, settings = plan.opened(row.candidate, preprocess, progress)
-    done = fit_detector(
-        embedding,
-        plan.photos.all_good,
-        output,
-        settings,
-        engine=plan.fit_engine,
-        threads=plan.threads,
-        progress=progress,
-    )
-    if plan.photos.samples:
-        with atomic_write(output) as stream:
-            stream.write(row.file.read_bytes())
+    check_distinct(embedding=embedding.path, output=output)
+
+    def fitted(file: Path) -> Fitted:
+        return fit_detector(
+            embedding,
+            plan.photos.all_good,
+            file,
+            settings,
+            engine=plan.fit_engine,
+            threads=plan.threads,
+            progress=progress,
+        )
+
+    if not plan.photos.samples:
+        return fitted(output)
+    try:
+        measured = row.file.read_bytes()
+    except OSError as error:
+        raise PadimEdgeError(
+            f"cannot read {row.file}, which was measured: {error.strerror or error}; tune again"
+        ) from error
+    with atomic_write(output) as stream:
+        with tempfile.TemporaryDirectory(prefix="padim-edge-") as folder:
+            done = fitted(Path(folder) / "again.onnx")
+        stream.write(measured)
     return done
 
 

@@ -156,7 +156,7 @@ def combine(
     """Every combination that there is, sources one after another.
 
     Not among them are those of a file that has its channels chosen already, with a whitened preset
-    or with other dims: it cannot have them, and ``tell`` is told.
+    or with other dims: it cannot have them, and ``tell`` is told what of it there is.
 
     Raises:
         UsageError: an unknown name, or nothing to combine.
@@ -182,12 +182,13 @@ def combine(
     if partial and (dims or tuple(presets) != ("reference",)):
         files = ", ".join(str(source.file) for source in partial)
         what = f"the channels of {files} are chosen already"
-        if len(partial) == len(sources) and "reference" not in presets:
-            raise UsageError(
-                f"{what}, and --preset reference alone goes with that: give it, or make one with "
-                "padim-edge export --dims all"
-            )
-        tell(f"{what}: --preset reference is measured of that alone, without --dims")
+        if "reference" in presets:
+            tell(f"{what}: --preset reference is measured of that alone, without --dims")
+        else:
+            only = f"{what}, and --preset reference alone goes with that"
+            if len(partial) == len(sources):
+                raise UsageError(f"{only}: give it, or make one with padim-edge export --dims all")
+            tell(f"warning: {only}: nothing is measured of that")
     return list(
         dict.fromkeys(
             Candidate(source, precision, preset, one, stored)

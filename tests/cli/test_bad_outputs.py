@@ -81,6 +81,31 @@ def test_no_command_writes_over_what_it_reads(tmp_path, embedding_file, model_fi
         ("bench", detector, "--json", detector),
         ("bench", model_file, "--against", mine, "--plot", mine),
         ("run", model_file, "--files-from", mine, "--jsonl", mine),
+        ("tune", photos, "--backbone", "resnet18", "--weights", mine, "-o", mine),
+    ]
+    photo, other = (
+        shutil.copy(photos / "train" / "good" / name, tmp_path / name)
+        for name in ("000.png", "001.png")
+    )
+    two = (photo, other)
+    line = tmp_path / "line"
+    shutil.copytree(photos, line / "part")
+    shutil.copy(model_file, line / "part.onnx")
+    bad = next((line / "part" / "test").glob("[!g]*/*.png"))
+    mask = next((line / "part" / "ground_truth").rglob("*.png"))
+    commands += [
+        ("fit", embedding_file, *two, "-o", photo),
+        ("fit", embedding_file, *two, "--save-moments", other),
+        ("quantize", embedding_file, *two, "-o", photo),
+        ("calibrate", detector, "--good", photo, "-o", photo),
+        ("calibrate", detector, "--bad", photo, "--json", photo),
+        ("run", detector, photo, "--jsonl", photo),
+        ("eval", detector, line / "part", "--json", bad),
+        ("eval", detector, line / "part", "--json", mask),
+        ("eval", line, line, "--json", mask),
+        ("eval", line, line, "--json", line / "part.onnx"),
+        ("inspect", detector, "--json", detector),
+        ("tune", line / "part", "--embedding", embedding_file, "--preset", "reference", "-o", bad),
     ]
     with unchanged(tmp_path):
         for arguments in commands:

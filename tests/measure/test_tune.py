@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -219,6 +220,11 @@ def test_combinations_are_those_that_there_are(tmp_path, whole_file, embedding_f
     combine(sources, (), ("reference",), (), ("int8",), told.append)
     combine(sources[:1], (), ("whitened",), (5,), ("int8",), told.append)
     assert [line.count(str(chosen)) for line in told] == [1]
+    assert "--preset reference is measured of that alone" in told[0]
+    found = [str(one) for one in combine(sources, (), ("whitened",), (), ("int8",), told.append)]
+    assert found == ["small, whitened, int8"]
+    assert f"{chosen} are chosen already" in told[1]
+    assert told[1].endswith("nothing is measured of that")
     with pytest.raises(UsageError, match=r"chosen\.onnx are chosen already.*--dims all"):
         combine(sources[1:], (), ("whitened", "whitened-fine"), (), ("int8",))
     several = exports(["a", "b"], [None, ("x", "y")], [(64, 64), (64, 96)], "default")
@@ -315,8 +321,21 @@ def test_rows_are_sorted_and_counted_by_latency(tuned):
 
 def test_what_is_deployed_is_what_was_measured(tuned, tmp_path):
     done, _ = tuned
-    deploy(done.rows[0], done.plan, tmp_path / "out.onnx")
-    assert (tmp_path / "out.onnx").read_bytes() == done.rows[0].file.read_bytes()
+    row, output = done.rows[0], tmp_path / "out.onnx"
+    measured = row.file.read_bytes()
+    output.write_bytes(b"old")
+    seen = set()
+    deploy(row, done.plan, output, lambda *_: seen.add(output.read_bytes()))
+    assert seen == {b"old"}  # written once, at the end
+    assert output.read_bytes() == measured
+    # Over itself, and of a plan that has not looked what runs here.
+    own = dataclasses.replace(row, file=Path(shutil.copy(row.file, tmp_path / "own.onnx")))
+    deploy(own, dataclasses.replace(done.plan, described=""), own.file)
+    assert own.file.read_bytes() == measured
+    lost = dataclasses.replace(row, file=tmp_path / "lost.onnx")
+    with pytest.raises(PadimEdgeError, match=r"cannot read .*lost\.onnx, which was measured"):
+        deploy(lost, done.plan, output)
+    assert output.read_bytes() == measured
 
 
 def test_the_json_is_of_its_schema(tuned):
