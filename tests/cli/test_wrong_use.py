@@ -101,7 +101,7 @@ EXPORT = ("export", "--weights", "random", "--image-size", "64", "-o", "{new}")
         ((*EXPORT, "--image-size", "64x64x3"), ["64x64x3", "224x448"]),
         ((*EXPORT, "--seed", "-1"), ["--seed"]),
         ((*EXPORT, "--seed", "1" * 30), ["--seed"]),
-        ((*EXPORT, "--channels", "{new}"), ["--channels", "No such file"]),
+        ((*EXPORT, "--channels", "{new}.none"), ["--channels", "No such file"]),
         ((*EXPORT, "--channels", "{photos}"), ["--channels", "directory"]),
         ((*EXPORT, "--channels", "{model}"), ["--channels", "text"]),
         ((*EXPORT, "--channels", "{list}", "--dims", "3"), ["--channels", "--dims"]),
