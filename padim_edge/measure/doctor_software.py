@@ -20,7 +20,7 @@ PACKAGES = (
 )
 """Importable name, name of the distribution, and what brings it."""
 
-_PURPOSES = {"export": "only for export", "eval": "only for eval and ledoit-wolf"}
+_PURPOSES = {"export": "only for export", "eval": "only for eval, tune and ledoit-wolf"}
 
 
 def packages() -> list[Finding]:
