@@ -348,13 +348,17 @@ def _say_outliers(done: Fitted) -> None:
 
 
 def _say_shapes(done: Fitted) -> None:
-    """Which photos are squeezed otherwise than most."""
+    """Which photos are squeezed otherwise than most, or that there is no most."""
     from padim_edge.detect.heads import TOLERANCE, unusual_shapes
 
     ratios = done.model.detector_info.aspect_ratios if done.model.detector_info else ()
     if ratios and ratios[-1] > ratios[0] * (1 + TOLERANCE) and (odd := unusual_shapes(done.paths)):
+        many = len(odd) > len(done.paths) / 2
+        shapes = f"shapes from {ratios[0]:.3g} to {ratios[-1]:.3g} (width / height)"
         say(
-            f"warning: {len(odd)} image(s) have another shape than most, so that parts are "
+            f"warning: the photos have {shapes}, so that parts are squeezed or cut in many ways"
+            if many
+            else f"warning: {len(odd)} image(s) have another shape than most, so that parts are "
             f"squeezed or cut otherwise in them: {listed(odd)}"
         )
 

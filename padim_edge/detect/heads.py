@@ -14,7 +14,7 @@ TOLERANCE = 0.02
 
 
 def unusual_shapes(paths: Sequence[Path]) -> list[str]:
-    """Which files have another shape than most, in words; none if their shapes are all alike."""
+    """Which files have another shape than the median one, in words; none if all are alike."""
     heads = [(path, head) for path in paths if (head := read_head(path))]
     ratios = [width / height for _, (width, height, _) in heads]
     usual = statistics.median_low(ratios) if ratios else 0.0

@@ -106,7 +106,8 @@ def import_detector(
             photos.scores,
             photos.pixel_scores,
             settings.false_alarm_rate,
-            f"{len(photos.scores)} photos that are not in the fit, which is {foreign.program}'s",
+            f"{len(photos.scores)} photos that are taken not to be in the fit, "
+            f"which is {foreign.program}'s",
         )
         info = model.detector_info
         assert info is not None  # `import_gaussians` made it

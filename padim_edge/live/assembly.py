@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from padim_edge.detect.detector import Detector, check_threshold
-from padim_edge.errors import PadimEdgeError, UsageError, first_line
+from padim_edge.errors import MissingDependencyError, PadimEdgeError, UsageError, first_line
 from padim_edge.live.addresses import parse
 from padim_edge.live.delivery import Deliveries, spooled
 from padim_edge.live.drift import DriftWatch
@@ -353,8 +353,12 @@ class Assembly:
     def _show(self, address: str, recorder: Recorder, teachers: dict[str, Teacher]) -> None:
         """Serve the page; says where."""
         from padim_edge.live.board import Board
-        from padim_edge.live.page.app import page
-        from padim_edge.web.server import Server, parse_listen
+
+        try:
+            from padim_edge.live.page.app import page
+            from padim_edge.web.server import Server, parse_listen
+        except MissingDependencyError as error:  # of serve's extra, which lacks what cameras need
+            raise MissingDependencyError("--page", "starlette and uvicorn", "live") from error
 
         deliveries = self._deliveries
         board = Board(

@@ -103,6 +103,14 @@ def test_a_photo_of_another_shape_is_named(tmp_path, embedding_file, mine):
         "warning: 1 image(s) have another shape than most, so that parts are squeezed or cut "
         f"otherwise in them: {mine / 'long.png'} (400 x 20)"
     )
+    for place, path in enumerate(sorted(mine.iterdir())):
+        Image.open(path).resize((200 + 100 * place, 200)).save(path)
+    (said,) = [line for line in in_process(*fit).worked().warnings() if "squeezed" in line]
+    widest = 1 + place / 2
+    assert said == (
+        f"warning: the photos have shapes from 1 to {widest:.3g} (width / height), so that parts "
+        "are squeezed or cut in many ways"
+    )
 
 
 def test_a_camera_that_fills_12_of_16_bits(tmp_path, embedding_file, photos):

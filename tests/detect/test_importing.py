@@ -157,7 +157,7 @@ def test_its_score_maps_are_those_of_the_source(
     scores = good_maps.max(axis=(1, 2))
     np.testing.assert_allclose(info.good_scores, np.sort(scores), rtol=1e-3)
     assert info.threshold == pytest.approx(threshold_for(scores, 0.2), rel=1e-3)
-    assert "4 photos that are not in the fit" in info.calibration
+    assert "4 photos that are taken not to be in the fit" in info.calibration
     assert info.images == 0
     in_process("inspect", output).worked()
     in_process("calibrate", output, "--false-alarm-rate", 0.5, "--in-place").worked()

@@ -410,6 +410,11 @@ def test_ledoit_wolf_without_scikit_learn_names_the_extra(tmp_path, embedding_fi
     done.failed(1, "ledoit-wolf", "scikit-learn", "pip install 'padim-edge[eval]'")
 
 
+def test_a_page_without_a_server_names_the_extra_of_watch(model_file, photos):
+    done = without(("starlette",), "watch", model_file, photos, "--page", "127.0.0.1:0")
+    done.failed(1, "--page", "pip install 'padim-edge[live]'", said=(str(model_file),))
+
+
 def test_fit_goes_on_to_openvino_and_says_why(tmp_path, embedding_file, photos):
     pytest.importorskip("openvino")
     done = without(("onnxruntime",), "fit", embedding_file, photos, "-o", tmp_path / "p.onnx")
