@@ -21,6 +21,7 @@ from heat import check_heat
 from node import EXAMPLE, example
 from pictures import png
 from PIL import Image, ImageCms
+from wide_grey import check_wide_grey
 
 from padim_edge import Detector
 
@@ -89,16 +90,10 @@ def test_node_says_what_python_says(folder, model, twelve_bit_model, frames, tmp
     assert {Path(line["path"]).name for line in lines if line["isAnomalous"]} >= {"stained.png"}
     assert not all(line["isAnomalous"] for line in lines)
 
-    # The graph takes 8 bits: what Python averages in 16 is rounded before.
-    wide = tmp_path / "wide.png"
-    grey = np.asarray(image.convert("L"), np.uint16)
-    for file, pixels in ((model, grey * 256 + 77), (twelve_bit_model, grey * 16 + 5)):
-        Image.fromarray(pixels).save(wide)
-        line = json.loads(judged(folder, file, wide).stdout)
-        with Detector(file, engine="ort") as detector:
-            assert math.isclose(line["score"], detector(wide).score, rel_tol=2e-2)
-    Image.fromarray(grey * 16 + 1000).save(wide)
-    assert "12 bits hold up to 4095" in judged(folder, twelve_bit_model, wide).stdout
+    def said(file: Path, photo: Path) -> str:
+        return judged(folder, file, photo).stdout
+
+    check_wide_grey(said, model, twelve_bit_model, image, tmp_path / "wide.png")
 
 
 def test_a_map_with_nan_is_no_proof_of_a_good_part(folder, numberless_model, frames):
