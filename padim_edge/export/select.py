@@ -9,6 +9,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from padim_edge.model.graph import group
+
 # Operators that treat every channel alike, so a selection may pass through them.
 CHANNELWISE = {
     *("Relu", "LeakyRelu", "Clip", "HardSwish", "HardSigmoid", "Sigmoid", "Elu", "Gelu"),
@@ -41,11 +43,6 @@ def select_channels(
     nodes = _sorted(list(graph.node))
     del graph.node[:]
     graph.node.extend(nodes)
-
-
-def group(node: onnx.NodeProto) -> int:
-    """Number of groups of a convolution."""
-    return next((a.i for a in node.attribute if a.name == "group"), 1)
 
 
 class _Selector:

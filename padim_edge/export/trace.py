@@ -15,9 +15,16 @@ from onnx import TensorProto, compose, helper, numpy_helper
 from padim_edge.errors import PadimEdgeError
 from padim_edge.export.backbones import Backbone
 from padim_edge.export.half import halve
-from padim_edge.export.select import group, select_channels
+from padim_edge.export.select import select_channels
 from padim_edge.model.file import Model
-from padim_edge.model.graph import Nodes, as_model, embedding, embedding_outputs, image_input
+from padim_edge.model.graph import (
+    Nodes,
+    as_model,
+    embedding,
+    embedding_outputs,
+    group,
+    image_input,
+)
 from padim_edge.model.metadata import BackboneInfo
 from padim_edge.model.names import FEATURES, NORMALISED, OPSET
 from padim_edge.model.pyramid import Pyramid

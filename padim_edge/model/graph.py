@@ -282,6 +282,11 @@ def embedding_outputs(info: BackboneInfo) -> list[onnx.ValueInfoProto]:
     ]
 
 
+def group(node: onnx.NodeProto) -> int:
+    """Number of groups of a convolution."""
+    return next((a.i for a in node.attribute if a.name == "group"), 1)
+
+
 def as_model(graph: onnx.GraphProto) -> onnx.ModelProto:
     """A graph of ours as a file has it."""
     opsets = [helper.make_opsetid("", OPSET)]

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from padim_edge.errors import MissingDependencyError, PadimEdgeError, UsageError, first_line
+from padim_edge.model.graph import group
 
 try:
     from onnxruntime.quantization import (
@@ -227,12 +228,7 @@ def _depthwise_weights(graph: onnx.GraphProto) -> set[str]:
     return {
         node.input[1]
         for node in graph.node
-        if node.op_type == "Conv"
-        and any(
-            [attribute.i, 1] == list(shapes.get(node.input[1], ()))[:2]
-            for attribute in node.attribute
-            if attribute.name == "group"
-        )
+        if node.op_type == "Conv" and [group(node), 1] == list(shapes.get(node.input[1], ()))[:2]
     }
 
 
