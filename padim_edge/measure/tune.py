@@ -138,6 +138,25 @@ class Plan:
             progress,
         )
 
+    def fitted(
+        self,
+        embedding: Model,
+        photos: Sequence[Path],
+        file: Path,
+        settings: Settings,
+        progress: Progress = silent,
+    ) -> Fitted:
+        """Fit a candidate on photos, into a file."""
+        return fit_detector(
+            embedding,
+            photos,
+            file,
+            settings,
+            engine=self.fit_engine,
+            threads=self.threads,
+            progress=progress,
+        )
+
 
 @dataclass(frozen=True)
 class Row:
@@ -328,15 +347,7 @@ def _finish(
     try:
         preprocess = plan.preprocess(candidate.source.size)
         embedding, settings = plan.opened(candidate, preprocess, progress)
-        fitted = fit_detector(
-            embedding,
-            plan.photos.good,
-            file,
-            settings,
-            engine=plan.fit_engine,
-            threads=plan.threads,
-            progress=progress,
-        )
+        fitted = plan.fitted(embedding, plan.photos.good, file, settings, progress)
         with Detector(file, plan.engine, plan.threads, progress) as detector:
             separation = separate(detector, fitted, plan.photos, progress, warn)
     except (PadimEdgeError, OSError, MemoryError) as error:
@@ -392,15 +403,7 @@ def deploy(row: Row, plan: Plan, output: Path, progress: Progress = silent) -> F
     check_distinct(embedding=embedding.path, output=output)
 
     def fitted(file: Path) -> Fitted:
-        return fit_detector(
-            embedding,
-            plan.photos.all_good,
-            file,
-            settings,
-            engine=plan.fit_engine,
-            threads=plan.threads,
-            progress=progress,
-        )
+        return plan.fitted(embedding, plan.photos.all_good, file, settings, progress)
 
     if not plan.photos.samples:
         return fitted(output)
